@@ -1,0 +1,1 @@
+"""Measure a pruned network against its dense parent, and judge the result."""

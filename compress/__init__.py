@@ -1,0 +1,1 @@
+"""Make trained convolutional networks small and fast, and prove it."""

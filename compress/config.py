@@ -1,0 +1,358 @@
+"""The typed configuration of a run: TOML in, frozen models out, every mistake named.
+
+A configuration is a named file under ``configs/`` or a path, with ``section.key=value`` settings on
+top. Unknown keys are errors that offer the nearest known key.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from compress.errors import ConfigError, nearest, writing
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_CONFIG = "digits-resnet20"
+
+SectionT = TypeVar("SectionT", bound="Section")
+
+
+class Section(BaseModel):
+    """Base of every part of the configuration: immutable, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """Which network."""
+
+    name: str = "resnet20"
+    """A built-in architecture, or ``package.module:callable`` for the user's own."""
+
+
+class DataConfig(Section):
+    """Which images, and how they are read."""
+
+    dataset: Literal["digits", "mnist", "cifar10", "cifar100", "imagefolder"] = "digits"
+    """``digits`` is embedded; the others are read from ``root``."""
+    root: Path | None = None
+    """Folder of the data set; for ``imagefolder`` it holds ``train/`` and ``val/``."""
+    image_size: int | None = Field(default=None, ge=8, le=2048)
+    """Height and width in pixels that the network sees; default 224 for imagefolder, else 32."""
+    augment: Literal["auto", "none", "crop", "crop-flip", "imagenet"] = "auto"
+    """Training augmentation; ``auto`` is what is usual for the data set."""
+    batch_size: int = Field(default=128, ge=1)
+    """Images per training step."""
+    eval_batch_size: int = Field(default=256, ge=1)
+    """Images per evaluation step."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that decode images; 0 decodes in the main process."""
+    download: bool = False
+    """Let torchvision download MNIST or CIFAR when they are not under ``root``."""
+
+
+class TrainConfig(Section):
+    """How weights are trained; the same keys serve dense training and finetuning."""
+
+    recipe: Literal["default", "seed2019"] = "default"
+    """``seed2019`` sets the published settings of Molchanov et al. 2019; explicit keys win."""
+    epochs: int = Field(default=30, ge=0)
+    """Passes over the training images."""
+    lr: float = Field(default=0.1, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    warmup_epochs: float = Field(default=1.0, ge=0)
+    """Epochs of linear warm-up from zero."""
+    step_epochs: int = Field(default=10, ge=1)
+    """Epochs between decays of the ``step`` schedule."""
+    step_gamma: float = Field(default=0.1, gt=0, le=1)
+    """Factor of one decay of the ``step`` schedule."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """SGD momentum."""
+    nesterov: bool = True
+    """Nesterov momentum."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """L2 penalty on weights."""
+    decay_norm_and_bias: bool = False
+    """Also decay BatchNorm parameters and biases."""
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    """Mass that the target distribution spreads over all classes."""
+    distill: float = Field(default=0.0, ge=0, le=1)
+    """Share of the loss that is distillation from the dense network (Hinton et al. 2015)."""
+    temperature: float = Field(default=2.0, gt=0)
+    """Softmax temperature of distillation."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay per step of an exponential moving average of the weights; the average is the result."""
+    group_lasso: float = Field(default=0.0, ge=0)
+    """Coefficient of the sum over filters of their L2 norm."""
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """Mixed precision on a GPU; ``auto`` picks what the GPU supports; a CPU computes in float32."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_recipe(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("recipe") == "seed2019":
+            return {**SEED2019, **values}
+        return values
+
+
+SEED2019: dict[str, Any] = {
+    "epochs": 25,
+    "lr": 1e-3,
+    "schedule": "step",
+    "warmup_epochs": 0.0,
+    "step_epochs": 10,
+    "step_gamma": 0.1,
+    "nesterov": False,
+    "weight_decay": 0.0,
+    "label_smoothing": 0.0,
+    "group_lasso": 1e-8,
+}
+"""Finetuning settings of Molchanov et al., CVPR 2019, as their research code ships them."""
+
+
+class Budget(Section):
+    """What the pruned network may cost."""
+
+    kind: Literal["macs", "params", "channels", "removed"]
+    """MACs, parameters, channels kept, or channels removed."""
+    value: float = Field(gt=0)
+    """A share of the dense network up to 1, or an absolute number above 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            kind, separator, number = value.partition("=")
+            if not separator:
+                raise ValueError("a budget is written KIND=VALUE, for example macs=0.5")
+            return {"kind": kind.strip(), "value": number.strip()}
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Budget:
+        if self.kind == "removed" and self.value != int(self.value):
+            raise ValueError("removed counts channels and must be a whole number")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.value:g}"
+
+
+class PruneConfig(Section):
+    """How channels are chosen and removed."""
+
+    criterion: str = "taylor-gate"
+    """Name of the importance formula; see docs/pruning.md."""
+    budget: Budget = Budget(kind="macs", value=0.5)
+    """``macs=0.5``, ``params=0.4``, ``channels=0.72`` (shares kept) or ``removed=3200``."""
+    steps: int = Field(default=30, ge=1)
+    """Pruning steps; the cost falls linearly from dense to the budget over them."""
+    step_size: int | None = Field(default=None, ge=1)
+    """Channels removed by each step instead, until the budget is reached."""
+    interval: int = Field(default=10, ge=1)
+    """Minibatches between two pruning steps, over which importance is averaged."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Exponential average of importance over pruning steps; 0 uses the last interval alone."""
+    channel_multiple: int = Field(default=1, ge=1)
+    """Widths stay multiples of this number."""
+    min_channels: int = Field(default=4, ge=1)
+    """No group is pruned below this many channels."""
+    min_share: float = Field(default=0.1, ge=0, le=1)
+    """No group is pruned below this share of its dense width."""
+    residual_gate: Literal["read", "block"] = "read"
+    """Where the gate of a residual stream sits: at its readers, or after add+ReLU of each block."""
+    keep_dense: tuple[str, ...] = ()
+    """Groups that are never pruned, by name as ``compress inspect`` prints it; ``*`` matches."""
+    shrink_at: float = Field(default=0.2, gt=0, le=1)
+    """Shrink during pruning whenever this share of the current MACs is masked away."""
+    bn_batches: int = Field(default=50, ge=0)
+    """Training batches from which BatchNorm statistics are re-estimated after the last shrink."""
+    proof_images: int = Field(default=4, ge=1)
+    """Real images on which masked and shrunk are compared in float64."""
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget(cls, value: Any) -> Any:
+        return Budget.model_validate(value) if isinstance(value, str) else value
+
+
+class ExportConfig(Section):
+    """What is exported, and for where."""
+
+    target: str = "cpu"
+    """A deployment profile under ``configs/targets``."""
+    parity_batches: tuple[int, ...] = (1, 3, 8)
+    """Batch sizes at which ONNX Runtime must agree with torch."""
+    tolerance: float = Field(default=1e-4, gt=0)
+    """Largest difference of the logits, relative to the largest logit."""
+
+
+class BenchConfig(Section):
+    """How latency and accuracy are measured."""
+
+    batch_sizes: tuple[int, ...] = (1, 8)
+    """Batch sizes at which latency is measured."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of the runtime; default all physical cores that this process may use."""
+    block_ms: float = Field(default=50.0, gt=0)
+    """Least work in one timed block, in milliseconds."""
+    min_blocks: int = Field(default=20, ge=4)
+    """Fewest blocks per network and batch size."""
+    max_seconds: float = Field(default=15.0, gt=0)
+    """Most time per batch size, in seconds."""
+    ratio_precision: float = Field(default=0.02, gt=0)
+    """Stop early when the half-width of the interval of the latency ratio is below this share."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Level of the intervals."""
+    budgets: str = "default"
+    """A budget file under ``configs/budgets``, or a path."""
+
+
+class RunConfig(Section):
+    """One run, whole."""
+
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seeds initial weights, order of images, augmentation and the random criterion."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    prune: PruneConfig = PruneConfig()
+    finetune: TrainConfig = TrainConfig()
+    export: ExportConfig = ExportConfig()
+    bench: BenchConfig = BenchConfig()
+
+
+def named_files(folder: str) -> dict[str, str]:
+    """Return the text of every TOML resource in ``configs/<folder>`` ('' for runs), by name."""
+    directory = resources.files("configs")
+    if folder:
+        directory = directory / folder
+    return {
+        entry.name[: -len(".toml")]: entry.read_text(encoding="utf-8")
+        for entry in sorted(directory.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".toml")
+    }
+
+
+def read_toml(name: str, folder: str = "") -> dict[str, Any]:
+    """Read a TOML document: a bare word names a resource, anything else is a path.
+
+    Raises:
+        ConfigError: no such name or file, or text that is not TOML.
+    """
+    if "/" not in name and not name.endswith(".toml"):
+        files = named_files(folder)
+        if name not in files:
+            kind = folder.rstrip("s") or "config"
+            raise ConfigError(f"no {kind} is named {name!r}: {nearest(name, files)}")
+        text = files[name]
+    else:
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not a text file"
+            raise ConfigError(f"cannot read {name}: {reason}") from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name} is not valid TOML: {error}") from error
+
+
+def load_config(name: str = DEFAULT_CONFIG, settings: Iterable[str] = ()) -> RunConfig:
+    """Read a run configuration and lay ``section.key=value`` settings over it.
+
+    Raises:
+        ConfigError: naming the key, what it holds and what it may hold.
+    """
+    document = read_toml(name)
+    for setting in settings:
+        _apply_setting(document, setting)
+    return validated(RunConfig, document, source=name)
+
+
+def validated(model: type[SectionT], document: Mapping[str, Any], source: str) -> SectionT:
+    """Validate a document against a Section, translating every mistake into one ConfigError."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        details = error.errors()
+        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+        raise ConfigError(f"{source}: {_explain(model, details[0])}{more}") from error
+
+
+def save_config(config: Section, path: Path) -> None:
+    """Write a configuration as TOML; keys that hold None are left out."""
+    document = _without_none(config.model_dump(mode="json"))
+    if "prune" in document:
+        document["prune"]["budget"] = str(config.prune.budget)  # type: ignore[attr-defined]
+    with writing(path):
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(tomli_w.dumps(document), encoding="utf-8")
+        temporary.replace(path)
+
+
+def _apply_setting(document: dict[str, Any], setting: str) -> None:
+    key, separator, text = setting.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {setting!r} is not of the form section.key=value")
+    *sections, last = key.strip().split(".")
+    table = document
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {setting!r}: {section!r} is a value, not a section")
+    if last == "recipe":
+        table.clear()  # a recipe asked for by hand must not lose to the file's own keys
+    table[last] = _value(text)
+
+
+def _value(text: str) -> Any:
+    """Read a setting's value as TOML or JSON would; what is neither is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        pass
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _explain(model: type[BaseModel], detail: Any) -> str:
+    location = [str(part) for part in detail["loc"]]
+    key = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key {key!r}: {nearest(location[-1], _fields_at(model, location[:-1]))}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key} = {detail['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> Iterable[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ()
+        model = annotation
+    return model.model_fields
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value

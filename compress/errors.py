@@ -1,0 +1,100 @@
+"""The errors a user can cause, as one family, each with the exit code of the command line.
+
+    CompressError                 1  the command could not do its job
+    |-- ConfigError               2  unknown key, bad value, missing named config, wrong usage
+    |-- OutputError               1  the output cannot be written: disk full, no permission
+    |-- CheckpointError           1  weights missing, damaged, unsafe or of another network
+    |-- DataError                 1  images missing, unreadable or of another class list
+    |-- ModelError                1  the network cannot be built, traced or pruned
+    |-- BudgetError               1  the requested size cannot be reached
+    |-- TrainingError             1  the loss became NaN or infinite
+    |-- EnvironmentUnfitError     5  a runtime or a machine that cannot do what was asked
+    |-- ParityError               6  two runtimes disagree about the same model
+    `-- InterruptedRunError     130  Ctrl-C; the state was saved
+
+Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class CompressError(Exception):
+    """Base of every error that is the user's to mend; the message is one complete sentence."""
+
+    exit_code = 1
+
+
+class ConfigError(CompressError):
+    """A configuration or a command line that cannot be understood."""
+
+    exit_code = 2
+
+
+class OutputError(CompressError):
+    """The output cannot be written."""
+
+
+class CheckpointError(CompressError):
+    """A file of weights that is missing, damaged, unsafe to load or of another network."""
+
+
+class DataError(CompressError):
+    """A data set that is missing, empty or unreadable."""
+
+
+class ModelError(CompressError):
+    """A network that cannot be built, traced or pruned."""
+
+
+class BudgetError(CompressError):
+    """A size budget that the network cannot reach; the message names the closest that it can."""
+
+
+class TrainingError(CompressError):
+    """Training that diverged."""
+
+
+class EnvironmentUnfitError(CompressError):
+    """A runtime that is missing here, or a machine that cannot do what was asked."""
+
+    exit_code = 5
+
+
+class ParityError(CompressError):
+    """Two runtimes that disagree about the same model."""
+
+    exit_code = 6
+
+
+class InterruptedRunError(CompressError):
+    """The user stopped the run; its state is on disk."""
+
+    exit_code = 130
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a sentence tail for a misspelt word: the nearest known word, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Translate the operating system's errors while ``path`` is written into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        reason = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EACCES: "permission denied",
+            errno.EROFS: "the file system is read-only",
+        }.get(error.errno or 0, error.strerror or str(error))
+        raise OutputError(f"cannot write {path}: {reason}; what was there before is kept") from error

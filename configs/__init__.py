@@ -1,0 +1,1 @@
+"""Named configurations, read as package resources; nothing here is imported for code."""
