@@ -1,0 +1,185 @@
+"""Choose the units to remove: importance and a budget in, a mask out. Pure functions of arrays."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress import cost
+from compress.config import Budget
+from compress.errors import BudgetError, ConfigError, nearest
+from compress.groups import ChannelGraph, Group, Mask
+
+Scores = NDArray[np.float64]
+CostFunction = Callable[[Mask], float]
+
+
+class Limits(Protocol):
+    """The settings of PruneConfig that bound what may be removed."""
+
+    @property
+    def channel_multiple(self) -> int: ...
+    @property
+    def min_channels(self) -> int: ...
+    @property
+    def min_share(self) -> float: ...
+    @property
+    def keep_dense(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A group that may lose units: in chunks of ``chunk``, down to ``floor``."""
+
+    group: Group
+    floor: int
+    chunk: int
+
+
+def candidates(graph: ChannelGraph, limits: Limits) -> tuple[Candidate, ...]:
+    """Return the groups that may be pruned under the limits.
+
+    The floor is the larger of both limits, rounded up so that widths stay multiples.
+
+    Raises:
+        ConfigError: a pattern of ``keep_dense`` matches no group.
+    """
+    names = [group.name for group in graph.groups]
+    for pattern in limits.keep_dense:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(f"keep_dense: no group matches {pattern!r}: {nearest(pattern, names)}")
+    found = []
+    for group in graph.prunable:
+        if any(fnmatch.fnmatchcase(group.name, pattern) for pattern in limits.keep_dense):
+            continue
+        chunk = group.units_per_multiple(limits.channel_multiple)
+        floor = max(
+            1,
+            math.ceil(limits.min_channels / group.width),
+            math.ceil(limits.min_share * group.size - 1e-9),
+        )
+        found.append(Candidate(group, min(group.size, math.ceil(floor / chunk) * chunk), chunk))
+    return tuple(found)
+
+
+def prune_to(
+    scores: Scores,
+    kept: Mask,
+    allowed: Iterable[Candidate],
+    *,
+    cost_of: CostFunction,
+    limit: float,
+) -> Mask:
+    """Remove the least important chunks of all groups together until the cost fits.
+
+    Args:
+        scores: importance of every unit; units already removed are ignored.
+        kept: the present mask.
+        allowed: where units may be removed.
+        cost_of: a cost that never rises when a unit is removed.
+        limit: the largest cost allowed.
+
+    Returns:
+        The mask with the fewest removals, in order of importance, whose cost is at most ``limit``.
+
+    Raises:
+        BudgetError: the cost stays above ``limit`` when everything that may go is gone.
+    """
+    chunks = _ranked_chunks(scores, kept, allowed)
+    fewest, most = 0, len(chunks)
+    if cost_of(_without(kept, chunks)) > limit:
+        raise BudgetError(
+            f"the cost cannot fall to {limit:g}: with every group at its floor it is "
+            f"{cost_of(_without(kept, chunks)):g}"
+        )
+    while fewest < most:  # the cost is monotone in the number of chunks removed
+        middle = (fewest + most) // 2
+        if cost_of(_without(kept, chunks[:middle])) <= limit:
+            most = middle
+        else:
+            fewest = middle + 1
+    return _without(kept, chunks[:most])
+
+
+def smallest(graph: ChannelGraph, allowed: Iterable[Candidate]) -> Mask:
+    """Return a mask with every group at its floor: the closest that any budget can come."""
+    kept = graph.everything()
+    for candidate in allowed:
+        kept[candidate.group.units[candidate.floor :]] = False
+    return kept
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A budget for one network: the cost function, where it starts and where it must end."""
+
+    budget: Budget
+    cost_of: CostFunction
+    dense: float
+    limit: float
+
+    def at(self, step: int, steps: int) -> float:
+        """Return the limit of a step when the cost falls linearly over all steps."""
+        return self.dense + (self.limit - self.dense) * min(step, steps) / steps
+
+
+def goal_for(graph: ChannelGraph, budget: Budget, allowed: Sequence[Candidate]) -> Goal:
+    """Translate a budget into a cost limit of this network.
+
+    Raises:
+        BudgetError: even with every group at its floor the network would cost more; the message
+            names the closest that can be reached.
+    """
+    functions = {"macs": cost.macs, "params": cost.params}
+    function = functions.get(budget.kind, cost.channels)
+    dense = function(graph, graph.everything())
+    if budget.kind == "removed":
+        limit = dense - budget.value
+    else:
+        limit = budget.value * dense if budget.value <= 1 else budget.value
+    closest = function(graph, smallest(graph, allowed))
+    if closest > limit:
+        raise BudgetError(_unreachable(budget, dense, closest))
+    return Goal(budget, lambda kept: function(graph, kept), dense, limit)
+
+
+def _unreachable(budget: Budget, dense: int, closest: int) -> str:
+    if budget.kind == "removed":
+        nearest_budget = f"removed={dense - closest}"
+    else:
+        nearest_budget = f"{budget.kind}={closest / dense:.4f}"
+        if budget.value > 1:
+            nearest_budget = f"{budget.kind}={closest}"
+    return (
+        f"the budget {budget} cannot be reached: with every group at its floor "
+        f"the closest is {nearest_budget}; lower min_channels, min_share or channel_multiple"
+    )
+
+
+def _ranked_chunks(scores: Scores, kept: Mask, allowed: Iterable[Candidate]) -> list[np.ndarray]:
+    """Return the removable chunks of all groups, least important first."""
+    ranked: list[tuple[float, np.ndarray]] = []
+    for candidate in allowed:
+        units = candidate.group.units[kept[candidate.group.units]]
+        ascending = units[np.argsort(scores[units], kind="stable")]
+        removable = len(units) - candidate.floor
+        first = len(units) % candidate.chunk or candidate.chunk  # a ragged width is squared first
+        start = 0
+        for end in range(first, removable + 1, candidate.chunk):
+            chunk = ascending[start:end]
+            ranked.append((float(scores[chunk].mean()), chunk))
+            start = end
+    return [chunk for _, chunk in sorted(ranked, key=lambda item: item[0])]
+
+
+def _without(kept: Mask, chunks: Sequence[np.ndarray]) -> Mask:
+    result = kept.copy()
+    if chunks:
+        result[np.concatenate(chunks)] = False
+    return result

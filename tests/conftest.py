@@ -1,0 +1,58 @@
+"""Shared networks: small, with BatchNorm statistics as a trained network has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compress.groups import ChannelGraph, Mask
+from compress.models import TORCHVISION_MODELS, build_model
+from compress.tracing import analyse
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> Iterator[None]:
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def lived_in(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give BatchNorm layers arbitrary statistics, scales and shifts, as after training."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            nn.init.uniform_(module.bias, -0.3, 0.3, generator=generator)
+    return model
+
+
+def input_size_of(name: str) -> tuple[int, int, int]:
+    """Return a small input that the architecture accepts."""
+    return (3, 32, 32) if name in TORCHVISION_MODELS else (3, 16, 16)
+
+
+def built(name: str, num_classes: int = 7) -> tuple[nn.Module, ChannelGraph]:
+    """Return a named network and its channel graph."""
+    model = lived_in(build_model(name, num_classes=num_classes)).eval()
+    return model, analyse(model, input_size_of(name))
+
+
+def random_mask(graph: ChannelGraph, seed: int, share: float = 0.5) -> Mask:
+    """Return a mask that removes units of every prunable group at random, never all of one."""
+    rng = np.random.default_rng(seed)
+    kept = graph.everything()
+    for group in graph.prunable:
+        drop = rng.random(group.size) < share
+        drop[rng.integers(group.size)] = False
+        kept[group.units[drop]] = False
+    return kept
