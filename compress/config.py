@@ -52,8 +52,8 @@ class DataConfig(Section):
     """Height and width in pixels that the network sees; default 224 for imagefolder, else 32."""
     augment: Literal["auto", "none", "crop", "crop-flip", "imagenet"] = "auto"
     """Training augmentation; ``auto`` is what is usual for the data set."""
-    batch_size: int = Field(default=128, ge=1)
-    """Images per training step."""
+    batch_size: int = Field(default=128, ge=2)
+    """Images per training step; BatchNorm needs two."""
     eval_batch_size: int = Field(default=256, ge=1)
     """Images per evaluation step."""
     workers: int = Field(default=0, ge=0)
@@ -88,7 +88,7 @@ class TrainConfig(Section):
     decay_norm_and_bias: bool = False
     """Also decay BatchNorm parameters and biases."""
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    """Mass that the target distribution spreads over all classes."""
+    """Mass that the target spreads over all classes; not used together with ``distill``."""
     distill: float = Field(default=0.0, ge=0, le=1)
     """Share of the loss that is distillation from the dense network (Hinton et al. 2015)."""
     temperature: float = Field(default=2.0, gt=0)

@@ -10,21 +10,9 @@ import torch
 from torch import nn
 
 from compress.errors import ConfigError, nearest
+from compress.gates import GatedNetwork
 from compress.groups import ChannelGraph, Layer
 from compress.masking import Scores
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """One formula of importance.
-
-    Attributes:
-        build: prepares the formula for a network; the result returns a (units,) tensor when called.
-        per_minibatch: whether it uses the gradients of every minibatch, or the weights alone.
-    """
-
-    build: Callable[[nn.Module, ChannelGraph, torch.Generator], Callable[[], torch.Tensor]]
-    per_minibatch: bool
 
 
 class FoldedGate:
@@ -67,57 +55,106 @@ class _Reader:
         gradient.index_add_(0, self.units, blocks.sum((1, 3)).flatten())
 
 
-def _taylor_gate(
-    model: nn.Module, graph: ChannelGraph, generator: torch.Generator
-) -> Callable[[], torch.Tensor]:
-    folded = FoldedGate(model, graph)
-    return lambda: folded().square()
+class BlockGate:
+    """The gate of Molchanov et al. 2019 for residual streams: one, after add+ReLU of each block.
+
+    Its gradient counts the identity path of every block anew, so the square is divided by the
+    number of blocks. Channels outside residual streams keep the folded gate.
+    """
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
+        self.folded = FoldedGate(model, graph)
+        self.network = GatedNetwork(model, graph, "block")
+        blocks = np.zeros(graph.num_units)
+        for site in graph.block_sites:
+            blocks[np.unique(site.units)] += 1
+        self.blocks = torch.from_numpy(blocks).to(self.network.gates)
+
+    @torch.no_grad()
+    def __call__(self) -> torch.Tensor:
+        """Return (units,) squared gate gradients, and forget the gradient of the gates."""
+        gates = self.network.gates
+        shared = torch.zeros_like(gates) if gates.grad is None else gates.grad
+        gates.grad = None
+        return torch.where(
+            self.blocks > 0, shared.square() / self.blocks.clamp(min=1), self.folded().square()
+        )
 
 
-def _weight_norm(
-    model: nn.Module, graph: ChannelGraph, generator: torch.Generator
-) -> Callable[[], torch.Tensor]:
+@dataclass(frozen=True)
+class Scoring:
+    """A criterion bound to a network."""
+
+    score: Callable[[], torch.Tensor]
+    """Returns (units,) scores; with ``per_minibatch`` from the gradients of the last minibatch."""
+    per_minibatch: bool
+    network: nn.Module | None = None
+    """What must be run forward instead of the network, for gates that no parameter stands for."""
+
+
+def _taylor_gate(context: Context) -> Scoring:
+    if context.residual_gate == "block":
+        block = BlockGate(context.model, context.graph)
+        return Scoring(block, per_minibatch=True, network=block.network)
+    folded = FoldedGate(context.model, context.graph)
+    return Scoring(lambda: folded().square(), per_minibatch=True)
+
+
+def _weight_norm(context: Context) -> Scoring:
     """Squared L2 norm of the filter, averaged over the writers of the unit."""
-    modules = dict(model.named_modules())
-    writers = [layer for layer in graph.layers if layer.reads]
+    modules = dict(context.model.named_modules())
+    writers = [layer for layer in context.graph.layers if layer.reads]
 
     @torch.no_grad()
     def score() -> torch.Tensor:
         device = modules[writers[0].name].weight.device
-        total = torch.zeros(graph.num_units, device=device)
-        count = torch.zeros(graph.num_units, device=device)
+        total = torch.zeros(context.graph.num_units, device=device)
+        count = torch.zeros(context.graph.num_units, device=device)
         for layer in writers:
-            weight = modules[layer.name].weight
+            norms = modules[layer.name].weight.float().square().flatten(1).sum(1)
             units = torch.from_numpy(layer.outputs).to(device)
-            total.index_add_(0, units, weight.float().square().flatten(1).sum(1))
-            count.index_add_(0, units, torch.ones_like(units, dtype=count.dtype))
+            total.index_add_(0, units, norms)
+            count.index_add_(0, units, torch.ones_like(norms))
         return total / count.clamp(min=1)
 
-    return score
+    return Scoring(score, per_minibatch=False)
 
 
-def _random(
-    model: nn.Module, graph: ChannelGraph, generator: torch.Generator
-) -> Callable[[], torch.Tensor]:
-    return lambda: torch.rand(graph.num_units, generator=generator)
+def _random(context: Context) -> Scoring:
+    """One uniform number per unit, the same at every step: the order is drawn once."""
+    generator = torch.Generator().manual_seed(context.seed)
+    fixed = torch.rand(context.graph.num_units, generator=generator)
+    return Scoring(lambda: fixed, per_minibatch=False)
 
 
-CRITERIA: dict[str, Criterion] = {
-    "taylor-gate": Criterion(_taylor_gate, per_minibatch=True),
-    "weight-norm": Criterion(_weight_norm, per_minibatch=False),
-    "random": Criterion(_random, per_minibatch=False),
+@dataclass(frozen=True)
+class Context:
+    """What a criterion is bound to."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    residual_gate: str = "read"
+    seed: int = 0
+
+
+CRITERIA: dict[str, Callable[[Context], Scoring]] = {
+    "taylor-gate": _taylor_gate,
+    "weight-norm": _weight_norm,
+    "random": _random,
 }
 
 
-def criterion_named(name: str) -> Criterion:
-    """Return a criterion.
+def bind(name: str, context: Context) -> Scoring:
+    """Bind a criterion to a network.
 
     Raises:
-        ConfigError: no criterion has this name.
+        ConfigError: no criterion has this name, or it has no use for the setting of residual_gate.
     """
     if name not in CRITERIA:
         raise ConfigError(f"no criterion is named {name!r}: {nearest(name, CRITERIA)}")
-    return CRITERIA[name]
+    if context.residual_gate == "block" and name != "taylor-gate":
+        raise ConfigError(f"residual_gate = 'block' belongs to taylor-gate, not to {name}")
+    return CRITERIA[name](context)
 
 
 class Importance:
@@ -136,16 +173,18 @@ class Importance:
 
     def add(self, scores: torch.Tensor) -> None:
         """Count the scores of one minibatch; they stay on their device."""
-        self.total = self.total.to(scores.device) + scores.detach()
+        # Scaled fp16 gradients may overflow once in a while; such a minibatch says nothing.
+        finite = torch.nan_to_num(scores.detach().float(), nan=0.0, posinf=0.0)
+        self.total = self.total.to(finite.device) + finite
         self.minibatches += 1
 
     def close_interval(self) -> Scores:
-        """End the interval and return the averaged importance of every unit."""
-        mean = (self.total / self.minibatches).cpu().double().numpy()
+        """End the interval and return the averaged importance of every unit, (units,)."""
+        mean = (self.total / max(1, self.minibatches)).cpu().double().numpy()
         self.total = torch.zeros_like(self.total)
         self.minibatches = 0
         if self.average is None or self.momentum == 0:
             self.average = mean
         else:
             self.average = self.momentum * self.average + (1 - self.momentum) * mean
-        return np.asarray(self.average)
+        return self.average

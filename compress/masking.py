@@ -121,6 +121,7 @@ class Goal:
 
     budget: Budget
     cost_of: CostFunction
+    channels_of: CostFunction
     dense: float
     limit: float
 
@@ -146,7 +147,13 @@ def goal_for(graph: ChannelGraph, budget: Budget, allowed: Sequence[Candidate]) 
     closest = function(graph, smallest(graph, allowed))
     if closest > limit:
         raise BudgetError(_unreachable(budget, dense, closest))
-    return Goal(budget, lambda kept: function(graph, kept), dense, limit)
+    return Goal(
+        budget,
+        cost_of=lambda kept: function(graph, kept),
+        channels_of=lambda kept: cost.channels(graph, kept),
+        dense=dense,
+        limit=limit,
+    )
 
 
 def _unreachable(budget: Budget, dense: int, closest: int) -> str:

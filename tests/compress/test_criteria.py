@@ -10,7 +10,7 @@ from networks import NETWORKS
 from torch import nn
 from torch.nn import functional as F
 
-from compress.criteria import FoldedGate, Importance, criterion_named
+from compress.criteria import Context, FoldedGate, Importance, bind
 from compress.errors import ConfigError
 from compress.gates import GatedNetwork
 from compress.groups import ChannelGraph
@@ -114,14 +114,14 @@ def test_weight_norm_by_hand() -> None:
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, 2, 2], [0, 3, 4]]).view(2, 3, 1, 1))  # type: ignore
     graph = analyse(model, (3, 1, 1))
-    scores = criterion_named("weight-norm").build(model, graph, torch.Generator())()
+    scores = bind("weight-norm", Context(model, graph)).score()
     assert scores[graph.groups[1].units].tolist() == [9.0, 25.0]
 
 
 def test_weight_norm_of_a_residual_group_is_the_mean_over_its_writers() -> None:
     model, graph = built("resnet18")
     group = next(g for g in graph.groups if g.name == "layer4.0.conv2")
-    scores = criterion_named("weight-norm").build(model, graph, torch.Generator())()
+    scores = bind("weight-norm", Context(model, graph)).score()
     expected = torch.stack(
         [model.get_parameter(f"{w}.weight").square().sum((1, 2, 3)) for w in group.writers]
     ).mean(0)
@@ -130,17 +130,14 @@ def test_weight_norm_of_a_residual_group_is_the_mean_over_its_writers() -> None:
 
 def test_random_is_seeded() -> None:
     model, graph = built("resnet20")
-    build = criterion_named("random").build
-    first, second, third = (
-        build(model, graph, torch.Generator().manual_seed(s))() for s in (1, 1, 2)
-    )
+    first, second, third = (bind("random", Context(model, graph, seed=s)).score() for s in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
 
 
 def test_unknown_criterion_offers_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'taylor-gate'"):
-        criterion_named("tailor-gate")
+        bind("tailor-gate", Context(*built("resnet20")))
 
 
 def test_importance_averages_minibatches_then_intervals() -> None:
@@ -157,6 +154,41 @@ def test_scores_do_not_change_the_network() -> None:
     before = copy.deepcopy(model.state_dict())
     model(torch.randn(2, 3, 16, 16)).sum().backward()
     for name in ("taylor-gate", "weight-norm", "random"):
-        criterion_named(name).build(model, graph, torch.Generator())()
+        bind(name, Context(model, graph)).score()
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+def test_block_gate_of_a_residual_stream_by_hooks() -> None:
+    """The squared sum over blocks of <dL/da, a>, divided by the blocks, from retained gradients."""
+    model, graph = built("resnet18")
+    model = model.double().train()
+    scoring = bind("taylor-gate", Context(model, graph, residual_gate="block"))
+    images, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4)
+    assert scoring.network is not None
+    F.cross_entropy(scoring.network(images), labels).backward()
+    scores = scoring.score()
+
+    outputs: list[torch.Tensor] = []
+    reference = copy.deepcopy(model)
+    for block in reference.layer3:  # type: ignore
+
+        def keep(module: nn.Module, args: object, output: torch.Tensor) -> None:
+            output.retain_grad()
+            outputs.append(output)
+
+        block.register_forward_hook(keep)
+    F.cross_entropy(reference(images), labels).backward()
+    gate = sum((a * a.grad).sum((0, 2, 3)) for a in outputs if a.grad is not None)
+    assert isinstance(gate, torch.Tensor)
+    group = next(g for g in graph.groups if g.name == "layer3.0.conv2")
+    torch.testing.assert_close(scores[group.units], (gate**2 / 2).detach(), rtol=1e-8, atol=0)
+    inner = next(g for g in graph.groups if g.name == "layer3.0.conv1")
+    torch.testing.assert_close(
+        scores[inner.units], FoldedGate(model, graph)().square()[inner.units]
+    )
+
+
+def test_block_gate_is_refused_for_other_criteria() -> None:
+    with pytest.raises(ConfigError, match="belongs to taylor-gate"):
+        bind("random", Context(*built("resnet20"), residual_gate="block"))

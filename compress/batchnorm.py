@@ -1,0 +1,60 @@
+"""Re-estimate BatchNorm statistics: after channels go, the old averages belong to another network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compress.data import Batch
+
+
+@torch.no_grad()
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> int:
+    """Replace running statistics by their plain average over minibatches.
+
+    No weight changes; modes and momenta are put back whatever happens.
+
+    Args:
+        model: the network on ``device``.
+        batches: training minibatches.
+        device: where the network is.
+
+    Returns:
+        The number of minibatches seen; 0 leaves the statistics as they were.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    seen = 0
+    if not norms:
+        return seen
+    with _averaging(model, norms):
+        for batch in batches:
+            if len(batch.images) < 2:
+                continue
+            if not seen:
+                for norm in norms:
+                    norm.reset_running_stats()
+            model(batch.images.to(device))
+            seen += 1
+    return seen
+
+
+@contextmanager
+def _averaging(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
+    """Put BatchNorm layers, and only them, into the mode that averages what they see."""
+    modes = {module: module.training for module in model.modules()}
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = None  # PyTorch: a cumulative average
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,369 @@
+"""Weights on disk: our own safetensors with everything needed to rebuild, and other people's files.
+
+Nothing here writes a pickle, and nothing pickled is loaded with code execution.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from compress import cost
+from compress.errors import CheckpointError, ModelError
+from compress.files import sha256_of, write_atomically
+from compress.groups import ChannelGraph, Mask
+from compress.models import BUILTIN_MODELS, build_model, is_custom
+from compress.recipe import mask_from_recipe, recipe_from_mask
+from compress.shrink import shrink_
+from compress.tracing import analyse
+
+FORMAT_VERSION = 1
+METADATA_KEY = "compress"
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+
+
+class Description(BaseModel):
+    """The JSON document in the header of a file of weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: int = FORMAT_VERSION
+    architecture: str
+    classes: tuple[str, ...]
+    input_size: tuple[int, int, int]
+    """(C, H, W) of one image."""
+    mean: tuple[float, ...]
+    """Per channel, of images scaled to [0, 1]."""
+    std: tuple[float, ...]
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    parent_sha256: str | None = None
+    """Digest of the file of the dense network that this one was pruned from."""
+    tools: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the classifier."""
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network rebuilt from a file, in eval mode, and what the file says of it."""
+
+    model: nn.Module
+    description: Description
+    sha256: str
+    dense_graph: ChannelGraph = field(repr=False)
+    kept: Mask = field(repr=False)
+
+    @property
+    def architecture(self) -> str:
+        """Name of the dense architecture."""
+        return self.description.architecture
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the logits."""
+        return self.description.classes
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the classifier."""
+        return self.description.num_classes
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.description.input_size
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel, of images scaled to [0, 1]."""
+        return self.description.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per channel, of images scaled to [0, 1]."""
+        return self.description.std
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one image."""
+        return cost.macs(self.dense_graph, self.kept)
+
+    @property
+    def params(self) -> int:
+        """Number of parameters."""
+        return cost.params(self.dense_graph, self.kept)
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    *,
+    description: Description,
+    dense_graph: ChannelGraph | None = None,
+    kept: Mask | None = None,
+) -> None:
+    """Write weights, recipe and provenance as one safetensors file, atomically.
+
+    Args:
+        path: the file.
+        model: dense, or shrunk by ``kept``.
+        description: what the file says of itself; recipe and tools are filled in here.
+        dense_graph: the channel graph of the dense network, for a shrunk one.
+        kept: the units that the shrunk network kept.
+
+    Raises:
+        OutputError: the file cannot be written; an earlier one is kept.
+    """
+    recipe = {} if dense_graph is None or kept is None else recipe_from_mask(dense_graph, kept)
+    document = description.model_copy(update={"recipe": recipe, "tools": tool_versions()})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    data = safetensors.torch.save(tensors, {METADATA_KEY: document.model_dump_json()})
+    write_atomically(path, data)
+
+
+def load_model(path: str | Path, model: str | None = None) -> nn.Module:
+    """Rebuild a network from a file that this tool wrote, in eval mode.
+
+    Args:
+        path: ``dense.safetensors`` or ``pruned.safetensors``.
+        model: ``package.module:callable`` of the user's own architecture. A file never names code
+            to import by itself: a network that is not built in must be asked for here.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not of that architecture.
+    """
+    return load_checkpoint(Path(path), model).model
+
+
+def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
+    """Rebuild a network and its description; see load_model."""
+    description = read_description(path)
+    if description is None:
+        raise CheckpointError(
+            f"{path} holds weights only, not what compress needs to rebuild the network: "
+            "give it to compress prune with --checkpoint, or name the architecture with --model"
+        )
+    if is_custom(description.architecture) and model != description.architecture:
+        raise CheckpointError(
+            f"{path} holds a network of {description.architecture}: "
+            f"pass --model {description.architecture} to allow importing it"
+        )
+    network, graph, kept = _skeleton(path, description, meta=True)
+    _assign(network, _read_tensors(path), path)
+    if any(t.is_meta for t in (*network.parameters(), *network.buffers())):
+        # Buffers that no file holds come out of the constructor only.
+        network, graph, kept = _skeleton(path, description, meta=False)
+        _assign(network, _read_tensors(path), path)
+    return Checkpoint(network.eval(), description, sha256_of(path), graph, kept)
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load a dense state dict (``.pth`` or safetensors) into a network of the same architecture.
+
+    Wrappers such as ``{"state_dict": ...}`` and prefixes such as ``module.`` are taken off.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, a pickle that needs code execution, or of
+            another architecture or class count.
+    """
+    description = read_description(path) if path.suffix == ".safetensors" else None
+    if description and description.recipe:
+        raise CheckpointError(f"{path} is pruned already: prune its dense parent instead")
+    _assign(model, read_state_dict(path), path)
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read tensors by name from ``.pth`` or safetensors, wrappers and prefixes taken off."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    if path.suffix == ".safetensors":
+        return _read_tensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_unpickling_message(path, error)) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint") from error
+    return _plain_state(content, path)
+
+
+def read_description(path: Path) -> Description | None:
+    """Return the header document of a safetensors file; None if the file holds weights alone.
+
+    Raises:
+        CheckpointError: no such file, not safetensors, or a header that cannot be understood.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file") from error
+    if text is None:
+        return None
+    try:
+        version = json.loads(text).get("format_version")
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} is of format version {version} and this tool reads {FORMAT_VERSION}"
+            )
+        return Description.model_validate_json(text)
+    except (ValidationError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} has a header that cannot be understood") from error
+
+
+def identify(state: Mapping[str, torch.Tensor]) -> str | None:
+    """Return the built-in architecture whose tensors these are, or None."""
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    classifier = state.get("fc.weight")
+    first = state.get("conv1.weight")
+    if classifier is None or first is None:
+        return None
+    for name in BUILTIN_MODELS:
+        try:
+            with torch.device("meta"):
+                model = build_model(
+                    name, num_classes=len(classifier), in_channels=first.shape[1]
+                )
+        except ModelError:
+            continue
+        if {key: tensor.shape for key, tensor in model.state_dict().items()} == shapes:
+            return name
+    return None
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what computed the weights."""
+    return {
+        "compress": metadata.version("compress-convnets"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _skeleton(
+    path: Path, description: Description, *, meta: bool
+) -> tuple[nn.Module, ChannelGraph, Mask]:
+    """Build the shrunk network; on the meta device no memory is taken before shapes are checked."""
+    with torch.device("meta" if meta else "cpu"):
+        network = build_model(
+            description.architecture,
+            num_classes=description.num_classes,
+            in_channels=description.input_size[0],
+        )
+    graph = analyse(network, description.input_size)
+    try:
+        kept = mask_from_recipe(graph, description.recipe)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    shrink_(network, graph, kept)
+    return network, graph, kept
+
+
+def _assign(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Put tensors into a network after every name and shape has been compared."""
+    own = model.state_dict()
+    # Files from before PyTorch 0.4.1 lack these counters; nothing computed depends on them.
+    missing = sorted(k for k in set(own) - set(state) if not k.endswith("num_batches_tracked"))
+    extra = sorted(set(state) - set(own))
+    if missing or extra:
+        raise CheckpointError(_names_message(path, model, missing, extra))
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(_shape_message(path, name, tensor, own[name]))
+    for name, tensor in own.items():
+        value = state.get(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
+        _set_tensor(model, name, value.to(tensor.dtype))
+
+
+def _set_tensor(model: nn.Module, name: str, value: torch.Tensor) -> None:
+    owner, _, attribute = name.rpartition(".")
+    module = model.get_submodule(owner)
+    current = getattr(module, attribute)
+    if isinstance(current, nn.Parameter):
+        value = nn.Parameter(value.to(_device(current)), requires_grad=current.requires_grad)
+    setattr(module, attribute, value.to(_device(current)))
+
+
+def _device(tensor: torch.Tensor) -> torch.device:
+    return torch.device("cpu") if tensor.is_meta else tensor.device
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        return _without_prefixes(safetensors.torch.load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file") from error
+
+
+def _plain_state(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    tensors = isinstance(content, Mapping) and all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()
+    )
+    if not tensors or not content:
+        raise CheckpointError(f"{path} holds no state dict: save model.state_dict()")
+    return _without_prefixes(content)
+
+
+def _without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = list(state)
+    while names and all(re.match(r"(module|_orig_mod)\.", name) for name in names):
+        names = [name.partition(".")[2] for name in names]
+    return dict(zip(names, state.values(), strict=True))
+
+
+def _unpickling_message(path: Path, error: Exception) -> str:
+    if "Unsupported" in str(error) or "GLOBAL" in str(error) or "weights_only" in str(error):
+        return (
+            f"{path} is a pickle that needs code execution, which is refused: "
+            "re-save it as torch.save(model.state_dict(), ...)"
+        )
+    return f"{path} is truncated or not a PyTorch checkpoint"
+
+
+def _names_message(path: Path, model: nn.Module, missing: list[str], extra: list[str]) -> str:
+    parts = [
+        f"{len(names)} tensors {verb} (first {names[0]!r})"
+        for names, verb in ((missing, "are missing"), (extra, "do not belong"))
+        if names
+    ]
+    return f"{path} is of another architecture than {type(model).__name__}: {' and '.join(parts)}"
+
+
+def _shape_message(path: Path, name: str, found: torch.Tensor, wanted: torch.Tensor) -> str:
+    classifier = found.shape[1:] == wanted.shape[1:] and not name.endswith(
+        ("running_mean", "running_var")
+    )
+    if classifier and name.startswith(("fc.", "classifier", "head")):
+        return (
+            f"{path} has {found.shape[0]} classes and {wanted.shape[0]} are needed: "
+            "give the data that it was trained on"
+        )
+    return (
+        f"{path} is of another architecture: {name!r} is {list(found.shape)} "
+        f"there and {list(wanted.shape)} in the network"
+    )

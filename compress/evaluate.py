@@ -1,0 +1,56 @@
+"""Accuracy of a torch network on a validation set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from compress.data import Batch
+from compress.errors import DataError
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of images classified right, in percent."""
+
+    top1: float
+    top5: float
+    images: int
+    skipped: int
+    """Images that could not be read; they do not count."""
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the figures for a JSON document."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Accuracy:
+    """Measure top-1 and top-5 accuracy; the network's modes are put back.
+
+    Raises:
+        DataError: there is not one readable image.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    right1, right5, images, skipped = 0, 0, 0, 0
+    try:
+        for batch in batches:
+            skipped += batch.skipped
+            if not len(batch.images):
+                continue
+            logits = model(batch.images.to(device, non_blocking=True))
+            top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            hits = top.eq(batch.labels.to(device)[:, None])
+            right1 += int(hits[:, :1].sum())
+            right5 += int(hits.sum())
+            images += len(batch.labels)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if not images:
+        raise DataError(f"no validation image can be read ({skipped} skipped)")
+    return Accuracy(100 * right1 / images, 100 * right5 / images, images, skipped)

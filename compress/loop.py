@@ -1,0 +1,97 @@
+"""The loop that all training phases share: batches in, epochs counted, state saved, bar moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from compress.config import RunConfig
+from compress.data import Batch, ImageData, TrainBatches, eval_batches, require_images
+from compress.evaluate import Accuracy, evaluate
+from compress.progress import Bar
+from compress.session import Session, State
+from compress.training import Trainer
+
+
+@dataclass
+class Loop:
+    """Training steps over a data set, resumable at any of them."""
+
+    trainer: Trainer
+    data: ImageData
+    config: RunConfig
+    session: Session
+    bar: Bar
+
+    def __post_init__(self) -> None:
+        self.skipped = 0
+        self.batches = train_batches(self.data, self.config, self.trainer.device.type)
+
+    def run(
+        self,
+        step: Callable[[Batch], None],
+        *,
+        snapshot: Callable[[], State],
+        finished: Callable[[], bool],
+        each_epoch: Callable[[int], None] | None = None,
+    ) -> None:
+        """Take steps until ``finished``; call ``each_epoch`` whenever one is complete."""
+        trainer, per_epoch = self.trainer, len(self.batches)
+        while not finished():
+            epoch, offset = divmod(trainer.step_index, per_epoch)
+            read = 0
+            for batch in self.batches.epoch(epoch, start=offset):
+                step(batch)
+                read += len(batch.images)
+                self.skipped += batch.skipped
+                self.bar.at(trainer.step_index)
+                done, rest = divmod(trainer.step_index - trainer.hold, per_epoch)
+                if each_epoch and rest == 0:
+                    each_epoch(done)
+                self.session.after_step(snapshot)
+                if finished():
+                    return
+            require_images(read, self.skipped, purpose="training")
+
+    def accuracy(self) -> Accuracy:
+        """Measure what training has yielded so far on the validation set."""
+        return accuracy_of(self.trainer, self.data, self.config)
+
+    def record_epoch(self, phase: str, epoch: int) -> Accuracy:
+        """Evaluate, write one line of history and show it."""
+        measured = self.accuracy()
+        loss = self.trainer.mean_loss()
+        self.session.record(
+            "epoch",
+            phase=phase,
+            epoch=epoch,
+            step=self.trainer.step_index,
+            loss=loss,
+            lr=self.trainer.lr,
+            train_skipped=self.skipped,
+            **measured.as_dict(),
+        )
+        self.bar.at(self.trainer.step_index, f"loss {loss:.3f}  top-1 {measured.top1:.2f} %")
+        return measured
+
+
+def train_batches(data: ImageData, config: RunConfig, device: str) -> TrainBatches:
+    """Return the training batches of a run."""
+    return TrainBatches(
+        data,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        workers=config.data.workers,
+        pin_memory=device == "cuda",
+    )
+
+
+def accuracy_of(trainer: Trainer, data: ImageData, config: RunConfig) -> Accuracy:
+    """Measure the accuracy of a trainer's result on the validation set."""
+    batches = eval_batches(
+        data.val,
+        batch_size=config.data.eval_batch_size,
+        workers=config.data.workers,
+        pin_memory=trainer.device.type == "cuda",
+    )
+    return evaluate(trainer.result, batches, trainer.device)

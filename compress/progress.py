@@ -1,0 +1,44 @@
+"""Progress on the terminal: a bar on stderr, and nothing where nobody watches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+class Bar:
+    """One running task."""
+
+    def __init__(self, progress: Progress, total: int, description: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(description, total=total, note="")
+
+    def at(self, completed: float, note: str = "") -> None:
+        """Move to a position and show a note beside it."""
+        self._progress.update(self._task, completed=completed, note=note)
+
+
+@contextmanager
+def bar(description: str, total: int) -> Iterator[Bar]:
+    """Show a bar with the time left while the block runs; quiet when stderr is not a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    console = Console(stderr=True)
+    quiet = not sys.stderr.isatty()
+    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
+        yield Bar(progress, total, description)

@@ -1,0 +1,220 @@
+"""A run on disk: its directory, its history, its state to resume from, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+
+from compress.config import RunConfig, load_config, save_config
+from compress.errors import CheckpointError, ConfigError, InterruptedRunError, writing
+from compress.files import write_atomically
+
+log = logging.getLogger("compress")
+
+SAVE_SECONDS = 60.0
+"""Time between two saves of the state, in seconds."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run, by name."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.toml"
+
+    @property
+    def dense(self) -> Path:
+        """The dense network."""
+        return self.path / "dense.safetensors"
+
+    @property
+    def pruned(self) -> Path:
+        """The pruned network."""
+        return self.path / "pruned.safetensors"
+
+    @property
+    def history(self) -> Path:
+        """One JSON object a line: epochs, pruning decisions, shrinks."""
+        return self.path / "history.jsonl"
+
+    @property
+    def state(self) -> Path:
+        """Where an unfinished run goes on."""
+        return self.path / "state" / "state.safetensors"
+
+    @property
+    def export(self) -> Path:
+        """The exported networks."""
+        return self.path / "export"
+
+    @property
+    def report(self) -> Path:
+        """The measurements."""
+        return self.path / "report.json"
+
+    def prepare(self, config: RunConfig, *, resume: bool, overwrite: bool) -> RunConfig:
+        """Make the directory ready and return the configuration that the run goes by.
+
+        A new run needs an empty directory. ``overwrite`` removes the files of an earlier run, and
+        only those; ``resume`` goes on with the configuration that lies there.
+
+        Raises:
+            ConfigError: the directory is not empty, or there is nothing to resume.
+            OutputError: it cannot be written.
+        """
+        if resume:
+            if not self.config.is_file():
+                raise ConfigError(f"there is no run to resume in {self.path}")
+            return load_config(str(self.config))
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path} is a file, not a directory")
+        if overwrite:
+            self._clear()
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise ConfigError(
+                f"{self.path} is not empty: use --resume to go on, --overwrite to start anew, "
+                "or another --output"
+            )
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        save_config(config, self.config)
+        return config
+
+    def _clear(self) -> None:
+        own = (self.config, self.dense, self.pruned, self.history, self.report)
+        with writing(self.path):
+            for file in (*own, self.report.with_suffix(".md")):
+                file.unlink(missing_ok=True)
+            for folder in (self.export, self.state.parent):
+                if folder.is_dir():
+                    shutil.rmtree(folder)
+
+
+@dataclass(frozen=True)
+class State:
+    """What an unfinished run goes on from."""
+
+    phase: str
+    facts: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+
+@dataclass
+class Session:
+    """What a long loop needs from its run: history, state, and whether the user wants it to stop."""
+
+    run: RunDirectory
+    stop: threading.Event = field(default_factory=threading.Event)
+    _saved_at: float = field(default_factory=time.monotonic)
+    _lines: int = 0
+
+    def record(self, event: str, **facts: Any) -> None:
+        """Append one line to the history.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        line = json.dumps({"event": event, **facts})
+        with writing(self.run.history), self.run.history.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+        self._lines += 1
+
+    def after_step(self, snapshot: Callable[[], State]) -> None:
+        """Save the state when it is due, and stop when the user asked for it.
+
+        Raises:
+            InterruptedRunError: after the state was saved.
+        """
+        if self.stop.is_set():
+            self.save(snapshot())
+            raise InterruptedRunError(
+                f"stopped; the state is saved, go on with --resume --output {self.run.path}"
+            )
+        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            self.save(snapshot())
+
+    def save(self, state: State) -> None:
+        """Write the state atomically.
+
+        Raises:
+            OutputError: it cannot be written; the state before it is kept.
+        """
+        with writing(self.run.state):
+            self.run.state.parent.mkdir(exist_ok=True)
+        document = {"phase": state.phase, "lines": self._lines, **state.facts}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}
+        data = safetensors.torch.save(tensors, {"state": json.dumps(document)})
+        write_atomically(self.run.state, data)
+        self._saved_at = time.monotonic()
+
+    def load(self, phase: str) -> State | None:
+        """Return the state of a phase, if that is where the run stopped; cut the history to it.
+
+        Raises:
+            CheckpointError: the state is damaged.
+        """
+        if not self.run.state.is_file():
+            return None
+        try:
+            with safe_open(self.run.state, framework="pt") as file:
+                facts = json.loads(file.metadata()["state"])
+            if facts.pop("phase") != phase:
+                return None
+            tensors = safetensors.torch.load_file(self.run.state)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.run.state} is damaged: start anew with --overwrite"
+            ) from error
+        self._cut_history(facts.pop("lines"))
+        return State(phase, facts, tensors)
+
+    def finish(self) -> None:
+        """Remove the state of a phase that is complete."""
+        self.run.state.unlink(missing_ok=True)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Turn the first Ctrl-C or SIGTERM into a stop after the step; a second acts at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self.stop.set()
+            for each in previous:
+                signal.signal(each, previous[each])
+            log.warning("stopping after this step; once more stops at once and loses it")
+
+        previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        for number in previous:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _cut_history(self, lines: int) -> None:
+        """Forget what happened after the state was saved: it will happen again."""
+        if self.run.history.is_file():
+            text = self.run.history.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_atomically(self.run.history, "".join(text[:lines]))
+            self._lines = min(lines, len(text))

@@ -1,0 +1,291 @@
+"""One training step, and the schedule around it: dense training, pruning and finetuning share it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from compress.config import TrainConfig
+from compress.data import Batch
+from compress.distill import distillation_loss
+from compress.errors import EnvironmentUnfitError, TrainingError
+
+CHECK_EVERY = 20
+"""Steps between two looks at the loss on a GPU; every look waits for the GPU."""
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here.
+
+    Raises:
+        EnvironmentUnfitError: the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EnvironmentUnfitError(f"device {name!r} cannot be used here") from error
+    return device
+
+
+def learning_rate(
+    config: TrainConfig, step: int, *, steps_per_epoch: int, hold: int, total: int
+) -> float:
+    """Return the learning rate of a step.
+
+    Linear warm-up, then the peak until ``hold`` (the end of pruning), then the schedule of
+    ``config`` over the steps that are left up to ``total``.
+    """
+    warmup = min(config.warmup_epochs * steps_per_epoch, total)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    start = max(hold, int(warmup))
+    if step < start or config.schedule == "constant":
+        return config.lr
+    if config.schedule == "step":
+        epoch = (step - hold) // steps_per_epoch + 1  # the decays count epochs from one
+        return config.lr * config.step_gamma ** (epoch // config.step_epochs)
+    progress = (step - start) / max(1, total - start)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
+    """Return SGD with weight decay on weights; on norms and biases only where asked."""
+    decayed, plain = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            weight = parameter.dim() > 1 or config.decay_norm_and_bias
+            (decayed if weight else plain).append(parameter)
+    return torch.optim.SGD(
+        [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov and config.momentum > 0,
+    )
+
+
+class Trainer:
+    """A network with its optimizer, schedule, averages and position in the run.
+
+    Args:
+        model: the network on its device; it may shrink between steps.
+        config: the training settings.
+        steps_per_epoch: minibatches of one epoch.
+        total: steps of the whole run.
+        hold: steps at the peak learning rate before the schedule begins.
+        seed: dropout and the like draw from this and the number of the step.
+        teacher: the dense network, for distillation.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        *,
+        steps_per_epoch: int,
+        total: int,
+        hold: int = 0,
+        seed: int = 0,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        self.model, self.config, self.seed = model, config, seed
+        self.steps_per_epoch, self.total, self.hold = steps_per_epoch, total, hold
+        self.step_index = 0
+        self.device = next(model.parameters()).device
+        self.optimizer = sgd(model, config)
+        self.teacher = teacher.eval() if teacher is not None and config.distill > 0 else None
+        self.averaged: nn.Module | None = None
+        self.amp_dtype = _amp_dtype(config.amp, self.device)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.amp_dtype is torch.float16
+        )
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._images = 0
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        return learning_rate(
+            self.config,
+            self.step_index,
+            steps_per_epoch=self.steps_per_epoch,
+            hold=self.hold,
+            total=self.total,
+        )
+
+    def step(
+        self,
+        batch: Batch,
+        *,
+        network: nn.Module | None = None,
+        after_backward: Callable[[], None] | None = None,
+    ) -> None:
+        """Train on one minibatch.
+
+        Args:
+            batch: (N, C, H, W) images and (N,) labels.
+            network: what is run forward instead of the model, sharing its parameters.
+            after_backward: called once the gradients are there, unscaled.
+
+        Raises:
+            TrainingError: the loss is NaN or infinite.
+        """
+        if len(batch.labels) < 2:  # broken images left too little for BatchNorm
+            self.step_index += 1
+            return
+        torch.manual_seed(_mix(self.seed, self.step_index))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        images = batch.images.to(self.device, non_blocking=True)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss = self._loss((network or self.model)(images), images, labels)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        if after_backward:
+            after_backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.averaged is not None:
+            self._average()
+        self._loss_sum += loss.detach() * len(labels)
+        self._images += len(labels)
+        self.step_index += 1
+        if self.device.type == "cpu" or self.step_index % CHECK_EVERY == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Stop when a loss since the last report was NaN or infinite.
+
+        Raises:
+            TrainingError: it was.
+        """
+        if not torch.isfinite(self._loss_sum):
+            epoch = self.step_index // self.steps_per_epoch
+            raise TrainingError(
+                f"the loss became {self._loss_sum.item()} in epoch {epoch} at step "
+                f"{self.step_index} with learning rate {self.lr:g}: lower lr or raise warmup_epochs"
+            )
+
+    def mean_loss(self) -> float:
+        """Return the mean loss per image since the last call."""
+        self.check()
+        mean = self._loss_sum.item() / max(1, self._images)
+        self._loss_sum.zero_()
+        self._images = 0
+        return mean
+
+    def start_averaging(self) -> None:
+        """Begin the exponential moving average, if the settings ask for one."""
+        if self.config.ema is not None and self.averaged is None:
+            self.averaged = copy.deepcopy(self.model).requires_grad_(False)
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that training yields: the average where there is one."""
+        return self.averaged if self.averaged is not None else self.model
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return every tensor that the next steps depend on, by name."""
+        tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = momentum
+        if self.averaged is not None:
+            tensors |= {f"averaged.{name}": t for name, t in self.averaged.state_dict().items()}
+        tensors["loss"] = torch.stack(
+            [self._loss_sum, torch.as_tensor(float(self._images), device=self.device)]
+        )
+        if self.scaler.is_enabled():
+            tensors["scale"] = torch.tensor(self.scaler.get_scale())
+        return tensors
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Continue from the tensors of ``state``; the model must have their shapes already."""
+        self.model.load_state_dict(dict(_under("model.", tensors)))
+        momenta = dict(_under("momentum.", tensors))
+        for name, parameter in self.model.named_parameters():
+            if name in momenta:
+                buffer = momenta[name].to(self.device)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        averaged = dict(_under("averaged.", tensors))
+        if averaged:
+            self.start_averaging()
+            self.result.load_state_dict(averaged)
+        self._loss_sum.copy_(tensors["loss"][0])
+        self._images = int(tensors["loss"][1])
+        if "scale" in tensors:
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": float(tensors["scale"])})
+
+    def _loss(
+        self, logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        config = self.config
+        smoothing = 0.0 if self.teacher else config.label_smoothing
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = self.teacher(images)
+            soft = distillation_loss(logits.float(), taught.float(), config.temperature)
+            loss = (1 - config.distill) * loss + config.distill * soft
+        if config.group_lasso:
+            loss = loss + config.group_lasso * _filter_norms(self.model)
+        return loss
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        assert self.averaged is not None
+        assert self.config.ema is not None
+        # Few steps in, the average must not be dominated by where it started.
+        decay = min(self.config.ema, (1 + self.step_index - self.hold) / (10 + self.step_index - self.hold))
+        own = self.model.state_dict()
+        for name, average in self.averaged.state_dict().items():
+            if average.is_floating_point():
+                average.lerp_(own[name], 1 - decay)
+            else:
+                average.copy_(own[name])
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.amp_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.amp_dtype)
+
+
+def _filter_norms(model: nn.Module) -> torch.Tensor:
+    """Return the sum of the L2 norms of all convolution filters (group lasso)."""
+    norms = [m.weight.flatten(1).norm(dim=1).sum() for m in model.modules() if isinstance(m, nn.Conv2d)]
+    return torch.stack(norms).sum()
+
+
+def _amp_dtype(setting: str, device: torch.device) -> torch.dtype | None:
+    if device.type != "cuda" or setting == "off":
+        return None
+    if setting == "auto":
+        # Volta computes bf16 in software only; its tensor cores take fp16.
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if native else torch.float16
+    return torch.bfloat16 if setting == "bf16" else torch.float16
+
+
+def _mix(seed: int, step: int) -> int:
+    """Return a seed for one step, far from those of its neighbours."""
+    return (seed * 0x9E3779B1 + step * 0x85EBCA6B + 1) % 2**63
+
+
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            yield name[len(prefix) :], tensor

@@ -1,0 +1,180 @@
+"""What an ONNX file really holds, and whether a target can run it.
+
+Exporters do not always write what they were asked for: the opset can be newer, weights can land in
+a second file, BatchNorm can stay. So the written file is read back and judged by its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.errors import CheckpointError, ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from export.targets import Target
+
+INPUT = "input"
+OUTPUT = "logits"
+STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class OnnxFacts:
+    """What one ONNX file holds."""
+
+    path: Path
+    """The file."""
+    opset: int
+    """Version of the standard operator set that it imports."""
+    ir_version: int
+    """Version of the file format."""
+    nodes: dict[str, int]
+    """How often every operator occurs, subgraphs included."""
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    """Digest of the file, in hexadecimal."""
+
+
+def inspect_onnx(path: Path, *, target: Target) -> OnnxFacts:
+    """Read an ONNX file, prove that it fits a target and return what it holds.
+
+    The file must pass the full onnx checker, carry all its weights, have one ``input`` and one
+    ``logits`` with a symbolic batch dimension, and use only what the target reads.
+
+    Raises:
+        CheckpointError: the file is missing or is not ONNX.
+        ModelError: it breaks a rule; the message names the rule and the node.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        data = path.read_bytes()
+        model = onnx.load_model_from_string(data)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except DecodeError as error:
+        raise CheckpointError(f"{path} is damaged or is not an ONNX file") from error
+    if not model.graph.node:  # an empty file decodes to an empty model
+        raise CheckpointError(f"{path} holds no network")
+    fault = find_fault(model, target=target)
+    if fault:
+        raise ModelError(f"this network cannot be expressed for target {target.name}: {fault}")
+    return OnnxFacts(
+        path=path,
+        opset=standard_opset(model),
+        ir_version=model.ir_version,
+        nodes=dict(sorted(Counter(node.op_type for node in walk_nodes(model.graph)).items())),
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def find_fault(model: onnx.ModelProto, *, target: Target) -> str | None:
+    """Return the first rule of ``inspect_onnx`` that a model breaks, as half a sentence."""
+    checks = (
+        _external_data(model),
+        _invalid(model),
+        _too_new(model, target),
+        _unfit_node(model, target),
+        _unfolded_norm(model.graph),
+        _wrong_ends(model.graph),
+    )
+    return next(filter(None, checks), None)
+
+
+def standard_opset(model: onnx.ModelProto) -> int:
+    """Return the version of the standard operator set that a model imports; 0 for none."""
+    return max(
+        (entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS),
+        default=0,
+    )
+
+
+def _external_data(model: onnx.ModelProto) -> str | None:
+    from onnx.external_data_helper import uses_external_data
+
+    for tensor in model.graph.initializer:
+        if uses_external_data(tensor):
+            return f"weight {tensor.name!r} is kept in a second file"
+    return None
+
+
+def _invalid(model: onnx.ModelProto) -> str | None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return f"the onnx checker says {first_line(error)}"
+    return None
+
+
+def _too_new(model: onnx.ModelProto, target: Target) -> str | None:
+    opset = standard_opset(model)
+    if opset > target.opset:
+        return f"it needs opset {opset} and the target reads up to {target.opset}"
+    if model.ir_version > target.ir_version:
+        return f"it has IR {model.ir_version} and the target reads up to {target.ir_version}"
+    return None
+
+
+def _unfit_node(model: onnx.ModelProto, target: Target) -> str | None:
+    for node in walk_nodes(model.graph):
+        if node.domain not in STANDARD_DOMAINS:
+            return f"node {_title(node)} is not a standard operator but of {node.domain!r}"
+        axes_as_input = node.op_type == "ReduceMean" and len(node.input) > 1 and node.input[1]
+        if axes_as_input and not target.two_input_reduce_mean:
+            return f"node {_title(node)} reads its axes from a second input, which is lost there"
+    return None
+
+
+def _unfolded_norm(graph: onnx.GraphProto) -> str | None:
+    """Find a BatchNormalization that a convolution before it should have taken in."""
+    readers = Counter(name for node in walk_nodes(graph) for name in node.input)
+    convolutions = {node.output[0] for node in graph.node if node.op_type == "Conv"}
+    for node in graph.node:
+        foldable = node.op_type == "BatchNormalization" and node.input[0] in convolutions
+        if foldable and readers[node.input[0]] == 1:
+            return f"node {_title(node)} was not folded into the convolution before it"
+    return None
+
+
+def _wrong_ends(graph: onnx.GraphProto) -> str | None:
+    ends = (("input", INPUT, graph.input, 4), ("output", OUTPUT, graph.output, 2))
+    for role, name, values, rank in ends:
+        if [value.name for value in values] != [name]:
+            found = ", ".join(value.name for value in values) or "none"
+            return f"it must have the one {role} {name!r} and has {found}"
+        dimensions = values[0].type.tensor_type.shape.dim
+        if len(dimensions) != rank:
+            return f"{role} {name!r} has {len(dimensions)} dimensions instead of {rank}"
+        if not dimensions[0].dim_param:
+            return f"the batch dimension of {role} {name!r} is fixed"
+    return None
+
+
+def walk_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Walk the nodes of a graph and of the branches and loop bodies inside it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from walk_nodes(inner)
+
+
+def _title(node: onnx.NodeProto) -> str:
+    return f"{node.name or node.output[0]} ({node.op_type})"
+
+
+def first_line(error: BaseException) -> str:
+    """Return what a foreign exception says, without its trailing pages."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compress.config import named_files
+from compress.errors import ConfigError
+from export.targets import load_target
+
+ROOT = Path(__file__).parents[2]
+A100 = """
+description = "NVIDIA A100"
+opset = 20
+ir_version = 10
+sm = "8.0"
+tensorrt = ">=10.0"
+onnxruntime = ["CUDAExecutionProvider"]
+channel_multiple = { fp32 = 4, fp16 = 8, int8 = 32 }
+"""
+
+
+@pytest.mark.parametrize("name", sorted(named_files("targets")))
+def test_every_shipped_target_parses_and_bears_its_name(name: str) -> None:
+    target = load_target(name)
+    assert target.name == name
+    assert target.onnxruntime[-1] == "CPUExecutionProvider"
+    assert target.channel_multiple["fp32"] == 1
+
+
+def test_v100_is_what_tensorrt_8_can_read() -> None:
+    target = load_target("v100")
+    assert (target.opset, target.ir_version, target.sm) == (17, 8, "7.0")
+    assert target.tensorrt == ">=8.5,<10.5"
+    assert not target.two_input_reduce_mean
+    assert target.channel_multiple["fp16"] == 8
+
+
+def test_a_file_of_the_users_own_is_a_target(tmp_path: Path) -> None:
+    path = tmp_path / "a100.toml"
+    path.write_text(A100)
+    target = load_target(str(path))
+    assert target.name == "a100"
+    assert target.two_input_reduce_mean
+    assert target.channel_multiple == {"fp32": 4, "fp16": 8, "int8": 32}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('sm = "8.0"', 'sms = "8.0"', "did you mean 'sm'"),
+        ("opset = 20", "opset = 12", "opset"),
+        ("opset = 20", "", "opset.*required"),
+        ('sm = "8.0"', 'sm = "80"', "sm"),
+        (">=10.0", "ten or so", "tensorrt"),
+        ("CUDAExecutionProvider", "CUDA", "end in ExecutionProvider"),
+        ("int8 = 32", "int4 = 32", "channel_multiple"),
+        ("int8 = 32", "int8 = 0", "channel_multiple"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, words: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(A100.replace(old, new))
+    with pytest.raises(ConfigError, match=words):
+        load_target(str(path))
+
+
+def test_a_misspelt_target_gets_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'v100'"):
+        load_target("v10")
+
+
+@pytest.mark.parametrize(
+    "module", [f"export.{path.stem}" for path in sorted((ROOT / "export").glob("[a-z]*.py"))]
+)
+def test_importing_loads_no_framework(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'onnxruntime'}} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
