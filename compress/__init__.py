@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compress.checkpoint import load_model
 
-__all__ = ["load_model"]
+__all__ = ["__version__", "load_model"]
+
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Re-estimate BatchNorm statistics: after channels go, the old averages belong to another network."""
+"""Re-estimate BatchNorm statistics: the old averages belong to the network before the shrink."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.data import Batch
+from compress.evaluate import evaluating
 
 
 @torch.no_grad()
@@ -45,16 +46,13 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch], device: tor
 @contextmanager
 def _averaging(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
     """Put BatchNorm layers, and only them, into the mode that averages what they see."""
-    modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.train()
-        norm.momentum = None  # PyTorch: a cumulative average
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model):
+        for norm in norms:
+            norm.train()
+            norm.momentum = None  # PyTorch: a cumulative average
+        try:
+            yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum

@@ -11,7 +11,6 @@ import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+import compress
 from compress import cost
 from compress.errors import CheckpointError, ModelError
 from compress.files import sha256_of, write_atomically
@@ -133,7 +133,9 @@ def save_checkpoint(
     """
     recipe = {} if dense_graph is None or kept is None else recipe_from_mask(dense_graph, kept)
     document = description.model_copy(update={"recipe": recipe, "tools": tool_versions()})
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
     data = safetensors.torch.save(tensors, {METADATA_KEY: document.model_dump_json()})
     write_atomically(path, data)
 
@@ -240,9 +242,7 @@ def identify(state: Mapping[str, torch.Tensor]) -> str | None:
     for name in BUILTIN_MODELS:
         try:
             with torch.device("meta"):
-                model = build_model(
-                    name, num_classes=len(classifier), in_channels=first.shape[1]
-                )
+                model = build_model(name, num_classes=len(classifier), in_channels=first.shape[1])
         except ModelError:
             continue
         if {key: tensor.shape for key, tensor in model.state_dict().items()} == shapes:
@@ -253,7 +253,7 @@ def identify(state: Mapping[str, torch.Tensor]) -> str | None:
 def tool_versions() -> dict[str, str]:
     """Return the versions of what computed the weights."""
     return {
-        "compress": metadata.version("compress-convnets"),
+        "compress": compress.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeVar
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from compress.errors import ConfigError, nearest, writing
+from compress.errors import ConfigError, nearest
+from compress.files import write_atomically
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -281,7 +282,7 @@ def load_config(name: str = DEFAULT_CONFIG, settings: Iterable[str] = ()) -> Run
     """
     document = read_toml(name)
     for setting in settings:
-        _apply_setting(document, setting)
+        apply_setting(document, setting)
     return validated(RunConfig, document, source=name)
 
 
@@ -300,13 +301,15 @@ def save_config(config: Section, path: Path) -> None:
     document = _without_none(config.model_dump(mode="json"))
     if "prune" in document:
         document["prune"]["budget"] = str(config.prune.budget)  # type: ignore[attr-defined]
-    with writing(path):
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(tomli_w.dumps(document), encoding="utf-8")
-        temporary.replace(path)
+    write_atomically(path, tomli_w.dumps(document))
 
 
-def _apply_setting(document: dict[str, Any], setting: str) -> None:
+def apply_setting(document: dict[str, Any], setting: str) -> None:
+    """Lay one ``section.key=value`` over a document; the value is read as TOML or JSON would.
+
+    Raises:
+        ConfigError: the setting is not of that form.
+    """
     key, separator, text = setting.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {setting!r} is not of the form section.key=value")
@@ -338,6 +341,8 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
     key = ".".join(location)
     if detail["type"] == "extra_forbidden":
         return f"unknown key {key!r}: {nearest(location[-1], _fields_at(model, location[:-1]))}"
+    if detail["type"] == "missing":
+        return f"the key {key!r} is missing"
     message = detail["msg"].removeprefix("Value error, ")
     return f"{key} = {detail['input']!r}: {message[0].lower()}{message[1:]}"
 

@@ -26,7 +26,9 @@ class FoldedGate:
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
         modules = dict(model.named_modules())
         self.num_units = graph.num_units
-        self.readers = [_Reader(layer, modules[layer.name].weight) for layer in graph.layers if layer.reads]
+        self.readers = [
+            _Reader(layer, modules[layer.name].weight) for layer in graph.layers if layer.reads
+        ]
 
     @torch.no_grad()
     def __call__(self) -> torch.Tensor:
@@ -51,7 +53,9 @@ class _Reader:
             return
         product = self.weight * self.weight.grad
         outputs, inputs_per_group = product.shape[:2]
-        blocks = product.reshape(self.conv_groups, outputs // self.conv_groups, inputs_per_group, -1)
+        blocks = product.reshape(
+            self.conv_groups, outputs // self.conv_groups, inputs_per_group, -1
+        )
         gradient.index_add_(0, self.units, blocks.sum((1, 3)).flatten())
 
 

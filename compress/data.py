@@ -41,6 +41,7 @@ __all__ = [
     "ImageData",
     "TrainBatches",
     "eval_batches",
+    "first_images",
     "load_data",
     "require_images",
 ]
@@ -157,6 +158,24 @@ def eval_batches(
     images = image_set(dataset)
     requests = _cut(np.arange(len(images)), None, batch_size)
     return batches(images, requests, workers=workers, pin_memory=pin_memory)
+
+
+def first_images(data: ImageData, count: int) -> torch.Tensor:
+    """Return the first readable validation images, at most ``count``: (N, C, H, W) float32.
+
+    Raises:
+        DataError: not one can be read.
+    """
+    found: list[torch.Tensor] = []
+    skipped = 0
+    for batch in eval_batches(data.val, batch_size=count):
+        found.append(batch.images)
+        skipped += batch.skipped
+        if sum(map(len, found)) >= count:
+            break
+    images = torch.cat(found)[:count] if found else torch.empty(0)
+    require_images(len(images), skipped, purpose="this command")
+    return images
 
 
 def require_images(read: int, skipped: int, *, purpose: str) -> None:

@@ -53,7 +53,7 @@ def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
             lambda batch: trainer.step(batch),
             snapshot=snapshot,
             finished=lambda: trainer.step_index >= trainer.total,
-            each_epoch=lambda epoch: loop.record_epoch("train", epoch) and None,
+            each_epoch=lambda epoch: loop.record_epoch("train", epoch),
         )
         accuracy = loop.accuracy()
     description = _describe(config.model.name, data, {"accuracy": accuracy.as_dict()})
@@ -62,9 +62,7 @@ def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
     return session.run.dense
 
 
-def import_dense(
-    config: RunConfig, data: ImageData, session: Session, checkpoint: Path
-) -> Path:
+def import_dense(config: RunConfig, data: ImageData, session: Session, checkpoint: Path) -> Path:
     """Read a dense checkpoint, measure it, and write it as ``dense.safetensors`` of the run.
 
     Raises:
@@ -91,7 +89,9 @@ def _new_model(config: RunConfig, data: ImageData) -> nn.Module:
         config.model.name, num_classes=data.num_classes, in_channels=data.input_size[0]
     )
     if not any(p.requires_grad for p in model.parameters()):
-        raise ModelError(f"every parameter of {config.model.name} is frozen: nothing can be trained")
+        raise ModelError(
+            f"every parameter of {config.model.name} is frozen: nothing can be trained"
+        )
     return model
 
 

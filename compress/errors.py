@@ -97,4 +97,6 @@ def writing(path: Path) -> Iterator[None]:
             errno.EACCES: "permission denied",
             errno.EROFS: "the file system is read-only",
         }.get(error.errno or 0, error.strerror or str(error))
-        raise OutputError(f"cannot write {path}: {reason}; what was there before is kept") from error
+        raise OutputError(
+            f"cannot write {path}: {reason}; what was there before is kept"
+        ) from error

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 
-from compress.data import Batch
-from compress.errors import DataError
+from compress.data import Batch, require_images
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,18 @@ class Accuracy:
         return asdict(self)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a network in evaluation mode and give every submodule its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Accuracy:
     """Measure top-1 and top-5 accuracy; the network's modes are put back.
@@ -34,10 +46,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -
     Raises:
         DataError: there is not one readable image.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     right1, right5, images, skipped = 0, 0, 0, 0
-    try:
+    with evaluating(model):
         for batch in batches:
             skipped += batch.skipped
             if not len(batch.images):
@@ -48,9 +58,5 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -
             right1 += int(hits[:, :1].sum())
             right5 += int(hits.sum())
             images += len(batch.labels)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    if not images:
-        raise DataError(f"no validation image can be read ({skipped} skipped)")
+    require_images(images, skipped, purpose="evaluation")
     return Accuracy(100 * right1 / images, 100 * right5 / images, images, skipped)

@@ -1,14 +1,50 @@
-"""Files that are either the old ones or the new ones, whole."""
+"""Files that appear under their name whole, or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from compress.errors import writing
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; it takes the real name if the block succeeds.
+
+    If the block fails the temporary file is removed and whatever ``path`` held is kept. Missing
+    parent folders are made.
+
+    Raises:
+        OutputError: the folder cannot be made or the file cannot be renamed.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        with writing(path):
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """Write ``data`` and wait until the disk has it.
+
+    Raises:
+        OSError: untranslated, because only the caller knows the name that the user gave.
+    """
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -17,16 +53,8 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     Raises:
         OutputError: it cannot be written; an earlier file of this name is kept as it was.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(data.encode() if isinstance(data, str) else data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with staged(path) as temporary, writing(path):
+        write_flushed(temporary, data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -36,8 +64,8 @@ def write_json(path: Path, document: Any) -> None:
 
 def sha256_of(path: Path) -> str:
     """Return the hex digest of a file's bytes."""
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        digest = hashlib.sha256()
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -57,7 +57,7 @@ class Loop:
         """Measure what training has yielded so far on the validation set."""
         return accuracy_of(self.trainer, self.data, self.config)
 
-    def record_epoch(self, phase: str, epoch: int) -> Accuracy:
+    def record_epoch(self, phase: str, epoch: int) -> None:
         """Evaluate, write one line of history and show it."""
         measured = self.accuracy()
         loss = self.trainer.mean_loss()
@@ -72,7 +72,6 @@ class Loop:
             **measured.as_dict(),
         )
         self.bar.at(self.trainer.step_index, f"loss {loss:.3f}  top-1 {measured.top1:.2f} %")
-        return measured
 
 
 def train_batches(data: ImageData, config: RunConfig, device: str) -> TrainBatches:

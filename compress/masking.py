@@ -6,31 +6,17 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compress import cost
-from compress.config import Budget
+from compress.config import Budget, PruneConfig
 from compress.errors import BudgetError, ConfigError, nearest
 from compress.groups import ChannelGraph, Group, Mask
 
 Scores = NDArray[np.float64]
 CostFunction = Callable[[Mask], float]
-
-
-class Limits(Protocol):
-    """The settings of PruneConfig that bound what may be removed."""
-
-    @property
-    def channel_multiple(self) -> int: ...
-    @property
-    def min_channels(self) -> int: ...
-    @property
-    def min_share(self) -> float: ...
-    @property
-    def keep_dense(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +28,7 @@ class Candidate:
     chunk: int
 
 
-def candidates(graph: ChannelGraph, limits: Limits) -> tuple[Candidate, ...]:
+def candidates(graph: ChannelGraph, limits: PruneConfig) -> tuple[Candidate, ...]:
     """Return the groups that may be pruned under the limits.
 
     The floor is the larger of both limits, rounded up so that widths stay multiples.
@@ -53,7 +39,9 @@ def candidates(graph: ChannelGraph, limits: Limits) -> tuple[Candidate, ...]:
     names = [group.name for group in graph.groups]
     for pattern in limits.keep_dense:
         if not fnmatch.filter(names, pattern):
-            raise ConfigError(f"keep_dense: no group matches {pattern!r}: {nearest(pattern, names)}")
+            raise ConfigError(
+                f"keep_dense: no group matches {pattern!r}: {nearest(pattern, names)}"
+            )
     found = []
     for group in graph.prunable:
         if any(fnmatch.fnmatchcase(group.name, pattern) for pattern in limits.keep_dense):

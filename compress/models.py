@@ -97,9 +97,7 @@ class CifarResNet(nn.Module):
     @staticmethod
     def _stage(inputs: int, outputs: int, blocks: int, *, stride: int) -> nn.Sequential:
         first = CifarBlock(inputs, outputs, stride)
-        return nn.Sequential(
-            first, *(CifarBlock(outputs, outputs, 1) for _ in range(blocks - 1))
-        )
+        return nn.Sequential(first, *(CifarBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, in_channels, H, W) -> (N, num_classes) logits."""

@@ -20,8 +20,8 @@ from compress.batchnorm import reestimate_batchnorm
 from compress.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compress.config import PruneConfig, RunConfig
 from compress.criteria import Context, Importance, Scoring, bind
-from compress.data import Batch, ImageData, eval_batches
-from compress.errors import DataError, ModelError
+from compress.data import Batch, ImageData, first_images
+from compress.errors import ModelError
 from compress.groups import ChannelGraph, Mask
 from compress.loop import Loop, train_batches
 from compress.masking import Candidate, Goal, Scores, candidates, goal_for, prune_to
@@ -99,9 +99,7 @@ class _PruneRun:
         self.graph = self.dense_graph
         everything = self.dense_graph.everything()
         self.at = Progressed(everything, everything.copy())
-        self.importance = Importance(
-            self.dense_graph.num_units, momentum=config.prune.momentum
-        )
+        self.importance = Importance(self.dense_graph.num_units, momentum=config.prune.momentum)
         self.trainer = Trainer(
             self.model,
             config.finetune,
@@ -155,7 +153,7 @@ class _PruneRun:
             trainer.step,
             snapshot=lambda: self._state("finetune"),
             finished=lambda: trainer.step_index >= trainer.total,
-            each_epoch=lambda epoch: loop.record_epoch("finetune", epoch) and None,
+            each_epoch=lambda epoch: loop.record_epoch("finetune", epoch),
         )
         measured = loop.accuracy()
         self.metrics["finetuned"] = {**self._costs(self.at.kept), **measured.as_dict()}
@@ -229,23 +227,17 @@ class _PruneRun:
     def _shrink(self) -> None:
         seconds = self.metrics["seconds"]
         with _timed(seconds, "proof"):
-            images = self._proof_images()
+            images = first_images(self.data, self.config.prune.proof_images)
             difference = proof(self.model, self.graph, self.at.kept, images)
         with _timed(seconds, "shrink"):
             self.graph = shrink_(self.model, self.graph, self.at.kept, self.trainer.optimizer)
             self.at.shrunk = self.at.kept.copy()
+            self.trainer.settle()
             self.scoring = self._bind()
         self.metrics["proof"] = max(self.metrics["proof"], difference)
         self.session.record(
             "shrink", step=self.trainer.step_index, difference=difference, images=len(images)
         )
-
-    def _proof_images(self) -> torch.Tensor:
-        count = self.config.prune.proof_images
-        for batch in eval_batches(self.data.val, batch_size=count):
-            if len(batch.images):
-                return batch.images
-        raise DataError("no validation image can be read")
 
     def _bind(self) -> Scoring:
         config = self.config.prune
@@ -289,6 +281,7 @@ class _PruneRun:
             facts["pruning_step"],
         )
         self.graph = shrink_(self.model, self.graph, self.at.shrunk)
+        self.trainer.settle()
         self.trainer.hold = facts["hold"]
         self.trainer.step_index = facts["step"]
         self.trainer.load_state(tensors)
@@ -300,16 +293,15 @@ class _PruneRun:
         self.scoring = self._bind()
 
 
-def prunable(
-    model: nn.Module, graph: ChannelGraph, config: PruneConfig
-) -> tuple[Candidate, ...]:
+def prunable(model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> tuple[Candidate, ...]:
     """Return the groups of a network that may be pruned.
 
     Raises:
         ModelError: there is none; the message names what stands in the way.
     """
     modules = dict(model.named_modules())
-    found, frozen = [], []
+    found: list[Candidate] = []
+    frozen: list[Candidate] = []
     for candidate in candidates(graph, config):
         trainable = all(modules[r].weight.requires_grad for r in candidate.group.readers)
         (found if trainable else frozen).append(candidate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,7 +51,7 @@ def _indices(name: str, entry: Any, size: int) -> list[int]:
         isinstance(indices, list)
         and 0 < len(indices) <= size
         and all(type(i) is int and 0 <= i < size for i in indices)
-        and all(a < b for a, b in zip(indices, indices[1:], strict=False))
+        and all(a < b for a, b in itertools.pairwise(indices))
     )
     if not valid or not isinstance(indices, list):
         raise CheckpointError(f"the recipe's kept channels of {name!r} are not ascending indices")

@@ -119,7 +119,7 @@ class State:
 
 @dataclass
 class Session:
-    """What a long loop needs from its run: history, state, and whether the user wants it to stop."""
+    """What a long loop needs from its run: history, state, and whether to stop."""
 
     run: RunDirectory
     stop: threading.Event = field(default_factory=threading.Event)

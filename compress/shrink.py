@@ -103,7 +103,10 @@ def _shrink_layer(
         _cut(module, "weight", {**cuts, 1: kept[layer.inputs]}, state)
     elif layer.kind in ("conv", "depthwise"):
         _cut(module, "weight", cuts, state)
-    names = [n for n, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
+    names = [
+        n
+        for n, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    ]
     for name in names:
         if getattr(module, name).dim() == 1:
             _cut(module, name, cuts, state)
@@ -127,7 +130,10 @@ def _set_widths(module: Any, before: Layer, after: Layer) -> None:
 
 
 def _cut(
-    module: nn.Module, name: str, cuts: Mapping[int, np.ndarray], state: Mapping[Any, dict[str, Any]]
+    module: nn.Module,
+    name: str,
+    cuts: Mapping[int, np.ndarray],
+    state: Mapping[Any, dict[str, Any]],
 ) -> None:
     tensor = getattr(module, name)
     shape = tensor.shape

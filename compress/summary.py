@@ -66,8 +66,9 @@ def render_summary(document: dict[str, Any]) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     shape = "x".join(map(str, document["input_size"]))
     dense, now = document["dense"], document["now"]
+    classes = f"{document['num_classes']} classes"
     rows = {
-        "architecture": f"{document['architecture']}, {document['num_classes']} classes, input {shape}",
+        "architecture": f"{document['architecture']}, {classes}, input {shape}",
         "MACs": _change(dense["macs"], now["macs"], 1e6, "M"),
         "parameters": _change(dense["params"], now["params"], 1e3, "k"),
         "channels": _change(dense["channels"], now["channels"], 1, ""),
@@ -132,5 +133,7 @@ def _ends(state: dict[str, Any]) -> tuple[int, int]:
 
 
 def _change(dense: int, now: int, scale: float, unit: str) -> str:
-    before, after = (f"{value / scale:,.2f} {unit}" if unit else f"{value:,}" for value in (dense, now))
+    before, after = (
+        f"{value / scale:,.2f} {unit}" if unit else f"{value:,}" for value in (dense, now)
+    )
     return before if dense == now else f"{after}, {100 * now / dense:.1f} % of {before}"

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -41,18 +40,21 @@ POOLING_MODULES = (
     *(nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.LPPool2d, nn.Upsample, nn.ZeroPad2d),
     *(nn.ReflectionPad2d, nn.ReplicationPad2d),
 )
-ELEMENTWISE_NAMES = frozenset(
-    "relu relu_ relu6 leaky_relu elu gelu silu mish softplus sigmoid sigmoid_ tanh tanh_ hardtanh "
-    "hardsigmoid hardswish abs neg exp sqrt square clamp clamp_ dropout dropout2d dropout3d "
-    "contiguous clone detach float half double type to "
-    "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d interpolate".split()
-)
-BINARY_NAMES = frozenset(
-    "add add_ iadd sub sub_ isub mul mul_ imul div div_ truediv itruediv maximum minimum".split()
-)
-ADDITIONS = frozenset("add add_ iadd".split())
-RESHAPES = frozenset("flatten view reshape squeeze".split())
-SHAPE_QUERIES = frozenset("size dim getattr numel".split())
+ELEMENTWISE_NAMES = {
+    *("relu", "relu_", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "softplus"),
+    *("sigmoid", "sigmoid_", "tanh", "tanh_", "hardtanh", "hardsigmoid", "hardswish"),
+    *("abs", "neg", "exp", "sqrt", "square", "clamp", "clamp_"),
+    *("dropout", "dropout2d", "dropout3d", "contiguous", "clone", "detach"),
+    *("float", "half", "double", "type", "to"),
+    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate"),
+}
+ADDITIONS = {"add", "add_", "iadd"}
+BINARY_NAMES = {
+    *ADDITIONS,
+    *("sub", "sub_", "isub", "mul", "mul_", "imul", "div", "div_", "truediv", "itruediv"),
+    *("maximum", "minimum"),
+}
+RESHAPES = {"flatten", "view", "reshape", "squeeze"}
 
 
 class Tracer(fx.Tracer):
@@ -69,7 +71,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     """Trace a network; the result shares its modules and parameters.
 
     Raises:
-        ModelError: torch.fx cannot follow the network, for instance past data-dependent control flow.
+        ModelError: torch.fx cannot follow it, for instance past data-dependent control flow.
     """
     try:
         return fx.GraphModule(model, Tracer().trace(model))
@@ -370,7 +372,9 @@ class _Analysis:
                 # All channels of one group of a grouped convolution live and die together.
                 blocks = part.reshape(module.groups, -1)
                 self._tie(blocks[:, 0].repeat(blocks.shape[1]), part)
-            self._tie(source.reshape(module.groups, -1)[:, 0], outputs.reshape(module.groups, -1)[:, 0])
+            self._tie(
+                source.reshape(module.groups, -1)[:, 0], outputs.reshape(module.groups, -1)[:, 0]
+            )
         return outputs
 
     def _reader(
@@ -473,7 +477,9 @@ def _groups(
     members: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for unit in sorted(runs_through):
         members[tuple(runs_through[unit])].append(unit)
-    groups = [_group([axes[i] for i in key], units, frozen, residual) for key, units in members.items()]
+    groups = [
+        _group([axes[i] for i in key], units, frozen, residual) for key, units in members.items()
+    ]
     return _with_unique_names(groups)
 
 

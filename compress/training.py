@@ -1,4 +1,4 @@
-"""One training step, and the schedule around it: dense training, pruning and finetuning share it."""
+"""One training step and its schedule: dense training, pruning and finetuning share them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def learning_rate(
 
 def sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     """Return SGD with weight decay on weights; on norms and biases only where asked."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             weight = parameter.dim() > 1 or config.decay_norm_and_bias
@@ -100,6 +101,7 @@ class Trainer:
         teacher: nn.Module | None = None,
     ) -> None:
         self.model, self.config, self.seed = model, config, seed
+        self.settle()
         self.steps_per_epoch, self.total, self.hold = steps_per_epoch, total, hold
         self.step_index = 0
         self.device = next(model.parameters()).device
@@ -147,12 +149,12 @@ class Trainer:
         torch.manual_seed(_mix(self.seed, self.step_index))
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        images = batch.images.to(self.device, non_blocking=True)
+        images = batch.images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         labels = batch.labels.to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             loss = self._loss((network or self.model)(images), images, labels)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         if after_backward:
             after_backward()
@@ -186,6 +188,10 @@ class Trainer:
         self._loss_sum.zero_()
         self._images = 0
         return mean
+
+    def settle(self) -> None:
+        """Lay weights out as convolutions want them; call it again after a shrink."""
+        self.model.to(memory_format=torch.channels_last)
 
     def start_averaging(self) -> None:
         """Begin the exponential moving average, if the settings ask for one."""
@@ -228,7 +234,9 @@ class Trainer:
         self._loss_sum.copy_(tensors["loss"][0])
         self._images = int(tensors["loss"][1])
         if "scale" in tensors:
-            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": float(tensors["scale"])})
+            self.scaler.load_state_dict(
+                {**self.scaler.state_dict(), "scale": float(tensors["scale"])}
+            )
 
     def _loss(
         self, logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor
@@ -250,7 +258,9 @@ class Trainer:
         assert self.averaged is not None
         assert self.config.ema is not None
         # Few steps in, the average must not be dominated by where it started.
-        decay = min(self.config.ema, (1 + self.step_index - self.hold) / (10 + self.step_index - self.hold))
+        decay = min(
+            self.config.ema, (1 + self.step_index - self.hold) / (10 + self.step_index - self.hold)
+        )
         own = self.model.state_dict()
         for name, average in self.averaged.state_dict().items():
             if average.is_floating_point():
@@ -266,7 +276,9 @@ class Trainer:
 
 def _filter_norms(model: nn.Module) -> torch.Tensor:
     """Return the sum of the L2 norms of all convolution filters (group lasso)."""
-    norms = [m.weight.flatten(1).norm(dim=1).sum() for m in model.modules() if isinstance(m, nn.Conv2d)]
+    norms = [
+        m.weight.flatten(1).norm(dim=1).sum() for m in model.modules() if isinstance(m, nn.Conv2d)
+    ]
     return torch.stack(norms).sum()
 
 

@@ -16,13 +16,14 @@ from compress.files import write_json
 from export.onnx_check import OnnxFacts
 from export.onnx_export import staged_onnx
 from export.runners import OnnxRunner, TorchRunner
-from export.targets import Target
+from export.targets import Target, load_target
 from export.verify import ParityResult, check_parity
 
 if TYPE_CHECKING:
     import numpy as np
 
     from compress.checkpoint import Checkpoint
+    from compress.session import RunDirectory
 
 SCHEMA_VERSION = 1
 _REQUIRED = {
@@ -83,6 +84,45 @@ def export_checkpoint(
         }
         write_json(path.with_suffix(".json"), document)
     return document
+
+
+def export_run(
+    run: RunDirectory,
+    folder: Path,
+    *,
+    config: ExportConfig,
+    images: np.ndarray,
+    model: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Export the dense and the pruned network of a run for its target.
+
+    Args:
+        run: the run directory; both networks lie there.
+        folder: where ``dense.onnx`` and ``pruned.onnx`` are written.
+        config: target and parity.
+        images: (N, C, H, W) float32 validation images, for parity.
+        model: ``package.module:callable``, where the networks are of the user's own architecture.
+
+    Returns:
+        The sidecar of each network, by name.
+
+    Raises:
+        CheckpointError: a network is missing or damaged.
+        CompressError: see export_checkpoint.
+    """
+    from compress.checkpoint import load_checkpoint
+
+    target = load_target(config.target)
+    return {
+        path.stem: export_checkpoint(
+            load_checkpoint(path, model),
+            folder / f"{path.stem}.onnx",
+            target=target,
+            config=config,
+            images=images,
+        )
+        for path in (run.dense, run.pruned)
+    }
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.errors import ModelError, writing
-from export.files import staged, write_flushed
+from compress.files import staged, write_flushed
 from export.onnx_check import INPUT, OUTPUT, OnnxFacts, first_line, inspect_onnx
 from export.onnx_fold import fold_constants
 
@@ -83,20 +83,10 @@ def staged_onnx(
         yield inspect_onnx(temporary, target=target)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a network in evaluation mode and give every submodule its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _trace(model: nn.Module, *, target: Target, input_size: tuple[int, int, int]) -> bytes:
     import torch
+
+    from compress.evaluate import evaluating
 
     weight = next(model.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)

@@ -159,6 +159,8 @@ class OnnxRunner:
         options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
         options.intra_op_num_threads = self._threads or 0  # 0 is its word for all physical cores
         options.inter_op_num_threads = 1
+        # An idle pool that spins takes the cores from whatever network is measured next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             return runtime.InferenceSession(
                 str(self._path), options, providers=[self._provider], enable_fallback=0

@@ -27,7 +27,9 @@ class Plain(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.features(x)
-        x = F.dropout(F.leaky_relu(self.norm(self.hidden(x.view(x.size(0), -1)))), 0.5, self.training)
+        x = F.dropout(
+            F.leaky_relu(self.norm(self.hidden(x.view(x.size(0), -1)))), 0.5, self.training
+        )
         return self.head(x)
 
 
@@ -71,7 +73,11 @@ class Separable(nn.Module):
         super().__init__()
         self.expand, self.norm1 = conv(3, 12, 1), nn.BatchNorm2d(12)
         self.depthwise, self.norm2 = conv(12, 12, groups=12), nn.BatchNorm2d(12)
-        self.pool, self.squeeze, self.excite = nn.AdaptiveAvgPool2d(1), conv(12, 4, 1), conv(4, 12, 1)
+        self.pool, self.squeeze, self.excite = (
+            nn.AdaptiveAvgPool2d(1),
+            conv(12, 4, 1),
+            conv(4, 12, 1),
+        )
         self.project, self.act = conv(12, 8, 1), nn.PReLU(8)
         self.head = nn.Linear(8, 4)
 
@@ -128,6 +134,5 @@ class Unknown(nn.Module):
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    cls.__name__: cls
-    for cls in (Plain, PreActivation, Dense, Separable, Grouped, Shared, Unknown)
+    cls.__name__: cls for cls in (Plain, PreActivation, Dense, Separable, Grouped, Shared, Unknown)
 }

@@ -8,13 +8,13 @@ import torch
 from conftest import built, input_size_of, lived_in, random_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import NETWORKS
 from torch import nn
 
 from compress.errors import ModelError
 from compress.models import BUILTIN_MODELS, build_model
 from compress.shrink import mask_, proof, shrink, shrink_
 from compress.tracing import analyse
-from networks import NETWORKS
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -1,0 +1,216 @@
+"""Latency of two networks against each other, in alternating blocks of one process.
+
+A round times every slot once, in random order: ``dense``, ``pruned``, and ``control``, which is
+the dense network loaded once more. What slows the machine for seconds slows a whole round and
+cancels in the ratio; the control shows what the method reports when there is no difference at all.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.stats import RatioInterval, median, median_ratio_interval
+from compress.errors import DataError
+
+if TYPE_CHECKING:
+    from export.runners import Runner
+
+Images = npt.NDArray[np.float32]
+Clock = Callable[[], float]
+
+SLOTS = ("dense", "pruned", "control")
+
+_WARMUP_SHARE = 0.1  # of max_seconds, per network: most that warming up may take
+_STATIONARY = 0.01  # a window no more than this share faster than the last ends warming up
+_INSTANT_MS = 1e-6  # no call is faster; keeps a clock that stood still from dividing by zero
+_LOOK_EVERY = 4  # rounds between two looks at the interval
+_LOOK_RESAMPLES = 1_000  # a look decides when to stop, never what is reported
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warmup:
+    """Calls before the first timed one."""
+
+    calls: int
+    seconds: float
+    stationary: bool
+    """Whether the last window was no faster than the one before; else the time was used up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyResult:
+    """What one batch size gave; latencies are milliseconds per call."""
+
+    batch_size: int
+    samples_ms: dict[str, tuple[float, ...]]
+    """Every timed call of each slot."""
+    blocks_ms: dict[str, tuple[float, ...]]
+    """Median call of each block; entry i of every slot belongs to round i."""
+    iterations: dict[str, int]
+    """Timed calls per block of each slot."""
+    warmup: dict[str, Warmup]
+    ratio: RatioInterval
+    control: RatioInterval
+    """The dense network against itself."""
+    seconds: float
+    converged: bool
+    """Whether the ratio became as precise as asked before the time was up."""
+
+
+def measure_latency(
+    runners: Mapping[str, Runner],
+    images: Images,
+    *,
+    block_ms: float,
+    min_blocks: int,
+    max_seconds: float,
+    ratio_precision: float,
+    confidence: float,
+    seed: int,
+    clock: Clock = time.perf_counter,
+    progress: Callable[[float], None] | None = None,
+) -> LatencyResult:
+    """Time ``runners["pruned"]`` against ``runners["dense"]`` on one batch (N, C, H, W).
+
+    ``runners["control"]`` is the dense network loaded once more, so that going to it costs what
+    going to the pruned one costs; without it the dense runner serves twice.
+
+    Rounds go on until there are ``min_blocks`` of them and both bounds of the ratio's interval lie
+    within ``ratio_precision`` (a share) of the ratio, or until another round would not fit into
+    ``max_seconds``. Two rounds are measured whatever they take, since one has no interval.
+    ``progress`` is told the share done, 0 to 1.
+
+    Raises:
+        DataError: no images.
+        KeyError: no runner is named dense or pruned.
+    """
+    if not len(images):
+        raise DataError("latency needs at least one image, and the batch is empty")
+    slots = {"control": runners["dense"], **runners}
+    stopwatch = _Stopwatch(clock, images)
+    start = clock()
+    warm = {
+        name: stopwatch.warm_up(slots[name], block_ms, _WARMUP_SHARE * max_seconds)
+        for name in SLOTS
+    }
+    # The control does exactly what the dense network does.
+    calls = {name: warm["pruned" if name == "pruned" else "dense"].iterations for name in SLOTS}
+    timings = {name: _Timings(calls[name]) for name in SLOTS}
+
+    def interval(slot: str, resamples: int = 10_000) -> RatioInterval:
+        blocks = timings["dense"].blocks, timings[slot].blocks
+        return median_ratio_interval(*blocks, confidence=confidence, seed=seed, resamples=resamples)
+
+    rng = np.random.default_rng(seed)
+    converged, longest, rounds = False, 0.0, 0
+    while not converged and (rounds < 2 or clock() - start + longest <= max_seconds):
+        began = clock()
+        for index in rng.permutation(len(SLOTS)):
+            name = SLOTS[index]
+            timings[name].add(stopwatch.block(slots[name], timings[name].iterations))
+        rounds += 1
+        longest = max(longest, clock() - began)
+        if rounds >= min_blocks and (rounds - min_blocks) % _LOOK_EVERY == 0:
+            converged = _reach(interval("pruned", _LOOK_RESAMPLES)) <= ratio_precision
+        if progress is not None:
+            progress(min(1.0, (clock() - start) / max_seconds))
+    if progress is not None:
+        progress(1.0)
+    return LatencyResult(
+        batch_size=len(images),
+        samples_ms={name: tuple(timings[name].samples) for name in SLOTS},
+        blocks_ms={name: tuple(timings[name].blocks) for name in SLOTS},
+        iterations=calls,
+        warmup={name: found.warmup for name, found in warm.items()},
+        ratio=interval("pruned"),
+        control=interval("control"),
+        seconds=clock() - start,
+        converged=converged,
+    )
+
+
+@dataclass
+class _Timings:
+    iterations: int
+    samples: list[float] = field(default_factory=list)
+    blocks: list[float] = field(default_factory=list)
+
+    def add(self, block: list[float]) -> None:
+        self.samples += block
+        self.blocks.append(median(block))
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    warmup: Warmup
+    iterations: int
+
+
+@dataclass(frozen=True)
+class _Stopwatch:
+    clock: Clock
+    images: Images
+
+    def block(self, runner: Runner, iterations: int) -> list[float]:
+        """Time calls one by one, in milliseconds."""
+        with _collector_off():
+            # Not timed: it pays for the caches that the other network left cold.
+            runner.infer(self.images)
+            return self._time(runner, iterations)
+
+    def warm_up(self, runner: Runner, block_ms: float, most_seconds: float) -> _Calibration:
+        """Run windows of ``block_ms`` until one is no faster than the last, or time is up."""
+        start, calls, iterations = self.clock(), 1, 1
+        previous = fastest = math.inf
+        runner.infer(self.images)  # the first call allocates and picks kernels
+        while True:
+            window = self._time(runner, iterations)
+            calls += len(window)
+            fastest = min(fastest, *window)
+            full = sum(window) >= block_ms
+            stationary = full and median(window) >= (1 - _STATIONARY) * previous
+            seconds = self.clock() - start
+            if stationary or seconds >= most_seconds:
+                break
+            previous = median(window) if full else previous
+            iterations *= 1 if full else 2
+        # By the fastest call: a block holds block_ms of work even when nothing disturbs it.
+        needed = max(1, math.ceil(block_ms / max(fastest, _INSTANT_MS)))
+        warmup = Warmup(calls=calls, seconds=seconds, stationary=stationary)
+        return _Calibration(warmup, needed)
+
+    def _time(self, runner: Runner, iterations: int) -> list[float]:
+        infer, images, clock = runner.infer, self.images, self.clock
+        times = []
+        for _ in range(iterations):
+            start = clock()
+            infer(images)
+            times.append(1000 * (clock() - start))
+        return times
+
+
+def _reach(interval: RatioInterval) -> float:
+    """Return how far the interval reaches from the ratio, as a share of it."""
+    reach = max(interval.high - interval.ratio, interval.ratio - interval.low)
+    return reach / interval.ratio
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Keep Python's garbage collector out of a timed block."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

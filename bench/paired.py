@@ -1,0 +1,158 @@
+"""Accuracy lost on the same images: pure functions of counts.
+
+The drop is a difference of paired proportions with the score interval of Tango, "Equivalence test
+and confidence interval for the difference in proportions for the paired-sample design", Statistics
+in Medicine 17 (1998) 891-908. Unlike the Wald interval it keeps its width when no image flips,
+where "no difference seen" must not read as "no difference". It carries a two-sided interval for
+people (``low_pp``, ``high_pp``) and the two one-sided bounds that verdicts use (``at_least_pp``,
+``at_most_pp``), every one at the stated confidence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.stats import MOST_COUNT, first_count
+
+_TOLERANCE = 1e-13  # of a share; doubles near 1 are 2e-16 apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDrop:
+    """Accuracy lost on the same images, in percentage points: above 0 is worse."""
+
+    images: int
+    drop_pp: float
+    low_pp: float
+    high_pp: float
+    at_least_pp: float
+    at_most_pp: float
+    confidence: float
+    mcnemar_p: float
+    """Exact two-sided binomial p that flips to wrong and flips to right are equally likely."""
+    flips_to_wrong: int
+    """Images that only the dense network gets right."""
+    flips_to_right: int
+    """Images that only the pruned network gets right."""
+    agreement: float
+    """Share of images that both get right or both get wrong."""
+    resolution_pp: float
+    """Smallest drop that this many images can rule out at the flips seen here."""
+
+
+def paired_drop(
+    dense_correct: npt.ArrayLike, pruned_correct: npt.ArrayLike, *, confidence: float
+) -> PairedDrop:
+    """Compare correct/wrong per image, (images,) of bool each, same images in the same order.
+
+    Raises:
+        ValueError: no images, or two different numbers of them.
+    """
+    dense, pruned = np.asarray(dense_correct, dtype=bool), np.asarray(pruned_correct, dtype=bool)
+    if dense.shape != pruned.shape or dense.ndim != 1 or not dense.size:
+        raise ValueError(f"cannot pair {dense.shape} with {pruned.shape}")
+    images = len(dense)
+    worse, better = int((dense & ~pruned).sum()), int((~dense & pruned).sum())
+    low, high = tango_interval(worse, better, images, tail=(1 - confidence) / 2)
+    at_least, at_most = tango_interval(worse, better, images, tail=1 - confidence)
+    flips = (worse + better) / images
+    return PairedDrop(
+        images=images,
+        drop_pp=100 * (worse - better) / images,
+        low_pp=100 * low,
+        high_pp=100 * high,
+        at_least_pp=100 * at_least,
+        at_most_pp=100 * at_most,
+        confidence=confidence,
+        mcnemar_p=mcnemar_p(worse, better),
+        flips_to_wrong=worse,
+        flips_to_right=better,
+        agreement=1 - flips,
+        resolution_pp=resolution(images, flips=flips, confidence=confidence),
+    )
+
+
+def tango_interval(
+    worse: float, better: float, images: float, *, tail: float
+) -> tuple[float, float]:
+    """Return Tango's score interval of (worse - better) / images, as shares.
+
+    ``tail`` is the probability left outside at each end: 0.025 gives the usual 95 % interval.
+    """
+    z = NormalDist().inv_cdf(1 - tail)
+
+    def score(drop: float) -> float:
+        return _tango_score(drop, worse, better, images)
+
+    observed = (worse - better) / images
+    return (
+        _first(lambda drop: score(drop) <= z, -1.0, observed),
+        _first(lambda drop: score(drop) < -z, observed, 1.0),
+    )
+
+
+def mcnemar_p(worse: int, better: int) -> float:
+    """Return the exact two-sided McNemar p: binomial(worse + better, 1/2); 1 without flips."""
+    flips = worse + better
+    term = total = 1
+    for k in range(min(worse, better)):
+        term = term * (flips - k) // (k + 1)
+        total += term
+    return min(1.0, 2 * total / 2**flips)
+
+
+def resolution(images: int, *, confidence: float, flips: float = 0.0) -> float:
+    """Return the smallest drop in pp that ``images`` can rule out.
+
+    It is the upper bound that two networks of equal accuracy get when the share ``flips`` of the
+    images changes between right and wrong, half each way. Without flips it is z^2 / (images + z^2).
+    """
+    half = flips * images / 2
+    return 100 * tango_interval(half, half, images, tail=1 - confidence)[1]
+
+
+def images_needed(
+    limit_pp: float, *, worse: int, better: int, images: int, confidence: float
+) -> int | None:
+    """Return how many images would decide ``limit_pp`` if flips stayed as frequent as here.
+
+    None when none would: the drop seen is the limit itself.
+    """
+    limit = limit_pp / 100
+
+    def decides(count: int) -> bool:
+        scale = count / images
+        low, high = tango_interval(worse * scale, better * scale, count, tail=1 - confidence)
+        return high <= limit or low > limit
+
+    return first_count(decides) if decides(MOST_COUNT) else None
+
+
+def _tango_score(drop: float, worse: float, better: float, images: float) -> float:
+    """Score statistic of H0: P(only dense right) - P(only pruned right) = drop; falls with drop."""
+    # `only_pruned` is the restricted maximum likelihood estimate: the root of a q^2 + b q + c.
+    a = 2 * images
+    b = -worse - better + (2 * images - worse + better) * drop
+    c = -better * drop * (1 - drop)
+    root = math.sqrt(max(b * b - 4 * a * c, 0.0))
+    # The stable form of the larger root: no cancellation when b > 0.
+    only_pruned = (-2 * c / (b + root) if b + root else 0.0) if b > 0 else (root - b) / (2 * a)
+    variance = images * (2 * only_pruned + drop * (1 - drop))
+    difference = worse - better - images * drop
+    if variance <= 0:
+        return math.copysign(math.inf, difference) if difference else 0.0
+    return difference / math.sqrt(variance)
+
+
+def _first(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """Return by bisection where a condition that turns true once, from low to high, does so."""
+    while high - low > _TOLERANCE:
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

@@ -1,0 +1,170 @@
+"""The report: built from measurements, written whole or not at all, read back with every check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench.accuracy import AccuracyComparison, Predictions
+from bench.environment import Environment
+from bench.latency import LatencyResult
+from bench.render import render_markdown, render_table
+from bench.schema import (
+    SCHEMA_VERSION,
+    Artefact,
+    Comparison,
+    LatencyComparison,
+    LatencyRecord,
+    NetworkRecord,
+    Networks,
+    Report,
+    ValidationSet,
+)
+from bench.stats import summary
+from compress.config import BenchConfig
+from compress.errors import CheckpointError
+from compress.files import staged, write_flushed
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Report",
+    "build_report",
+    "load_report",
+    "render_markdown",
+    "render_table",
+    "save_report",
+]
+
+
+def build_report(
+    *,
+    architecture: str,
+    target: str,
+    runtime: str,
+    identity: str,
+    artefacts: tuple[Artefact, Artefact],
+    predictions: tuple[Predictions, Predictions],
+    accuracy: AccuracyComparison,
+    latency: Sequence[LatencyResult],
+    environment: Environment,
+    config: BenchConfig,
+    pruning: dict[str, Any] | None = None,
+    created: datetime | None = None,
+) -> Report:
+    """Put measurements together; pairs are (dense, pruned), ``identity`` names the images."""
+    dense, pruned = artefacts
+    return Report(
+        created=created or datetime.now(timezone.utc).replace(microsecond=0),
+        runtime=runtime,
+        architecture=architecture,
+        target=target,
+        validation=ValidationSet(
+            identity=identity,
+            images=len(predictions[0].labels),
+            skipped=predictions[0].skipped,
+        ),
+        networks=Networks(
+            dense=_network(dense, predictions[0], latency, "dense"),
+            pruned=_network(pruned, predictions[1], latency, "pruned"),
+        ),
+        comparison=Comparison(
+            latency=tuple(map(_compare_latency, latency)),
+            accuracy=accuracy,
+            macs_ratio=_ratio(dense.macs, pruned.macs),
+            params_ratio=_ratio(dense.params, pruned.params),
+            bytes_ratio=_ratio(dense.bytes, pruned.bytes),
+        ),
+        environment=environment,
+        config=config,
+        pruning=pruning,
+    )
+
+
+def save_report(report: Report, path: Path) -> None:
+    """Write a report as JSON; a reader sees the old file or the new one, never half of one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    text = json.dumps(report.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+    with staged(path) as temporary:
+        write_flushed(temporary, text.encode("ascii"))
+
+
+def load_report(path: Path) -> Report:
+    """Read a report and check every field of it.
+
+    Raises:
+        CheckpointError: missing, truncated, not a report, or of another schema version.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(
+            f"cannot read the report {path}: {reason}; write one with `compress bench`"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is not JSON or is cut short ({error}); measure again with `compress bench`"
+        ) from error
+    if not isinstance(document, dict) or "schema_version" not in document:
+        raise CheckpointError(f"{path} is JSON but not a report of `compress bench`")
+    version = document["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} has schema_version {version!r} and this tool reads {SCHEMA_VERSION}; "
+            "measure again with `compress bench`"
+        )
+    try:
+        return Report.model_validate(document)
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is a damaged report: {_first(error)}") from error
+
+
+def _network(
+    artefact: Artefact, found: Predictions, latency: Sequence[LatencyResult], slot: str
+) -> NetworkRecord:
+    records = tuple(
+        LatencyRecord(
+            batch_size=result.batch_size,
+            summary=summary(result.samples_ms[slot]),
+            iterations=result.iterations[slot],
+            block_medians_ms=result.blocks_ms[slot],
+            warmup=result.warmup[slot],
+        )
+        for result in latency
+    )
+    return NetworkRecord(
+        **{name: getattr(artefact, name) for name in Artefact.model_fields},
+        top1=found.top1_share,
+        top5=found.top5_share,
+        latency=records,
+    )
+
+
+def _compare_latency(result: LatencyResult) -> LatencyComparison:
+    return LatencyComparison(
+        batch_size=result.batch_size,
+        ratio=result.ratio,
+        speed_up=1 / result.ratio.ratio,
+        control=result.control,
+        control_block_medians_ms=result.blocks_ms["control"],
+        seconds=result.seconds,
+        converged=result.converged,
+    )
+
+
+def _ratio(dense: int | None, pruned: int | None) -> float | None:
+    return pruned / dense if dense and pruned else None
+
+
+def _first(error: ValidationError) -> str:
+    """Return the first thing that is wrong, by its place in the document."""
+    detail = error.errors()[0]
+    return f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}"

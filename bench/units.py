@@ -1,0 +1,71 @@
+"""Figures as people read them; the one place that decides how many digits a figure has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def count(value: float) -> str:
+    """Return a number of things with a decimal prefix: 40.8 M, 270.9 k, 640."""
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.1f} {prefix}"
+    return f"{value:.0f}"
+
+
+def about(value: float) -> str:
+    """Return a number of things rounded to two digits: 2300."""
+    return f"{float(f'{value:.2g}'):.0f}"
+
+
+def size(value: float) -> str:
+    """Return bytes with a decimal prefix (1 MB is 10^6 bytes): 1.08 MB, 640 B."""
+    for factor, prefix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= factor:
+            return f"{value / factor:.2f} {prefix}"
+    return f"{value:.0f} B"
+
+
+def milliseconds(value: float) -> str:
+    """Return a latency with about four digits: 0.412 ms, 12.35 ms."""
+    return f"{value:.{3 if value < 10 else 2 if value < 100 else 1}f} ms"
+
+
+def ratio(value: float) -> str:
+    """Return a ratio with three decimals: 0.648."""
+    return f"{value:.3f}"
+
+
+def speed_up(value: float) -> str:
+    """Return a speed-up: 1.54x."""
+    return f"{value:.2f}x"
+
+
+def points(value: float) -> str:
+    """Return percentage points: 0.56 pp."""
+    return f"{value:.2f} pp"
+
+
+def share(value: float) -> str:
+    """Return a share as a percentage with two decimals: 98.06 %."""
+    return f"{100 * value:.2f} %"
+
+
+def level(value: float) -> str:
+    """Return a confidence level: 95 %, 97.5 %."""
+    return f"{100 * value:g} %"
+
+
+def error(value: float) -> str:
+    """Return a relative error: 3.1e-07."""
+    return f"{value:.1e}"
+
+
+def budget(key: str) -> Callable[[float], str]:
+    """Return how figures of a budget are written, by the last part of its key."""
+    return {
+        "max_drop_pp": points,
+        "max_ratio": ratio,
+        "p99_ms": milliseconds,
+        "max_relative_error": error,
+    }[key.rpartition(".")[2]]

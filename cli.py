@@ -1,0 +1,461 @@
+"""The command line: parse, load the configuration, call the library, print, exit with a code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from compress.errors import CompressError, ConfigError
+
+# Nothing else is imported up here: --help must not wait for torch.
+if TYPE_CHECKING:
+    from bench.quality_gate import Verdict
+    from bench.schema import Report
+    from compress.config import RunConfig
+    from compress.data import ImageData
+    from compress.session import RunDirectory, Session
+
+EXIT_CODES = """
+Exit codes: 0 done, every budget holds; 1 the command could not do its job; 2 usage or
+configuration; 3 a budget is violated; 4 inconclusive; 5 the environment is unfit; 6 parity failed;
+130 interrupted.
+"""
+
+
+class Commands(TyperGroup):
+    """The one place where a user's error becomes a sentence on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; a bug keeps its traceback."""
+        try:
+            return super().invoke(ctx)
+        except CompressError as error:
+            _say(f"error: {error}")
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            _say("stopped")
+            raise typer.Exit(130) from error
+        except BrokenPipeError as error:
+            sys.stderr.close()  # the reader of our output went away; there is nobody to tell
+            raise typer.Exit(0) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make trained convolutional networks small and fast, and prove it.",
+    epilog=EXIT_CODES,
+)
+
+Run = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
+ConfigName = Annotated[
+    str | None, typer.Option("--config", help="Named configuration, or a path to a TOML file.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="section.key=value on top of the configuration; repeatable."),
+]
+Output = Annotated[Path | None, typer.Option("--output", help="Directory to write to.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Remove the files of an earlier run in --output.")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Architecture, or package.module:callable.")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder of the data set: train/ and val/ for an image folder."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+BudgetFile = Annotated[
+    str | None, typer.Option("--budgets", help="Budget file, or a name under configs/budgets.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def main_options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Make trained convolutional networks small and fast, and prove it."""
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    if version:
+        from compress import __version__
+
+        print(f"compress {__version__}")
+        raise typer.Exit
+
+
+@app.command("run")
+def run_command(
+    config: ConfigName = None,
+    settings: Settings = None,
+    output: Output = None,
+    model: Model = None,
+    data: Data = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Do everything: train, prune, finetune, export, bench and gate.
+
+    Without arguments: a ResNet-20 on embedded handwritten digits.
+    """
+    start = time.monotonic()
+    resolved, session = _open(config, settings, output, model, data, resume, overwrite)
+    run, images = session.run, _load_data(resolved)
+    own = _own_model(resolved)
+    _stage(run.dense, f"training {resolved.model.name}", lambda: _train(resolved, images, session))
+    _stage(
+        run.pruned, f"pruning to {resolved.prune.budget}", lambda: _prune(resolved, images, session)
+    )
+    exported = run.export / "pruned.json"
+    _stage(exported, "exporting", lambda: _export(run, run.export, resolved, images, own))
+    _say("measuring")
+    report = _bench(run, resolved, images)
+    verdicts = _judge(report, resolved.bench.budgets)
+    _write_report(report, verdicts, run.path)
+    _print_report(report, verdicts, as_json)
+    _say(f"{time.monotonic() - start:.0f} s; everything is in {run.path}")
+    raise typer.Exit(_exit_code(verdicts))
+
+
+@app.command("train")
+def train_command(
+    config: ConfigName = None,
+    settings: Settings = None,
+    output: Output = None,
+    model: Model = None,
+    data: Data = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train the dense network from scratch; writes dense.safetensors."""
+    resolved, session = _open(config, settings, output, model, data, resume, overwrite)
+    _stage(
+        session.run.dense,
+        f"training {resolved.model.name}",
+        lambda: _train(resolved, _load_data(resolved), session),
+    )
+    _print_summary(session.run.dense, _own_model(resolved), as_json)
+
+
+@app.command("prune")
+def prune_command(
+    config: ConfigName = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="Dense weights: .pth or .safetensors.")
+    ] = None,
+    data: Data = None,
+    model: Model = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="macs=0.5, params=0.4, channels=0.72 or removed=3200."),
+    ] = None,
+    settings: Settings = None,
+    output: Output = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Prune a dense network by Taylor gates, shrink and finetune it; writes pruned.safetensors."""
+    settings = [*(settings or []), *([f"prune.budget={budget}"] if budget else [])]
+    if checkpoint is None and not resume:
+        raise ConfigError("compress prune needs --checkpoint FILE (or --resume --output DIR)")
+    resolved, session = _open(config, settings, output, model, data, resume, overwrite)
+    images = _load_data(resolved)
+    if checkpoint is not None and not session.run.dense.is_file():
+        from compress.dense import import_dense
+
+        import_dense(resolved, images, session, checkpoint)
+    _stage(
+        session.run.pruned,
+        f"pruning to {resolved.prune.budget}",
+        lambda: _prune(resolved, images, session),
+    )
+    _print_summary(session.run.pruned, _own_model(resolved), as_json)
+
+
+@app.command("export")
+def export_command(
+    run: Run,
+    target: Annotated[str | None, typer.Option("--target", help="Deployment profile.")] = None,
+    data: Data = None,
+    model: Model = None,
+    settings: Settings = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Export the dense and the pruned network of a run to ONNX, and prove parity with torch."""
+    settings = [*(settings or []), *([f"export.target={target}"] if target else [])]
+    directory, resolved = _existing(run, settings, data)
+    images = _load_data(resolved)
+    documents = _export(directory, output or directory.export, resolved, images, model)
+    if as_json:
+        _print_json(documents)
+        return
+    for name, document in documents.items():
+        worst = max(result["relative_error"] for result in document["parity"])
+        onnx = document["onnx"]
+        print(
+            f"{output or directory.export}/{name}.onnx: {onnx['bytes'] / 1e6:.2f} MB, "
+            f"opset {onnx['opset']}, IR {onnx['ir_version']}, "
+            f"largest relative difference from torch {worst:.1e}"
+        )
+
+
+@app.command("bench")
+def bench_command(
+    run: Run,
+    budgets: BudgetFile = None,
+    data: Data = None,
+    settings: Settings = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Measure latency and accuracy of the pruned against the dense network of a run."""
+    directory, resolved = _existing(run, settings, data)
+    report = _bench(directory, resolved, _load_data(resolved))
+    verdicts = _judge(report, budgets) if budgets else []
+    _write_report(report, verdicts, output or directory.path)
+    _print_report(report, verdicts, as_json)
+    raise typer.Exit(_exit_code(verdicts))
+
+
+@app.command("gate")
+def gate_command(
+    report: Annotated[Path, typer.Argument(help="report.json of compress bench.")],
+    budgets: BudgetFile = "default",
+    settings: Settings = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a report by budgets; the exit code is the verdict."""
+    from bench.report import load_report
+
+    measured = load_report(report)
+    verdicts = _judge(measured, budgets or "default", settings or ())
+    if output is not None:
+        _write_report(measured, verdicts, output)
+    _print_report(measured, verdicts, as_json)
+    raise typer.Exit(_exit_code(verdicts))
+
+
+@app.command("inspect")
+def inspect_command(
+    file: Annotated[Path, typer.Argument(help="A file of weights.", metavar="FILE")],
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a file of weights holds: architecture, groups, widths, MACs, provenance."""
+    _print_summary(file, model, as_json)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="compress")
+
+
+# Configuration and directories
+
+
+def _open(
+    name: str | None,
+    settings: list[str] | None,
+    output: Path | None,
+    model: str | None,
+    data: Path | None,
+    resume: bool,
+    overwrite: bool,
+) -> tuple[RunConfig, Session]:
+    """Resolve the configuration and make its directory ready."""
+    from compress.config import DEFAULT_CONFIG, load_config
+    from compress.session import RunDirectory, Session
+
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other")
+    if resume and output is None:
+        raise ConfigError("--resume needs --output DIR, the directory of the run to go on with")
+    if resume and (name or settings or model):
+        raise ConfigError("--resume goes on with the configuration of the run: give no other")
+    name = name or DEFAULT_CONFIG
+    resolved = load_config(name, _settings(settings, model, data))
+    if output is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        output = Path("runs") / f"{Path(name).stem}-{stamp}"
+    run = RunDirectory(output)
+    resolved = run.prepare(resolved, resume=resume, overwrite=overwrite)
+    return resolved, Session(run)
+
+
+def _existing(
+    path: Path, settings: list[str] | None, data: Path | None
+) -> tuple[RunDirectory, RunConfig]:
+    """Open a run that another command has written."""
+    from compress.config import load_config
+    from compress.session import RunDirectory
+
+    run = RunDirectory(path)
+    if not run.config.is_file():
+        raise ConfigError(f"{path} is not a run directory: it holds no config.toml")
+    return run, load_config(str(run.config), _settings(settings, None, data))
+
+
+def _settings(settings: list[str] | None, model: str | None, data: Path | None) -> list[str]:
+    found = list(settings or [])
+    if model:
+        found.append(f"model.name={model}")
+    if data:
+        found.append(f"data.root={data.expanduser().resolve()}")
+    return found
+
+
+def _own_model(config: RunConfig) -> str | None:
+    """The architecture that the user asked for by hand, which may be imported."""
+    return config.model.name if ":" in config.model.name else None
+
+
+# Stages
+
+
+def _stage(result: Path, title: str, work: Callable[[], object]) -> None:
+    """Do the work unless its result is there from before the run was resumed."""
+    if result.is_file():
+        _say(f"{title}: done before")
+        return
+    start = time.monotonic()
+    _say(title)
+    work()
+    _say(f"{title}: {time.monotonic() - start:.0f} s")
+
+
+def _load_data(config: RunConfig) -> ImageData:
+    from compress.data import load_data
+
+    return load_data(config.data)
+
+
+def _train(config: RunConfig, data: ImageData, session: Session) -> Path:
+    from compress.dense import train_dense
+
+    return train_dense(config, data, session)
+
+
+def _prune(config: RunConfig, data: ImageData, session: Session) -> Path:
+    from compress.pruner import prune
+
+    return prune(config, data, session, _own_model(config))
+
+
+def _export(
+    run: RunDirectory, folder: Path, config: RunConfig, data: ImageData, model: str | None
+) -> dict[str, dict[str, Any]]:
+    from compress.data import first_images
+    from export.exporter import export_run
+
+    images = first_images(data, max(config.export.parity_batches, default=1)).numpy()
+    return export_run(run, folder, config=config.export, images=images, model=model)
+
+
+def _bench(run: RunDirectory, config: RunConfig, data: ImageData) -> Report:
+    from bench.benchmark import benchmark
+    from compress.checkpoint import read_description
+    from compress.data import eval_batches
+
+    def batches() -> Iterator[Any]:
+        size, workers = config.data.eval_batch_size, config.data.workers
+        return eval_batches(data.val, batch_size=size, workers=workers)
+
+    description = read_description(run.pruned)
+    with _percent_bar() as show:
+        return benchmark(
+            run.path,
+            config=config.bench,
+            batches_factory=batches,
+            identity=data.identity,
+            pruning=description.metrics if description else None,
+            seed=config.seed,
+            progress=show,
+        )
+
+
+def _judge(
+    report: Report, budgets: str, settings: list[str] | tuple[str, ...] = ()
+) -> list[Verdict]:
+    from bench.budgets import load_budgets
+    from bench.quality_gate import judge
+
+    return judge(report, load_budgets(budgets, settings))
+
+
+def _exit_code(verdicts: list[Verdict]) -> int:
+    from bench.quality_gate import exit_code
+
+    return exit_code(verdicts) if verdicts else 0
+
+
+# What is printed
+
+
+def _write_report(report: Report, verdicts: list[Verdict], folder: Path) -> None:
+    from bench.render import render_markdown
+    from bench.report import save_report
+    from compress.files import write_atomically
+
+    save_report(report, folder / "report.json")
+    write_atomically(folder / "report.md", render_markdown(report, verdicts))
+
+
+def _print_report(report: Report, verdicts: list[Verdict], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from bench.render import render_table
+
+    if as_json:
+        judged = [asdict(verdict) for verdict in verdicts]
+        _print_json({"report": report.model_dump(mode="json"), "verdicts": judged})
+    else:
+        Console().print(render_table(report, verdicts))
+
+
+def _print_summary(path: Path, model: str | None, as_json: bool) -> None:
+    from compress.summary import inspect_checkpoint, render_summary
+
+    document = inspect_checkpoint(path, model)
+    if as_json:
+        _print_json(document)
+    else:
+        Console().print(render_summary(document))
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, default=str))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+@contextmanager
+def _percent_bar() -> Iterator[Callable[[str, float], None]]:
+    from compress.progress import bar
+
+    with bar("measuring", 100) as shown:
+        yield lambda step, share: shown.at(round(100 * share), step)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from bench.benchmark import benchmark, timing_batch
+from bench.report import load_report, render_markdown, save_report
+from compress.config import BenchConfig
+from compress.errors import CheckpointError, DataError
+
+CONFIG = BenchConfig(
+    batch_sizes=(1, 3), threads=1, block_ms=0.2, min_blocks=4, max_seconds=1.0, ratio_precision=1.0
+)
+
+
+class Batch(NamedTuple):
+    images: np.ndarray
+    labels: np.ndarray
+    skipped: int
+
+
+def batches(count: int = 30) -> Iterator[Batch]:
+    rng = np.random.default_rng(0)
+    for start in range(0, count, 8):
+        size = min(8, count - start)
+        images = rng.uniform(size=(size, 1, 2, 3)).astype(np.float32)
+        yield Batch(images, images.reshape(size, 6).argmax(axis=1), int(start == 0))
+
+
+def save_network(path: Path, weight: np.ndarray, **changes: Any) -> None:
+    """Write Flatten + Gemm and its sidecar as the export does."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["images"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "weight"], ["logits"]),
+        ],
+        "network",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 1, 2, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 6])],
+        [numpy_helper.from_array(weight.astype(np.float32), "weight")],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    data = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    onnx.checker.check_model(data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    sidecar = {
+        "schema_version": 1,
+        "onnx": {
+            "file": path.name,
+            "sha256": sha256,
+            "bytes": len(data),
+            "opset": 17,
+            "ir_version": 8,
+        },
+        "target": "cpu",
+        "architecture": "linear",
+        "num_classes": 6,
+        "classes": list("abcdef"),
+        "input_size": [1, 2, 3],
+        "mean": [0.5],
+        "std": [0.25],
+        "weights_sha256": sha256[::-1],
+        "macs": int(np.count_nonzero(weight)),
+        "params": int(weight.size),
+        "parity": [
+            {
+                "reference": "torch (cpu)",
+                "candidate": "ONNX Runtime (CPU)",
+                "batch_size": 1,
+                "relative_error": 1e-7,
+                "cosine": 1.0,
+                "top1_agreement": 1.0,
+                "tolerance": 1e-4,
+            }
+        ],
+        "tools": {},
+        **changes,
+    }
+    path.with_suffix(".json").write_text(json.dumps(sidecar), encoding="utf-8")
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A dense network that is always right, and one that never sees class 0."""
+    save_network(tmp_path / "export" / "dense.onnx", np.eye(6))
+    blind = np.eye(6)
+    blind[0, 0] = -1
+    save_network(tmp_path / "export" / "pruned.onnx", blind)
+    return tmp_path
+
+
+def test_a_run_directory_becomes_a_report(run_dir: Path) -> None:
+    steps: list[tuple[str, float]] = []
+    found = benchmark(
+        run_dir,
+        config=CONFIG,
+        batches_factory=batches,
+        identity="f" * 64,
+        pruning={"criterion": "taylor-gate"},
+        progress=lambda step, share: steps.append((step, share)),
+    )
+    labels = np.concatenate([batch.labels for batch in batches()])
+    lost = int((labels == 0).sum())
+    assert found.networks.dense.top1 == 1.0
+    assert found.networks.pruned.top1 == pytest.approx(1 - lost / 30)
+    assert found.comparison.accuracy is not None
+    assert found.comparison.accuracy.drop.flips_to_wrong == lost
+    assert found.validation.model_dump() == {"identity": "f" * 64, "images": 30, "skipped": 1}
+    assert [record.batch_size for record in found.comparison.latency] == [1, 3]
+    assert found.comparison.bytes_ratio == 1.0
+    assert found.runtime == "ONNX Runtime (CPU)"
+    assert found.environment.threads == 1
+    assert found.networks.dense.parity[0].relative_error == 1e-7
+    assert {step for step, _ in steps} == {
+        "accuracy, dense",
+        "accuracy, pruned",
+        "latency, batch 1",
+        "latency, batch 3",
+    }
+    save_report(found, run_dir / "report.json")
+    assert load_report(run_dir / "report.json") == found
+    assert str(run_dir) not in render_markdown(found, [])
+
+
+def test_a_missing_export_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        benchmark(tmp_path, config=CONFIG, batches_factory=batches, identity="")
+
+
+def test_exports_that_do_not_belong_together(run_dir: Path) -> None:
+    save_network(run_dir / "export" / "pruned.onnx", np.eye(6), num_classes=7)
+    with pytest.raises(CheckpointError, match=r"differ in num_classes \(6 and 7\)"):
+        benchmark(run_dir, config=CONFIG, batches_factory=batches, identity="")
+
+
+def test_no_images_is_one_sentence(run_dir: Path) -> None:
+    with pytest.raises(DataError, match="none of 0 validation images"):
+        benchmark(run_dir, config=CONFIG, batches_factory=lambda: batches(0), identity="")
+
+
+def test_timing_batch_takes_real_images_and_repeats_them() -> None:
+    whole = np.concatenate([batch.images for batch in batches()])
+    np.testing.assert_array_equal(timing_batch(batches(), 10), whole[:10])
+    few = timing_batch(batches(3), 7)
+    np.testing.assert_array_equal(few, whole[:3][np.arange(7) % 3])
+    assert few.flags.c_contiguous
+    with pytest.raises(DataError, match="none could be read"):
+        timing_batch([], 4)

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bench import units
+from bench.quality_gate import Verdict, judge, load_budgets
+from bench.render import comparison_sheet, verdict_sheet
+from bench.report import load_report, render_markdown, render_table, save_report
+from bench.schema import Report
+from compress.errors import CheckpointError, OutputError
+
+ReportFactory = Callable[..., Report]
+
+
+@pytest.fixture(scope="module")
+def report(sample_report: ReportFactory) -> Report:
+    return sample_report()
+
+
+@pytest.fixture(scope="module")
+def verdicts(report: Report) -> list[Verdict]:
+    return judge(report, load_budgets("default"))
+
+
+def on_terminal(report: Report, verdicts: Sequence[Verdict], width: int = 200) -> str:
+    out = StringIO()
+    Console(file=out, width=width).print(render_table(report, verdicts))
+    return out.getvalue()
+
+
+def cells(line: str, separator: str) -> tuple[str, ...]:
+    return tuple(cell.strip() for cell in line.strip().strip(separator).split(separator))
+
+
+def test_round_trip(report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "report.json"
+    save_report(report, path)
+    assert load_report(path) == report
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.json"]
+
+
+def test_the_document_says_what_it_is(report: Report, tmp_path: Path) -> None:
+    save_report(report, tmp_path / "report.json")
+    document = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert document["schema_version"] == 1
+    assert document["created"] == "2026-01-02T03:04:05Z"
+    assert document["pruning"] == {"criterion": "taylor-gate"}
+    assert document["validation"] == {
+        "identity": report.validation.identity,
+        "images": 2000,
+        "skipped": 3,
+    }
+    assert document["networks"]["dense"]["top1"] == 0.9
+    assert len(document["networks"]["pruned"]["latency"][0]["block_medians_ms"]) == 20
+    assert document["comparison"]["macs_ratio"] == 20_325_376 / 40_813_184
+    assert document["comparison"]["latency"][0]["speed_up"] == pytest.approx(1 / 0.65, rel=0.01)
+
+
+def test_the_interval_can_be_recomputed_from_the_document(report: Report) -> None:
+    from bench.stats import median_ratio_interval
+
+    found = report.comparison.latency[0]
+    again = median_ratio_interval(
+        report.networks.dense.latency[0].block_medians_ms,
+        report.networks.pruned.latency[0].block_medians_ms,
+        confidence=report.config.confidence,
+        seed=0,
+        resamples=1000,
+    )
+    assert again == found.ratio
+
+
+def test_a_failed_write_keeps_what_was_there(report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "file" / "report.json"
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(OutputError, match="cannot write"):
+        save_report(report, path)
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "in the way"
+
+
+def damaged(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
+    def apply(text: str) -> str:
+        document = json.loads(text)
+        change(document)
+        return json.dumps(document)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda text: text[: len(text) // 2], "is not JSON or is cut short"),
+        (lambda text: "", "is not JSON or is cut short"),
+        (lambda text: "[1, 2]", "not a report of `compress bench`"),
+        (lambda text: '{"a": 1}', "not a report of `compress bench`"),
+        (damaged(lambda d: d.update(schema_version=2)), "schema_version 2 and this tool reads 1"),
+        (damaged(lambda d: d["networks"].pop("dense")), "damaged report: networks.dense"),
+        (damaged(lambda d: d.update(extra=1)), "damaged report: extra"),
+        (
+            damaged(lambda d: d["networks"]["dense"].update(top1=1.5)),
+            "damaged report: networks.dense.top1",
+        ),
+        (
+            damaged(lambda d: d["comparison"]["latency"][0]["ratio"].update(high=float("nan"))),
+            "damaged report: comparison.latency.0.ratio.high",
+        ),
+        (damaged(lambda d: d.update(created="yesterday")), "damaged report: created"),
+    ],
+)
+def test_damage_is_one_sentence(
+    report: Report, tmp_path: Path, spoil: Callable[[str], str], words: str
+) -> None:
+    path = tmp_path / "report.json"
+    save_report(report, path)
+    path.write_text(spoil(path.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(CheckpointError) as caught:
+        load_report(path)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_binary_report_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="No such file or directory; write one with"):
+        load_report(tmp_path / "report.json")
+    (tmp_path / "report.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CheckpointError, match="not JSON"):
+        load_report(tmp_path / "report.json")
+
+
+def test_markdown_and_terminal_show_the_same(report: Report, verdicts: list[Verdict]) -> None:
+    page, screen = render_markdown(report, verdicts), on_terminal(report, verdicts)
+    in_page = {cells(line, "|") for line in page.splitlines() if line.startswith("|")}
+    on_screen = {cells(line, "\u2502") for line in screen.splitlines() if "\u2502" in line}
+    rows = [*comparison_sheet(report).rows, *verdict_sheet(verdicts).rows]
+    assert len(rows) == 8 + len(verdicts)
+    assert set(rows) <= in_page
+    assert set(rows) <= on_screen
+
+
+def test_the_main_table_in_human_units(report: Report) -> None:
+    rows = {name: rest for name, *rest in comparison_sheet(report).rows}
+    drop = report.comparison.accuracy
+    assert drop is not None
+    assert rows["top-1"][:2] == ["90.00 %", "89.50 %"]
+    assert rows["top-1"][2].startswith("-0.50 pp [-1.")
+    assert rows["MACs"] == ["40.8 M", "20.3 M", "x 0.498"]
+    assert rows["parameters"] == ["270.9 k", "121.0 k", "x 0.447"]
+    assert rows["file size"] == ["1.08 MB", "512.00 kB", "x 0.472"]
+    assert rows["latency, batch 1"][2].startswith("x 0.650 [0.6")
+    assert rows["speed-up, batch 1"][2].startswith("1.54x [1.5")
+
+
+def test_what_did_not_pass_is_explained_in_both(sample_report: ReportFactory) -> None:
+    report = sample_report(images=360, worse=5, better=2, ratio=1.2, parity=())
+    verdicts = judge(report, load_budgets("default"))
+    page = render_markdown(report, verdicts)
+    screen = " ".join(on_terminal(report, verdicts, width=120).split())
+    open_ = [verdict for verdict in verdicts if verdict.status != "PASS"]
+    assert {verdict.status for verdict in open_} == {"FAIL", "INCONCLUSIVE", "SKIPPED"}
+    for verdict in open_:
+        assert f"- {verdict.status}: {verdict.sentence}." in page
+        assert f"{verdict.status}: {verdict.sentence}." in screen
+
+
+def test_a_report_without_accuracy_or_verdicts_still_renders(sample_report: ReportFactory) -> None:
+    report = sample_report(batch_sizes=(), parity=())
+    bare = report.model_copy(
+        update={"comparison": report.comparison.model_copy(update={"accuracy": None})}
+    )
+    assert "not measured" in on_terminal(bare, [])
+    page = render_markdown(bare, [])
+    assert "## Verdicts" not in page
+    assert "## Environment" in page
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (units.count(40_813_184), "40.8 M"),
+        (units.count(4.1e9), "4.1 G"),
+        (units.count(640), "640"),
+        (units.size(1_084_121), "1.08 MB"),
+        (units.size(999), "999 B"),
+        (units.milliseconds(0.4119), "0.412 ms"),
+        (units.milliseconds(12.345), "12.35 ms"),
+        (units.milliseconds(123.45), "123.5 ms"),
+        (units.share(0.98056), "98.06 %"),
+        (units.level(0.975), "97.5 %"),
+        (units.error(3.1e-7), "3.1e-07"),
+        (units.about(19_631), "20000"),
+    ],
+)
+def test_units(written: str, expected: str) -> None:
+    assert written == expected
+
+
+@pytest.mark.parametrize("module", ["bench.quality_gate", "bench.report", "bench.benchmark"])
+def test_import_is_light(module: str) -> None:
+    heavy = "('torch', 'torchvision', 'onnx', 'onnxruntime', 'scipy', 'rich')"
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert found.stdout.strip() == "[]"
