@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,18 +115,16 @@ def run_command(
     Without arguments: a ResNet-20 on embedded handwritten digits.
     """
     start = time.monotonic()
-    resolved, session = _open(config, settings, output, model, data, resume, overwrite)
-    run, images = session.run, _load_data(resolved)
-    own = _own_model(resolved)
-    _stage(run.dense, f"training {resolved.model.name}", lambda: _train(resolved, images, session))
-    _stage(
-        run.pruned, f"pruning to {resolved.prune.budget}", lambda: _prune(resolved, images, session)
-    )
-    exported = run.export / "pruned.json"
-    _stage(exported, "exporting", lambda: _export(run, run.export, resolved, images, own))
-    _say("measuring")
-    report = _bench(run, resolved, images)
-    verdicts = _judge(report, resolved.bench.budgets)
+    request = Request(config, settings or [], output, model, data, resume, overwrite)
+    with _started(request, prunes=True) as on:
+        run, model = on.run, _own_model(on.config)
+        _stage(run.dense, f"training {on.config.model.name}", lambda: _train(on))
+        _stage(run.pruned, f"pruning to {on.config.prune.budget}", lambda: _prune(on))
+        exported = run.export / "pruned.json"
+        _stage(exported, "exporting", lambda: _export(run, run.export, on.config, on.data, model))
+        _say("measuring")
+        report = _bench(run, on.config, on.data)
+    verdicts = _judge(report, on.config.bench.budgets)
     _write_report(report, verdicts, run.path)
     _print_report(report, verdicts, as_json)
     _say(f"{time.monotonic() - start:.0f} s; everything is in {run.path}")
@@ -144,13 +143,10 @@ def train_command(
     as_json: Json = False,
 ) -> None:
     """Train the dense network from scratch; writes dense.safetensors."""
-    resolved, session = _open(config, settings, output, model, data, resume, overwrite)
-    _stage(
-        session.run.dense,
-        f"training {resolved.model.name}",
-        lambda: _train(resolved, _load_data(resolved), session),
-    )
-    _print_summary(session.run.dense, _own_model(resolved), as_json)
+    request = Request(config, settings or [], output, model, data, resume, overwrite)
+    with _started(request, prunes=False) as on:
+        _stage(on.run.dense, f"training {on.config.model.name}", lambda: _train(on))
+    _print_summary(on.run.dense, _own_model(on.config), as_json)
 
 
 @app.command("prune")
@@ -173,20 +169,16 @@ def prune_command(
 ) -> None:
     """Prune a dense network by Taylor gates, shrink and finetune it; writes pruned.safetensors."""
     settings = [*(settings or []), *([f"prune.budget={budget}"] if budget else [])]
-    if checkpoint is None and not resume:
-        raise ConfigError("compress prune needs --checkpoint FILE (or --resume --output DIR)")
-    resolved, session = _open(config, settings, output, model, data, resume, overwrite)
-    images = _load_data(resolved)
-    if checkpoint is not None and not session.run.dense.is_file():
-        from compress.dense import import_dense
+    if (checkpoint is None) != resume:
+        raise ConfigError("compress prune needs --checkpoint FILE, or --resume --output DIR")
+    request = Request(config, settings, output, model, data, resume, overwrite)
+    with _started(request, prunes=True) as on:
+        if checkpoint is not None:
+            from compress.dense import import_dense
 
-        import_dense(resolved, images, session, checkpoint)
-    _stage(
-        session.run.pruned,
-        f"pruning to {resolved.prune.budget}",
-        lambda: _prune(resolved, images, session),
-    )
-    _print_summary(session.run.pruned, _own_model(resolved), as_json)
+            import_dense(on.config, on.data, on.session, checkpoint)
+        _stage(on.run.pruned, f"pruning to {on.config.prune.budget}", lambda: _prune(on))
+    _print_summary(on.run.pruned, _own_model(on.config), as_json)
 
 
 @app.command("export")
@@ -201,8 +193,7 @@ def export_command(
 ) -> None:
     """Export the dense and the pruned network of a run to ONNX, and prove parity with torch."""
     settings = [*(settings or []), *([f"export.target={target}"] if target else [])]
-    directory, resolved = _existing(run, settings, data)
-    images = _load_data(resolved)
+    directory, resolved, images = _existing(run, settings, data)
     documents = _export(directory, output or directory.export, resolved, images, model)
     if as_json:
         _print_json(documents)
@@ -227,8 +218,8 @@ def bench_command(
     as_json: Json = False,
 ) -> None:
     """Measure latency and accuracy of the pruned against the dense network of a run."""
-    directory, resolved = _existing(run, settings, data)
-    report = _bench(directory, resolved, _load_data(resolved))
+    directory, resolved, images = _existing(run, settings, data)
+    report = _bench(directory, resolved, images)
     verdicts = _judge(report, budgets) if budgets else []
     _write_report(report, verdicts, output or directory.path)
     _print_report(report, verdicts, as_json)
@@ -272,46 +263,87 @@ def main() -> None:
 # Configuration and directories
 
 
-def _open(
-    name: str | None,
-    settings: list[str] | None,
-    output: Path | None,
-    model: str | None,
-    data: Path | None,
-    resume: bool,
-    overwrite: bool,
-) -> tuple[RunConfig, Session]:
-    """Resolve the configuration and make its directory ready."""
+@dataclass(frozen=True)
+class Request:
+    """The options that every command which starts a run shares."""
+
+    config: str | None
+    settings: list[str]
+    output: Path | None
+    model: str | None
+    data: Path | None
+    resume: bool
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run whose configuration, data and directory are known to be good."""
+
+    config: RunConfig
+    data: ImageData
+    session: Session
+
+    @property
+    def run(self) -> RunDirectory:
+        """The run's files."""
+        return self.session.run
+
+
+@contextmanager
+def _started(request: Request, *, prunes: bool) -> Iterator[Started]:
+    """Check everything that can be checked before the first file is written, then start.
+
+    A command that fails before it has done anything leaves no directory behind.
+    """
     from compress.config import DEFAULT_CONFIG, load_config
+    from compress.data import load_data
+    from compress.pruner import check_budget
     from compress.session import RunDirectory, Session
 
-    if resume and overwrite:
+    _check_request(request)
+    name = request.config or DEFAULT_CONFIG
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    run = RunDirectory(request.output or Path("runs") / f"{Path(name).stem}-{stamp}")
+    if request.resume:
+        config = run.saved_config()
+    else:
+        config = load_config(name, _settings(request.settings, request.model, request.data))
+        run.check_new(overwrite=request.overwrite)
+    data = load_data(config.data)
+    if prunes:
+        check_budget(config, data)
+    if not request.resume:
+        run.begin(config)
+    try:
+        yield Started(config, data, Session(run))
+    finally:
+        run.discard_if_bare()
+
+
+def _check_request(request: Request) -> None:
+    if not request.resume:
+        return
+    if request.overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
-    if resume and output is None:
+    if request.output is None:
         raise ConfigError("--resume needs --output DIR, the directory of the run to go on with")
-    if resume and (name or settings or model):
+    if request.config or request.settings or request.model or request.data:
         raise ConfigError("--resume goes on with the configuration of the run: give no other")
-    name = name or DEFAULT_CONFIG
-    resolved = load_config(name, _settings(settings, model, data))
-    if output is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        output = Path("runs") / f"{Path(name).stem}-{stamp}"
-    run = RunDirectory(output)
-    resolved = run.prepare(resolved, resume=resume, overwrite=overwrite)
-    return resolved, Session(run)
 
 
 def _existing(
     path: Path, settings: list[str] | None, data: Path | None
-) -> tuple[RunDirectory, RunConfig]:
+) -> tuple[RunDirectory, RunConfig, ImageData]:
     """Open a run that another command has written."""
     from compress.config import load_config
+    from compress.data import load_data
     from compress.session import RunDirectory
 
     run = RunDirectory(path)
-    if not run.config.is_file():
-        raise ConfigError(f"{path} is not a run directory: it holds no config.toml")
-    return run, load_config(str(run.config), _settings(settings, None, data))
+    run.saved_config()
+    config = load_config(str(run.config), _settings(settings, None, data))
+    return run, config, load_data(config.data)
 
 
 def _settings(settings: list[str] | None, model: str | None, data: Path | None) -> list[str]:
@@ -342,22 +374,16 @@ def _stage(result: Path, title: str, work: Callable[[], object]) -> None:
     _say(f"{title}: {time.monotonic() - start:.0f} s")
 
 
-def _load_data(config: RunConfig) -> ImageData:
-    from compress.data import load_data
-
-    return load_data(config.data)
-
-
-def _train(config: RunConfig, data: ImageData, session: Session) -> Path:
+def _train(on: Started) -> Path:
     from compress.dense import train_dense
 
-    return train_dense(config, data, session)
+    return train_dense(on.config, on.data, on.session)
 
 
-def _prune(config: RunConfig, data: ImageData, session: Session) -> Path:
+def _prune(on: Started) -> Path:
     from compress.pruner import prune
 
-    return prune(config, data, session, _own_model(config))
+    return prune(on.config, on.data, on.session, _own_model(on.config))
 
 
 def _export(
@@ -420,8 +446,6 @@ def _write_report(report: Report, verdicts: list[Verdict], folder: Path) -> None
 
 
 def _print_report(report: Report, verdicts: list[Verdict], as_json: bool) -> None:
-    from dataclasses import asdict
-
     from bench.render import render_table
 
     if as_json:

@@ -25,9 +25,11 @@ from compress.errors import ModelError
 from compress.groups import ChannelGraph, Mask
 from compress.loop import Loop, train_batches
 from compress.masking import Candidate, Goal, Scores, candidates, goal_for, prune_to
+from compress.models import build_model, is_custom
 from compress.progress import bar
 from compress.session import Session, State
 from compress.shrink import mask_, proof, shrink_
+from compress.tracing import analyse
 from compress.training import Trainer, pick_device
 
 log = logging.getLogger("compress")
@@ -64,6 +66,20 @@ def prune(config: RunConfig, data: ImageData, session: Session, model: str | Non
             run.prune(loop)
         run.finetune(loop)
     return run.write()
+
+
+def check_budget(config: RunConfig, data: ImageData) -> None:
+    """Find out whether the budget can be reached, before anything is trained or written.
+
+    Raises:
+        BudgetError: it cannot; the message names the closest that can be reached.
+        ModelError: there is nothing to prune, or the network cannot be built or traced.
+    """
+    name = config.model.name
+    with torch.device("cpu" if is_custom(name) else "meta"):
+        model = build_model(name, num_classes=data.num_classes, in_channels=data.input_size[0])
+    graph = analyse(model, data.input_size)
+    goal_for(graph, config.prune.budget, prunable(model, graph, config.prune))
 
 
 @dataclass

@@ -70,33 +70,44 @@ class RunDirectory:
         """The measurements."""
         return self.path / "report.json"
 
-    def prepare(self, config: RunConfig, *, resume: bool, overwrite: bool) -> RunConfig:
-        """Make the directory ready and return the configuration that the run goes by.
-
-        A new run needs an empty directory. ``overwrite`` removes the files of an earlier run, and
-        only those; ``resume`` goes on with the configuration that lies there.
+    def check_new(self, *, overwrite: bool) -> None:
+        """Refuse a directory that holds anything, unless an earlier run may be overwritten.
 
         Raises:
-            ConfigError: the directory is not empty, or there is nothing to resume.
-            OutputError: it cannot be written.
+            ConfigError: the directory is not empty, or is a file.
         """
-        if resume:
-            if not self.config.is_file():
-                raise ConfigError(f"there is no run to resume in {self.path}")
-            return load_config(str(self.config))
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path} is a file, not a directory")
-        if overwrite:
-            self._clear()
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        if not overwrite and self.path.is_dir() and any(self.path.iterdir()):
             raise ConfigError(
                 f"{self.path} is not empty: use --resume to go on, --overwrite to start anew, "
                 "or another --output"
             )
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+
+    def begin(self, config: RunConfig) -> None:
+        """Start a run: remove the files of an earlier one, and only those; write the configuration.
+
+        Raises:
+            OutputError: the directory cannot be written.
+        """
+        self._clear()
         save_config(config, self.config)
-        return config
+
+    def saved_config(self) -> RunConfig:
+        """Return the configuration of the run that lies here.
+
+        Raises:
+            ConfigError: there is no run here.
+        """
+        if not self.config.is_file():
+            raise ConfigError(f"{self.path} is not a run directory: it holds no config.toml")
+        return load_config(str(self.config))
+
+    def discard_if_bare(self) -> None:
+        """Remove a directory that holds nothing but its configuration: nothing was done in it."""
+        if self.path.is_dir() and [*self.path.iterdir()] == [self.config]:
+            self.config.unlink()
+            self.path.rmdir()
 
     def _clear(self) -> None:
         own = (self.config, self.dense, self.pruned, self.history, self.report)
