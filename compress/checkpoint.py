@@ -22,13 +22,13 @@ from torch import nn
 
 import compress
 from compress import cost
+from compress.analysis import analyse
 from compress.errors import CheckpointError, ModelError
 from compress.files import sha256_of, write_atomically
 from compress.groups import ChannelGraph, Mask
 from compress.models import BUILTIN_MODELS, build_model, is_custom
 from compress.recipe import mask_from_recipe, recipe_from_mask
 from compress.shrink import shrink_
-from compress.tracing import analyse
 
 FORMAT_VERSION = 1
 METADATA_KEY = "compress"

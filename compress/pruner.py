@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from compress import cost
+from compress.analysis import analyse
 from compress.batchnorm import reestimate_batchnorm
 from compress.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compress.config import PruneConfig, RunConfig
@@ -29,7 +30,6 @@ from compress.models import build_model, is_custom
 from compress.progress import bar
 from compress.session import Session, State
 from compress.shrink import mask_, proof, shrink_
-from compress.tracing import analyse
 from compress.training import Trainer, pick_device
 
 log = logging.getLogger("compress")

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress import cost
+from compress.analysis import analyse
 from compress.checkpoint import (
     identify,
     load_checkpoint,
@@ -23,7 +24,6 @@ from compress.errors import CheckpointError
 from compress.files import sha256_of
 from compress.groups import ChannelGraph, Mask
 from compress.models import CIFAR_DEPTHS, build_model
-from compress.tracing import analyse
 
 
 def inspect_checkpoint(path: Path, model: str | None = None) -> dict[str, Any]:

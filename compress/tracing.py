@@ -1,60 +1,17 @@
-"""Find the channel groups of a network from its traced graph (torch.fx).
-
-Every channel of every activation gets an atom. Operations copy, tie or freeze atoms; the connected
-components of the ties are the units of compress.groups. No layer names and no module positions are
-used, so any network that torch.fx can trace is analysed; an operation that is not known here
-freezes the groups that touch it and is named in the result.
-"""
+"""The graph of a network (torch.fx) and the shape of every value in it."""
 
 from __future__ import annotations
 
-import math
-import operator
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.func import functional_call
-from torch.nn.utils import parametrize
 from torchvision.ops import FrozenBatchNorm2d
 
 from compress.errors import ModelError
-from compress.groups import ChannelGraph, GateSite, Group, Layer, LayerKind, Units
 from compress.models import ChannelPad
-
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-CHANNELWISE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, FrozenBatchNorm2d)
-ELEMENTWISE_MODULES = (
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU),
-    *(nn.Mish, nn.Softplus, nn.Softsign, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Tanhshrink),
-    *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink, nn.Softshrink, nn.Threshold),
-)
-POOLING_MODULES = (
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d),
-    *(nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.LPPool2d, nn.Upsample, nn.ZeroPad2d),
-    *(nn.ReflectionPad2d, nn.ReplicationPad2d),
-)
-ELEMENTWISE_NAMES = {
-    *("relu", "relu_", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "softplus"),
-    *("sigmoid", "sigmoid_", "tanh", "tanh_", "hardtanh", "hardsigmoid", "hardswish"),
-    *("abs", "neg", "exp", "sqrt", "square", "clamp", "clamp_"),
-    *("dropout", "dropout2d", "dropout3d", "contiguous", "clone", "detach"),
-    *("float", "half", "double", "type", "to"),
-    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate"),
-}
-ADDITIONS = {"add", "add_", "iadd"}
-BINARY_NAMES = {
-    *ADDITIONS,
-    *("sub", "sub_", "isub", "mul", "mul_", "imul", "div", "div_", "truediv", "itruediv"),
-    *("maximum", "minimum"),
-}
-RESHAPES = {"flatten", "view", "reshape", "squeeze"}
 
 
 class Tracer(fx.Tracer):
@@ -81,27 +38,25 @@ def trace(model: nn.Module) -> fx.GraphModule:
         ) from error
 
 
-def analyse(model: nn.Module, input_size: Sequence[int]) -> ChannelGraph:
-    """Find the layers, units and groups of a network.
+def infer_shapes(traced: fx.GraphModule, input_size: Sequence[int]) -> dict[fx.Node, torch.Size]:
+    """Return the shape of every tensor in the graph for a batch of two images.
 
-    Args:
-        model: the network; nothing in it is changed and no weight is read.
-        input_size: (C, H, W) of one image.
+    Runs on the meta device: no memory, no arithmetic, and nothing in the network changes.
 
     Raises:
-        ModelError: the network cannot be traced, or does not accept such images.
+        ModelError: the network does not accept images of ``input_size``, (C, H, W).
     """
-    traced = trace(model)
-    shapes = _Shapes(traced)
-    shapes.infer(input_size)
-    return _Analysis(traced, shapes.of).run()
-
-
-def is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node applies an elementwise function of one tensor."""
-    if node.op == "call_module":
-        return isinstance(modules[str(node.target)], ELEMENTWISE_MODULES)
-    return node.op in ("call_function", "call_method") and _name(node) in ELEMENTWISE_NAMES
+    interpreter = _Shapes(traced)
+    image = torch.empty(2, *input_size, device="meta")
+    try:
+        with torch.no_grad():
+            interpreter.run(image)
+    except Exception as error:  # shapes are checked by every operation in its own way
+        raise ModelError(
+            f"the network does not accept images of size {'x'.join(map(str, input_size))}: "
+            f"{_first_line(error)}"
+        ) from error
+    return interpreter.shapes
 
 
 class _Shapes(fx.Interpreter):
@@ -110,23 +65,12 @@ class _Shapes(fx.Interpreter):
     def __init__(self, traced: fx.GraphModule) -> None:
         super().__init__(traced)
         self.extra_traceback = False
-        self.of: dict[fx.Node, torch.Size] = {}
-
-    def infer(self, input_size: Sequence[int]) -> None:
-        image = torch.empty(2, *input_size, device="meta")
-        try:
-            with torch.no_grad():
-                self.run(image)
-        except Exception as error:
-            raise ModelError(
-                f"the network does not accept images of size {'x'.join(map(str, input_size))}: "
-                f"{_first_line(error)}"
-            ) from error
+        self.shapes: dict[fx.Node, torch.Size] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, torch.Tensor):
-            self.of[n] = result.shape
+            self.shapes[n] = result.shape
         return result
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -149,404 +93,6 @@ def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor's shape without its memory, in the precision of the probing image."""
     on_meta = tensor.detach().to("meta")
     return on_meta.float() if on_meta.is_floating_point() else on_meta
-
-
-@dataclass
-class _Call:
-    """What is known of one node while the graph is walked."""
-
-    node: fx.Node
-    name: str
-    tensors: list[fx.Node]
-    """Arguments that are tensors, in order."""
-
-
-class _Analysis:
-    """One walk over the graph: atoms for every node, then units, groups and layers."""
-
-    def __init__(self, traced: fx.GraphModule, shapes: dict[fx.Node, torch.Size]) -> None:
-        self.graph, self.shapes = traced.graph, shapes
-        self.modules = dict(traced.named_modules())
-        self.shared = _shared_parameters(traced)
-        self.atoms: dict[fx.Node, Units] = {}
-        self.num_atoms = 0
-        self.ties: list[tuple[Units, Units]] = []
-        self.frozen: list[tuple[Units, str]] = []
-        self.additions: list[Units] = []
-        self.read_sites: list[tuple[str, Units]] = []
-        self.block_sites: list[tuple[str, Units]] = []
-        self.layers: dict[str, Layer] = {}
-        self.unknown: list[str] = []
-
-    def run(self) -> ChannelGraph:
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                self.atoms[node] = self._fresh(self.shapes[node][1], frozen="network input")
-            elif node.op == "output":
-                for source in node.all_input_nodes:
-                    if source in self.atoms:
-                        self._freeze(self.atoms[source], "network output")
-            elif node in self.shapes:
-                self._visit(node)
-        return self._result()
-
-    # Atoms
-
-    def _fresh(self, count: int, *, frozen: str | None = None) -> Units:
-        atoms = np.arange(self.num_atoms, self.num_atoms + count, dtype=np.int64)
-        self.num_atoms += count
-        if frozen:
-            self._freeze(atoms, frozen)
-        return atoms
-
-    def _tie(self, first: Units, second: Units) -> None:
-        self.ties.append((first, second))
-
-    def _freeze(self, atoms: Units, reason: str) -> None:
-        self.frozen.append((atoms, reason))
-
-    # One node
-
-    def _visit(self, node: fx.Node) -> None:
-        call = _Call(node, _name(node), [n for n in node.all_input_nodes if n in self.shapes])
-        atoms = None
-        if node.op == "call_module":
-            atoms = self._module(call, self.modules[str(node.target)])
-        elif node.op in ("call_function", "call_method"):
-            atoms = self._function(call)
-        if atoms is None:
-            atoms = self._give_up(call)
-        self.atoms[node] = atoms
-
-    def _give_up(self, call: _Call) -> Units:
-        """Freeze what an operation touches, and start anew behind it."""
-        sources = [n for n in call.tensors if n in self.atoms and len(self.atoms[n])]
-        reason = f"unknown operation {call.name}"
-        for source in sources:
-            self._freeze(self.atoms[source], reason)
-        if sources and call.name not in self.unknown:
-            self.unknown.append(call.name)
-        shape = self.shapes[call.node]
-        return self._fresh(shape[1] if len(shape) > 1 else 0, frozen=reason)
-
-    def _module(self, call: _Call, module: nn.Module) -> Units | None:
-        source = call.tensors[0]
-        if isinstance(module, ELEMENTWISE_MODULES + POOLING_MODULES):
-            return self._same_channels(call.node, source)
-        if isinstance(module, nn.Flatten):
-            return self._reshape(call.node, source)
-        if isinstance(module, ChannelPad):
-            return self._pad(str(call.node.target), module, source)
-        if parametrize.is_parametrized(module) or module in self.shared:
-            return None
-        if isinstance(module, CONVS):
-            return self._conv(call, module)
-        if isinstance(module, nn.Linear) and len(self.shapes[source]) == 2:
-            return self._reader(call, "linear", module.out_features, 1, module)
-        if isinstance(module, CHANNELWISE) or (
-            isinstance(module, nn.PReLU) and module.num_parameters > 1
-        ):
-            return self._channelwise(call, module)
-        return self._same_channels(call.node, source) if isinstance(module, nn.PReLU) else None
-
-    def _function(self, call: _Call) -> Units | None:
-        node, tensors = call.node, call.tensors
-        if call.name in BINARY_NAMES:
-            return self._binary(call)
-        if not tensors:
-            return None
-        if call.name in ELEMENTWISE_NAMES:
-            return self._same_channels(node, tensors[0])
-        if call.name in RESHAPES:
-            return self._reshape(node, tensors[0])
-        if call.name in ("cat", "concat", "concatenate"):
-            return self._concat(node)
-        if call.name == "mean":
-            return self._mean(node, tensors[0])
-        if call.name == "getitem":
-            return self._slice(node, tensors[0])
-        if call.name == "pad":
-            spatial = 2 * (len(self.shapes[node]) - 2)
-            pads = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad", ())
-            fits = isinstance(pads, Sequence) and len(pads) <= spatial
-            return self._same_channels(node, tensors[0]) if fits else None
-        return None
-
-    # Operations that keep channels
-
-    def _same_channels(self, node: fx.Node, source: fx.Node) -> Units | None:
-        before, after = self.shapes[source], self.shapes[node]
-        keeps = len(after) > 1 and len(before) > 1 and before[:2] == after[:2]
-        return self.atoms[source] if keeps else None
-
-    def _reshape(self, node: fx.Node, source: fx.Node) -> Units | None:
-        before, after = self.shapes[source], self.shapes[node]
-        if len(after) < 2 or len(before) < 2 or before[0] != after[0]:
-            return None
-        if before[1] == after[1]:
-            return self.atoms[source]
-        if len(after) == 2 and after[1] == math.prod(before[1:]):
-            return np.repeat(self.atoms[source], math.prod(before[2:]))
-        return None
-
-    def _mean(self, node: fx.Node, source: fx.Node) -> Units | None:
-        rank = len(self.shapes[source])
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        dims = [dims] if isinstance(dims, int) else dims
-        if not isinstance(dims, Sequence) or any(d % rank < 2 for d in dims):  # type: ignore[operator]
-            return None
-        return self.atoms[source]
-
-    def _slice(self, node: fx.Node, source: fx.Node) -> Units | None:
-        index = node.args[1]
-        index = index if isinstance(index, tuple) else (index,)
-        everything = slice(None)
-        spatial_only = (
-            len(index) >= 2
-            and index[:2] == (everything, everything)
-            and all(isinstance(part, slice) for part in index)
-        )
-        return self.atoms[source] if spatial_only else None
-
-    def _pad(self, name: str, module: ChannelPad, source: fx.Node) -> Units:
-        previous = self.layers.get(name)
-        front = previous.inputs if previous else self._fresh(module.front)
-        back = previous.outputs if previous else self._fresh(module.back)
-        self.layers[name] = Layer(name, "pad", inputs=front, outputs=back)
-        return np.concatenate([front, self.atoms[source], back])
-
-    # Operations that join tensors
-
-    def _binary(self, call: _Call) -> Units | None:
-        node, tensors = call.node, call.tensors
-        wide = [n for n in tensors if len(self.shapes[n]) == len(self.shapes[node])]
-        scalars = [n for n in tensors if math.prod(self.shapes[n]) == 1]
-        if len(wide) == 1 and len(wide) + len(scalars) == len(tensors):
-            return self._same_channels(node, wide[0])
-        if len(wide) != 2 or any(len(self.shapes[n]) < 2 for n in wide):
-            return None
-        first, second = sorted(wide, key=lambda n: -self.shapes[n][1])
-        if self.shapes[first][1] != self.shapes[second][1]:  # one channel, broadcast over all
-            self._freeze(self.atoms[second], "broadcast over channels")
-            return self.atoms[first]
-        if self._is_constant(first) or self._is_constant(second):
-            return None
-        self._tie(self.atoms[first], self.atoms[second])
-        if call.name in ADDITIONS and first is not second:
-            self.additions.append(self.atoms[first])
-            self.block_sites.append((self._after_activation(node).name, self.atoms[first]))
-        return self.atoms[first]
-
-    def _concat(self, node: fx.Node) -> Units | None:
-        tensors = node.args[0] if node.args else node.kwargs.get("tensors")
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        if not isinstance(tensors, Sequence) or not isinstance(dim, int):
-            return None
-        parts = [self.atoms[n] for n in tensors if isinstance(n, fx.Node)]
-        if dim % len(self.shapes[node]) == 1:
-            return np.concatenate(parts)
-        for part in parts[1:]:
-            self._tie(parts[0], part)
-        return parts[0]
-
-    def _is_constant(self, node: fx.Node) -> bool:
-        return node.op == "get_attr"
-
-    def _after_activation(self, node: fx.Node) -> fx.Node:
-        users = list(node.users)
-        alone = len(users) == 1 and is_activation(users[0], self.modules)
-        return users[0] if alone else node
-
-    # Layers
-
-    def _conv(self, call: _Call, module: Any) -> Units | None:
-        kernel = math.prod(module.kernel_size)
-        source = self.atoms[call.tensors[0]]
-        if len(self.shapes[call.node]) != 2 + len(module.kernel_size):
-            return None  # an image without a batch dimension
-        if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
-            return self._channelwise(call, module, kind="depthwise", kernel=kernel)
-        outputs = self._reader(call, "conv", module.out_channels, kernel, module)
-        if module.groups > 1:
-            for part in (source, outputs):
-                # All channels of one group of a grouped convolution live and die together.
-                blocks = part.reshape(module.groups, -1)
-                self._tie(blocks[:, 0].repeat(blocks.shape[1]), part)
-            self._tie(
-                source.reshape(module.groups, -1)[:, 0], outputs.reshape(module.groups, -1)[:, 0]
-            )
-        return outputs
-
-    def _reader(
-        self, call: _Call, kind: LayerKind, width: int, kernel: int, module: nn.Module
-    ) -> Units:
-        name, source = str(call.node.target), self.atoms[call.tensors[0]]
-        positions = math.prod(self.shapes[call.node][2:])
-        self.read_sites.append((call.node.name, source))
-        previous = self.layers.get(name)
-        if previous:  # the same module called again reads and writes the same channels
-            self._tie(previous.inputs, source)
-            outputs, positions = previous.outputs, positions + previous.positions
-        else:
-            outputs = self._fresh(width)
-        self.layers[name] = Layer(
-            name,
-            kind,
-            outputs=outputs,
-            inputs=source,
-            kernel=kernel,
-            positions=positions,
-            conv_groups=getattr(module, "groups", 1),
-            params_per_output=int(getattr(module, "bias", None) is not None),
-        )
-        return outputs
-
-    def _channelwise(
-        self, call: _Call, module: nn.Module, *, kind: LayerKind = "channelwise", kernel: int = 1
-    ) -> Units | None:
-        name, source = str(call.node.target), self.atoms[call.tensors[0]]
-        positions = math.prod(self.shapes[call.node][2:])
-        previous = self.layers.get(name)
-        if previous:
-            self._tie(previous.outputs, source)
-            positions += previous.positions
-        per_output = sum(p.numel() for p in module.parameters(recurse=False)) // len(source)
-        self.layers[name] = Layer(
-            name,
-            kind,
-            outputs=source,
-            kernel=kernel,
-            positions=positions,
-            conv_groups=getattr(module, "groups", 1),
-            params_per_output=per_output - (kernel if kind == "depthwise" else 0),
-        )
-        return source
-
-    # The result
-
-    def _result(self) -> ChannelGraph:
-        unit_of = _components(self.num_atoms, self.ties)
-        num_units = int(unit_of.max()) + 1 if self.num_atoms else 0
-        layers = tuple(
-            replace(layer, inputs=unit_of[layer.inputs], outputs=unit_of[layer.outputs])
-            for layer in self.layers.values()
-        )
-        frozen: dict[int, str] = {}
-        for atoms, reason in self.frozen:
-            frozen.update(dict.fromkeys(unit_of[atoms].tolist(), reason))
-        residual = _all_units(unit_of, self.additions)
-        return ChannelGraph(
-            layers=layers,
-            groups=_groups(layers, frozen, residual),
-            num_units=num_units,
-            read_sites=tuple(GateSite(name, unit_of[a]) for name, a in self.read_sites),
-            block_sites=tuple(GateSite(name, unit_of[a]) for name, a in self.block_sites),
-            other_params=self._parameters_outside_layers(),
-            unknown=tuple(self.unknown),
-        )
-
-    def _parameters_outside_layers(self) -> int:
-        layers = {id(p) for name in self.layers for p in self.modules[name].parameters()}
-        return sum(p.numel() for p in self.modules[""].parameters() if id(p) not in layers)
-
-
-def _components(num_atoms: int, ties: Iterable[tuple[Units, Units]]) -> Units:
-    """Return the unit of each atom: connected components, numbered by their first atom."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    empty = np.zeros(0, np.int64)
-    rows = np.concatenate([empty, *(np.ravel(first) for first, _ in ties)])
-    columns = np.concatenate([empty, *(np.ravel(second) for _, second in ties)])
-    links = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), (num_atoms, num_atoms))
-    _, labels = connected_components(links, directed=False)
-    _, first_atom, unit = np.unique(labels, return_index=True, return_inverse=True)
-    order = np.argsort(np.argsort(first_atom))
-    return order[unit].astype(np.int64)
-
-
-def _groups(
-    layers: Sequence[Layer], frozen: dict[int, str], residual: set[int]
-) -> tuple[Group, ...]:
-    """Partition the units by the tensor dimensions they run through."""
-    axes = [(layer, role, units) for layer in layers for role, units in _axes(layer)]
-    runs_through: dict[int, list[int]] = defaultdict(list)
-    for index, (_, _, units) in enumerate(axes):
-        for unit in np.unique(units).tolist():
-            runs_through[unit].append(index)
-    members: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for unit in sorted(runs_through):
-        members[tuple(runs_through[unit])].append(unit)
-    groups = [
-        _group([axes[i] for i in key], units, frozen, residual) for key, units in members.items()
-    ]
-    return _with_unique_names(groups)
-
-
-def _axes(layer: Layer) -> list[tuple[str, Units]]:
-    if layer.kind == "pad":
-        return [("pads", np.concatenate([layer.inputs, layer.outputs]))]
-    if layer.reads:
-        return [("reads", layer.inputs), ("writes", layer.outputs)]
-    return [("passes", layer.outputs)]
-
-
-def _group(
-    axes: list[tuple[Layer, str, Units]],
-    units: list[int],
-    frozen: dict[int, str],
-    residual: set[int],
-) -> Group:
-    writers = tuple(layer.name for layer, role, _ in axes if role == "writes")
-    readers = tuple(layer.name for layer, role, _ in axes if role == "reads")
-    by_role = sorted(axes, key=lambda axis: axis[1] != "writes")
-    widths = [int(np.count_nonzero(found == units[0])) for _, _, found in by_role]
-    reasons = [frozen[unit] for unit in units if unit in frozen]
-    if not reasons and not readers:
-        reasons = ["nothing reads it"]
-    return Group(
-        name=(writers or ("input",))[0],
-        units=np.array(units, np.int64),
-        writers=writers,
-        readers=readers,
-        residual=any(unit in residual for unit in units),
-        frozen=reasons[0] if reasons else None,
-        widths=tuple(widths) or (1,),
-    )
-
-
-def _with_unique_names(groups: Sequence[Group]) -> tuple[Group, ...]:
-    seen: dict[str, int] = defaultdict(int)
-    named = []
-    for group in groups:
-        seen[group.name] += 1
-        count = seen[group.name]
-        named.append(group if count == 1 else replace(group, name=f"{group.name}#{count}"))
-    return tuple(named)
-
-
-def _all_units(unit_of: Units, parts: Sequence[Units]) -> set[int]:
-    return {unit for part in parts for unit in unit_of[part].tolist()}
-
-
-def _shared_parameters(model: nn.Module) -> set[nn.Module]:
-    """Modules that hold a parameter which another module holds too."""
-    holders: dict[int, set[nn.Module]] = defaultdict(set)
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            holders[id(parameter)].add(module)
-    return {module for found in holders.values() if len(found) > 1 for module in found}
-
-
-def _name(node: fx.Node) -> str:
-    if node.op == "call_method":
-        return str(node.target)
-    if node.op == "call_module":
-        return f"{node.target}"
-    target: Callable[..., Any] | str = node.target
-    if target is operator.getitem:
-        return "getitem"
-    return getattr(target, "__name__", str(target))
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from compress.analysis import analyse
 from compress.groups import ChannelGraph, Mask
 from compress.models import TORCHVISION_MODELS, build_model
-from compress.tracing import analyse
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,12 @@ from networks import NETWORKS
 from torch import nn
 from torch.nn import functional as F
 
+from compress.analysis import analyse
 from compress.criteria import Context, FoldedGate, Importance, bind
 from compress.errors import ConfigError
 from compress.gates import GatedNetwork
 from compress.groups import ChannelGraph
 from compress.models import BUILTIN_MODELS
-from compress.tracing import analyse
 
 
 def gradients(

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from networks import NETWORKS
 from torch import nn
 
+from compress.analysis import analyse
 from compress.errors import ModelError
 from compress.models import BUILTIN_MODELS, build_model
 from compress.shrink import mask_, proof, shrink, shrink_
-from compress.tracing import analyse
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
