@@ -177,11 +177,11 @@ class PruneConfig(Section):
     """Where the gate of a residual stream sits: at its readers, or after add+ReLU of each block."""
     keep_dense: tuple[str, ...] = ()
     """Groups that are never pruned, by name as ``compress inspect`` prints it; ``*`` matches."""
-    shrink_at: float = Field(default=0.2, gt=0, le=1)
+    shrink_at: float = Field(default=0.3, gt=0, le=1)
     """Shrink during pruning whenever this share of the current MACs is masked away."""
     bn_batches: int = Field(default=50, ge=0)
     """Training batches from which BatchNorm statistics are re-estimated after the last shrink."""
-    proof_images: int = Field(default=4, ge=1)
+    proof_images: int = Field(default=2, ge=1)
     """Real images on which masked and shrunk are compared in float64."""
 
     @field_validator("budget", mode="before")

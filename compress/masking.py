@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from compress import cost
 from compress.config import Budget, PruneConfig
 from compress.errors import BudgetError, ConfigError, nearest
-from compress.groups import ChannelGraph, Group, Mask
+from compress.groups import ChannelGraph, Group, Mask, Units
 
 Scores = NDArray[np.float64]
 CostFunction = Callable[[Mask], float]
@@ -79,20 +79,26 @@ def prune_to(
     Raises:
         BudgetError: the cost stays above ``limit`` when everything that may go is gone.
     """
-    chunks = _ranked_chunks(scores, kept, allowed)
-    fewest, most = 0, len(chunks)
-    if cost_of(_without(kept, chunks)) > limit:
+    units, ends = _ranking(scores, kept, allowed)
+
+    def without(chunks: int) -> Mask:
+        mask = kept.copy()
+        mask[units[: ends[chunks]]] = False
+        return mask
+
+    fewest, most = 0, len(ends) - 1
+    if cost_of(without(most)) > limit:
         raise BudgetError(
             f"the cost cannot fall to {limit:g}: with every group at its floor it is "
-            f"{cost_of(_without(kept, chunks)):g}"
+            f"{cost_of(without(most)):g}"
         )
     while fewest < most:  # the cost is monotone in the number of chunks removed
         middle = (fewest + most) // 2
-        if cost_of(_without(kept, chunks[:middle])) <= limit:
+        if cost_of(without(middle)) <= limit:
             most = middle
         else:
             fewest = middle + 1
-    return _without(kept, chunks[:most])
+    return without(most)
 
 
 def smallest(graph: ChannelGraph, allowed: Iterable[Candidate]) -> Mask:
@@ -157,24 +163,36 @@ def _unreachable(budget: Budget, dense: int, closest: int) -> str:
     )
 
 
-def _ranked_chunks(scores: Scores, kept: Mask, allowed: Iterable[Candidate]) -> list[np.ndarray]:
-    """Return the removable chunks of all groups, least important first."""
-    ranked: list[tuple[float, np.ndarray]] = []
+def _ranking(
+    scores: Scores, kept: Mask, allowed: Iterable[Candidate]
+) -> tuple[Units, NDArray[np.int64]]:
+    """Return the removable units, least important chunk first, and where each chunk ends.
+
+    A chunk's importance is the mean of its units'. The first entry of the ends is 0: no chunk.
+    """
+    units, chunks, means = [], [], []
+    first_chunk = 0
     for candidate in allowed:
-        units = candidate.group.units[kept[candidate.group.units]]
-        ascending = units[np.argsort(scores[units], kind="stable")]
-        removable = len(units) - candidate.floor
-        first = len(units) % candidate.chunk or candidate.chunk  # a ragged width is squared first
-        start = 0
-        for end in range(first, removable + 1, candidate.chunk):
-            chunk = ascending[start:end]
-            ranked.append((float(scores[chunk].mean()), chunk))
-            start = end
-    return [chunk for _, chunk in sorted(ranked, key=lambda item: item[0])]
+        present = candidate.group.units[kept[candidate.group.units]]
+        starts = _chunk_starts(len(present), candidate)
+        ascending = present[np.argsort(scores[present], kind="stable")][: starts[-1]]
+        sizes = np.diff(starts)
+        if len(sizes):
+            sums = np.add.reduceat(scores[ascending], starts[:-1])
+            units.append(ascending)
+            chunks.append(np.repeat(np.arange(len(sizes)) + first_chunk, sizes))
+            means.append(np.repeat(sums / sizes, sizes))
+            first_chunk += len(sizes)
+    if not units:
+        return np.zeros(0, np.int64), np.zeros(1, np.int64)
+    chunk = np.concatenate(chunks)
+    order = np.lexsort((chunk, np.concatenate(means)))
+    last_of_chunk = np.flatnonzero(np.diff(chunk[order], append=-1))
+    return np.concatenate(units)[order], np.append(0, last_of_chunk + 1)
 
 
-def _without(kept: Mask, chunks: Sequence[np.ndarray]) -> Mask:
-    result = kept.copy()
-    if chunks:
-        result[np.concatenate(chunks)] = False
-    return result
+def _chunk_starts(present: int, candidate: Candidate) -> NDArray[np.int64]:
+    """Return the bounds of the chunks that may go; a ragged width is squared first."""
+    removable = present - candidate.floor
+    first = present % candidate.chunk or candidate.chunk
+    return np.append(0, np.arange(first, removable + 1, candidate.chunk))

@@ -1,0 +1,210 @@
+"""What pruning costs beside plain training, as one Markdown table.
+
+    python benchmarks/pruning_cost.py [--model resnet50] [--size 224] [--batch 16] [--steps 8]
+
+Prunes with the settings of configs/imagenet-resnet50.toml. Random images and labels: only time and memory are measured. Steps that are compared alternate in
+one process, so a change of the machine's speed meets both. Times are medians in seconds; peak
+memory is the largest resident size of a process of its own (of the GPU where there is one).
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from compress import cost
+from compress.analysis import analyse
+from compress.config import TrainConfig, load_config
+from compress.criteria import Context, Importance, bind
+from compress.data import Batch
+from compress.masking import Scores, goal_for, prune_to
+from compress.models import build_model
+from compress.pruner import prunable
+from compress.shrink import mask_, proof, shrink, shrink_
+from compress.training import Trainer, pick_device
+
+SETTINGS = load_config("imagenet-resnet50").prune
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of one call, with the device idle before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def alternate(
+    works: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Time several pieces of work in turn, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + 1):
+        for name, work in works.items():
+            seconds = timed(work, device)
+            if number:
+                times[name].append(seconds)
+    return times
+
+
+def trainer_for(model: nn.Module) -> Trainer:
+    return Trainer(model.train(), TrainConfig(), steps_per_epoch=1000, total=10**6, hold=10**6)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the peak memory of this process in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+class Bench:
+    """One network, its channel graph and one batch of random images."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.device = options, pick_device(options.device)
+        torch.manual_seed(0)
+        size = (3, options.size, options.size)
+        self.model = build_model(options.model, num_classes=1000).to(self.device)
+        self.graph = analyse(self.model, size)
+        self.batch = Batch(
+            torch.randn(options.batch, *size), torch.randint(1000, (options.batch,)), 0
+        )
+        self.allowed = prunable(self.model, self.graph, SETTINGS)
+        self.goal = goal_for(self.graph, SETTINGS.budget, self.allowed)
+
+    def importance_step(self) -> dict[str, list[float]]:
+        """Time training steps with and without importance estimation."""
+        trainer = trainer_for(self.model)
+        scoring = bind("taylor-gate", Context(self.model, self.graph))
+        importance = Importance(self.graph.num_units, momentum=0.9)
+        return alternate(
+            {
+                "plain": lambda: trainer.step(self.batch),
+                "importance": lambda: trainer.step(
+                    self.batch, after_backward=lambda: importance.add(scoring.score())
+                ),
+            },
+            self.options.steps,
+            self.device,
+        )
+
+    def scores(self, trainer: Trainer) -> Scores:
+        """Return the importance of every unit after one training step."""
+        importance = Importance(self.graph.num_units, momentum=0.9)
+        scoring = bind("taylor-gate", Context(self.model, self.graph))
+        trainer.step(self.batch, after_backward=lambda: importance.add(scoring.score()))
+        return importance.close_interval()
+
+    def prune_and_shrink(self) -> dict[str, float]:
+        """Time all decisions, masks, shrinks and proofs of a run to half of the MACs."""
+        trainer = trainer_for(self.model)
+        scores = self.scores(trainer)
+        graph, kept = self.graph, self.graph.everything()
+        shrunk = kept.copy()
+        seconds = {"decide and mask": 0.0, "shrink": 0.0, "float64 proof": 0.0}
+        images = self.batch.images[: SETTINGS.proof_images]
+        for step in range(1, SETTINGS.steps + 1):
+            start = time.perf_counter()
+            limit = self.goal.at(step, SETTINGS.steps)
+            kept = prune_to(scores, kept, self.allowed, cost_of=self.goal.cost_of, limit=limit)
+            mask_(self.model, graph, kept)
+            seconds["decide and mask"] += time.perf_counter() - start
+            masked = 1 - cost.macs(graph, kept) / cost.macs(graph, shrunk)
+            if step == SETTINGS.steps or masked >= SETTINGS.shrink_at:
+                seconds["float64 proof"] += timed(
+                    lambda: proof(self.model, graph, kept, images),
+                    self.device,  # noqa: B023
+                )
+                start = time.perf_counter()
+                graph = shrink_(self.model, graph, kept, trainer.optimizer)
+                trainer.settle()
+                scoring = bind("taylor-gate", Context(self.model, graph))
+                seconds["shrink"] += time.perf_counter() - start
+                shrunk = kept.copy()
+        return seconds
+
+    def finetune_step(self) -> dict[str, list[float]]:
+        """Time training steps of the dense network and of one with half of its MACs."""
+        dense = trainer_for(self.model)
+        kept = prune_to(
+            self.scores(dense),
+            self.graph.everything(),
+            self.allowed,
+            cost_of=self.goal.cost_of,
+            limit=self.goal.limit,
+        )
+        pruned = trainer_for(shrink(self.model, self.graph, kept))
+        return alternate(
+            {
+                "dense": lambda: dense.step(self.batch),
+                "pruned": lambda: pruned.step(self.batch),
+            },
+            self.options.steps,
+            self.device,
+        )
+
+    def memory(self) -> float:
+        """Train for a few steps, pruning along the way if asked, and return the peak in MiB."""
+        if self.options.memory == "prune":
+            self.prune_and_shrink()
+        trainer = trainer_for(self.model)
+        for _ in range(2):
+            trainer.step(self.batch)
+        return peak_memory(self.device)
+
+
+def memory_of(mode: str) -> float:
+    """Return the peak memory in MiB of a process of its own."""
+    command = [sys.executable, *sys.argv, "--memory", mode]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--memory", choices=["plain", "prune"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        print(Bench(options).memory())
+        return
+
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(
+        f"{options.model}, batch {options.batch}, {options.size}x{options.size}, torch "
+        f"{torch.__version__}, {where}, {torch.get_num_threads()} threads, {options.steps} rounds\n"
+    )
+    print("| what | figure | bound |\n|---|---|---|")
+    times = Bench(options).importance_step()
+    ratios = [a / b for a, b in zip(times["importance"], times["plain"], strict=True)]
+    print(f"| training step, plain | {statistics.median(times['plain']):.3f} s | |")
+    print(f"| training step with importance / plain | {statistics.median(ratios):.3f} | 1.02 |")
+    seconds = Bench(options).prune_and_shrink()
+    for name, value in seconds.items():
+        print(f"| {name}, {SETTINGS.steps} pruning steps | {value:.2f} s | |")
+    print(f"| pruning and shrinking by half, all of it | {sum(seconds.values()):.2f} s | 2 s |")
+    times = Bench(options).finetune_step()
+    ratios = [a / b for a, b in zip(times["pruned"], times["dense"], strict=True)]
+    print(f"| finetune step, half the MACs / dense | {statistics.median(ratios):.3f} | 0.6 |")
+    plain, pruned = memory_of("plain"), memory_of("prune")
+    print(f"| peak memory of plain training | {plain:.0f} MiB | |")
+    print(f"| peak memory of pruning / plain | {pruned / plain:.3f} | 1.1 |")
+
+
+if __name__ == "__main__":
+    main()
