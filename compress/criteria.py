@@ -52,11 +52,9 @@ class _Reader:
         if self.weight.grad is None:
             return
         product = self.weight * self.weight.grad
-        outputs, inputs_per_group = product.shape[:2]
-        blocks = product.reshape(
-            self.conv_groups, outputs // self.conv_groups, inputs_per_group, -1
-        )
-        gradient.index_add_(0, self.units, blocks.sum((1, 3)).flatten())
+        pairs = product.sum(tuple(range(2, product.dim()))) if product.dim() > 2 else product
+        blocks = pairs.reshape(self.conv_groups, -1, pairs.shape[1])
+        gradient.index_add_(0, self.units, blocks.sum(1).flatten())
 
 
 class BlockGate:
