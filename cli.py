@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from typer.core import TyperGroup
 
-from compress.errors import CompressError, ConfigError
+from compress.errors import CompressError, ConfigError, InterruptedRunError, OutputError, nearest
 
 # Nothing else is imported up here: --help must not wait for torch.
 if TYPE_CHECKING:
@@ -41,14 +43,11 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except CompressError as error:
-            _say(f"error: {error}")
+            _say(f"error: {' '.join(str(error).split())}")  # one line, whatever a library said
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             _say("stopped")
-            raise typer.Exit(130) from error
-        except BrokenPipeError as error:
-            sys.stderr.close()  # the reader of our output went away; there is nobody to tell
-            raise typer.Exit(0) from error
+            raise typer.Exit(InterruptedRunError.exit_code) from error
 
 
 app = typer.Typer(
@@ -116,7 +115,7 @@ def run_command(
     """
     start = time.monotonic()
     request = Request(config, settings or [], output, model, data, resume, overwrite)
-    with _started(request, prunes=True) as on:
+    with _started(request, prunes=True, exports=True) as on:
         run, model = on.run, _own_model(on.config)
         _stage(run.dense, f"training {on.config.model.name}", lambda: _train(on))
         _stage(run.pruned, f"pruning to {on.config.prune.budget}", lambda: _prune(on))
@@ -144,7 +143,7 @@ def train_command(
 ) -> None:
     """Train the dense network from scratch; writes dense.safetensors."""
     request = Request(config, settings or [], output, model, data, resume, overwrite)
-    with _started(request, prunes=False) as on:
+    with _started(request) as on:
         _stage(on.run.dense, f"training {on.config.model.name}", lambda: _train(on))
     _print_summary(on.run.dense, _own_model(on.config), as_json)
 
@@ -172,7 +171,7 @@ def prune_command(
     if (checkpoint is None) != resume:
         raise ConfigError("compress prune needs --checkpoint FILE, or --resume --output DIR")
     request = Request(config, settings, output, model, data, resume, overwrite)
-    with _started(request, prunes=True) as on:
+    with _started(request, prunes=True, checkpoint=checkpoint) as on:
         if checkpoint is not None:
             from compress.dense import import_dense
 
@@ -201,10 +200,10 @@ def export_command(
     for name, document in documents.items():
         worst = max(result["relative_error"] for result in document["parity"])
         onnx = document["onnx"]
-        print(
+        _print(
             f"{output or directory.export}/{name}.onnx: {onnx['bytes'] / 1e6:.2f} MB, "
             f"opset {onnx['opset']}, IR {onnx['ir_version']}, "
-            f"largest relative difference from torch {worst:.1e}"
+            f"largest relative difference from torch {worst:.1e}\n"
         )
 
 
@@ -291,14 +290,20 @@ class Started:
 
 
 @contextmanager
-def _started(request: Request, *, prunes: bool) -> Iterator[Started]:
+def _started(
+    request: Request,
+    *,
+    prunes: bool = False,
+    exports: bool = False,
+    checkpoint: Path | None = None,
+) -> Iterator[Started]:
     """Check everything that can be checked before the first file is written, then start.
 
-    A command that fails before it has done anything leaves no directory behind.
+    A command that fails before it has done anything leaves no directory behind, and an earlier run
+    as it was.
     """
     from compress.config import DEFAULT_CONFIG, load_config
     from compress.data import load_data
-    from compress.pruner import check_budget
     from compress.session import RunDirectory, Session
 
     _check_request(request)
@@ -310,15 +315,67 @@ def _started(request: Request, *, prunes: bool) -> Iterator[Started]:
     else:
         config = load_config(name, _settings(request.settings, request.model, request.data))
         run.check_new(overwrite=request.overwrite)
+    _check_folder(config, request.data)
     data = load_data(config.data)
-    if prunes:
-        check_budget(config, data)
+    _check_stages(config, data, prunes=prunes, exports=exports)
+    if checkpoint is not None and request.overwrite:
+        _check_checkpoint(checkpoint, config, data, run)
     if not request.resume:
         run.begin(config)
     try:
         yield Started(config, data, Session(run))
+    except KeyboardInterrupt as error:
+        run.discard_if_bare()
+        advice = f"; go on with --resume --output {run.path}" if run.config.is_file() else ""
+        raise InterruptedRunError(f"stopped{advice}") from error
     finally:
         run.discard_if_bare()
+
+
+def _check_stages(config: RunConfig, data: ImageData, *, prunes: bool, exports: bool) -> None:
+    """Find what a later stage would refuse before an earlier one has cost any time."""
+    from bench.budgets import load_budgets
+    from compress.criteria import CRITERIA
+    from compress.pruner import check_budget
+    from compress.training import pick_device
+    from export.targets import load_target
+
+    pick_device(config.device)
+    if prunes:
+        criterion = config.prune.criterion
+        if criterion not in CRITERIA:
+            raise ConfigError(
+                f"no criterion is named {criterion!r}: {nearest(criterion, CRITERIA)}"
+            )
+        check_budget(config, data)
+    if exports:
+        load_target(config.export.target)
+        load_budgets(config.bench.budgets)
+
+
+def _check_checkpoint(
+    checkpoint: Path, config: RunConfig, data: ImageData, run: RunDirectory
+) -> None:
+    """Refuse a checkpoint that does not fit while the run that it replaces is still there."""
+    from compress.checkpoint import load_weights
+    from compress.models import build_model
+
+    if checkpoint.resolve() == run.dense.resolve():
+        raise ConfigError(
+            f"{checkpoint} would be overwritten before it is pruned: give another --output"
+        )
+    channels = data.input_size[0]
+    network = build_model(config.model.name, num_classes=data.num_classes, in_channels=channels)
+    load_weights(checkpoint, network)
+
+
+def _check_folder(config: RunConfig, folder: Path | None) -> None:
+    """Refuse a --data that would be ignored."""
+    if folder is not None and config.data.dataset == "digits":
+        raise ConfigError(
+            f"--data {folder} would be ignored, because data.dataset = 'digits' is embedded: "
+            "add --set data.dataset=imagefolder, or name another --config"
+        )
 
 
 def _check_request(request: Request) -> None:
@@ -343,6 +400,7 @@ def _existing(
     run = RunDirectory(path)
     run.saved_config()
     config = load_config(str(run.config), _settings(settings, None, data))
+    _check_folder(config, data)
     return run, config, load_data(config.data)
 
 
@@ -452,7 +510,7 @@ def _print_report(report: Report, verdicts: list[Verdict], as_json: bool) -> Non
         judged = [asdict(verdict) for verdict in verdicts]
         _print_json({"report": report.model_dump(mode="json"), "verdicts": judged})
     else:
-        Console().print(render_table(report, verdicts))
+        _print(_rendered(render_table(report, verdicts)))
 
 
 def _print_summary(path: Path, model: str | None, as_json: bool) -> None:
@@ -462,11 +520,33 @@ def _print_summary(path: Path, model: str | None, as_json: bool) -> None:
     if as_json:
         _print_json(document)
     else:
-        Console().print(render_summary(document))
+        _print(_rendered(render_summary(document)))
 
 
 def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2, default=str))
+    _print(json.dumps(document, indent=2, default=str) + "\n")
+
+
+def _rendered(renderable: RenderableType) -> str:
+    buffer = io.StringIO()
+    Console(file=buffer, force_terminal=sys.stdout.isatty() or None).print(renderable)
+    return buffer.getvalue()
+
+
+def _print(text: str) -> None:
+    """Print on stdout; a reader that went away does not change the exit code.
+
+    Raises:
+        OutputError: stdout is a file on a full disk.
+    """
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        # Python would try again at its exit, and end with a code of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            reason = error.strerror or str(error)
+            raise OutputError(f"cannot write to the standard output: {reason}") from error
 
 
 def _say(text: str) -> None:

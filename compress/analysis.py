@@ -9,52 +9,33 @@ freezes the groups that touch it and is named in the result.
 from __future__ import annotations
 
 import math
-import operator
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import fx, nn
-from torch.nn.utils import parametrize
-from torchvision.ops import FrozenBatchNorm2d
 
 from compress.groups import ChannelGraph, GateSite, Layer, LayerKind, Units
 from compress.models import ChannelPad
 from compress.partition import components, groups_of
-from compress.tracing import infer_shapes, trace
-
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-CHANNELWISE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, FrozenBatchNorm2d)
-ELEMENTWISE_MODULES = (
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU),
-    *(nn.Mish, nn.Softplus, nn.Softsign, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Tanhshrink),
-    *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink, nn.Softshrink, nn.Threshold),
+from compress.tracing import (
+    ADDITIONS,
+    BINARY_NAMES,
+    CHANNELWISE,
+    CONVS,
+    ELEMENTWISE_MODULES,
+    ELEMENTWISE_NAMES,
+    POOLING_MODULES,
+    POOLING_NAMES,
+    RESHAPES,
+    SHAPE_QUERIES,
+    Shapes,
+    infer_shapes,
+    opaque_modules,
+    operation,
+    trace,
 )
-POOLING_MODULES = (
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d),
-    *(nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.LPPool2d, nn.Upsample, nn.ZeroPad2d),
-    *(nn.ReflectionPad2d, nn.ReplicationPad2d),
-)
-ELEMENTWISE_NAMES = {
-    *("relu", "relu_", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "softplus"),
-    *("sigmoid", "sigmoid_", "tanh", "tanh_", "hardtanh", "hardsigmoid", "hardswish"),
-    *("abs", "neg", "exp", "sqrt", "square", "clamp", "clamp_"),
-    *("dropout", "dropout2d", "dropout3d", "contiguous", "clone", "detach"),
-    *("float", "half", "double", "type", "to"),
-    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate"),
-}
-ADDITIONS = {"add", "add_", "iadd"}
-BINARY_NAMES = {
-    *ADDITIONS,
-    *("sub", "sub_", "isub", "mul", "mul_", "imul", "div", "div_", "truediv", "itruediv"),
-    *("maximum", "minimum"),
-}
-RESHAPES = {"flatten", "view", "reshape", "squeeze"}
 
 
 def analyse(model: nn.Module, input_size: Sequence[int]) -> ChannelGraph:
@@ -68,7 +49,7 @@ def analyse(model: nn.Module, input_size: Sequence[int]) -> ChannelGraph:
         ModelError: the network cannot be traced, or does not accept such images.
     """
     traced = trace(model)
-    return _Analysis(traced, infer_shapes(traced, input_size)).run()
+    return _Analysis(model, traced.graph, infer_shapes(traced, input_size)).run()
 
 
 @dataclass
@@ -84,10 +65,10 @@ class _Call:
 class _Analysis:
     """One walk over the graph: atoms for every node, then units, groups and layers."""
 
-    def __init__(self, traced: fx.GraphModule, shapes: dict[fx.Node, torch.Size]) -> None:
-        self.graph, self.shapes = traced.graph, shapes
-        self.modules = dict(traced.named_modules())
-        self.shared = _shared_parameters(traced)
+    def __init__(self, model: nn.Module, graph: fx.Graph, shapes: Shapes) -> None:
+        self.model, self.graph, self.shapes = model, graph, shapes
+        self.modules = dict(model.named_modules())
+        self.opaque = opaque_modules(model)
         self.atoms: dict[fx.Node, Units] = {}
         self.num_atoms = 0
         self.ties: list[tuple[Units, Units]] = []
@@ -100,13 +81,16 @@ class _Analysis:
 
     def run(self) -> ChannelGraph:
         for node in self.graph.nodes:
-            if node.op == "placeholder":
-                self.atoms[node] = self._fresh(self.shapes[node][1], frozen="network input")
-            elif node.op == "output":
+            if node.op == "output":
                 for source in node.all_input_nodes:
                     if source in self.atoms:
                         self._freeze(self.atoms[source], "network output")
-            elif node in self.shapes:
+            elif node not in self.shapes:  # a number, a size, or a tuple of tensors
+                if operation(node) not in SHAPE_QUERIES:
+                    self._freeze_sources(self._call(node))
+            elif node.op == "placeholder":
+                self.atoms[node] = self._fresh(self.shapes[node][1], frozen="network input")
+            else:
                 self._visit(node)
         return self._result()
 
@@ -128,7 +112,7 @@ class _Analysis:
     # One node
 
     def _visit(self, node: fx.Node) -> None:
-        call = _Call(node, _name(node), [n for n in node.all_input_nodes if n in self.shapes])
+        call = self._call(node)
         atoms = None
         if node.op == "call_module":
             atoms = self._module(call, self.modules[str(node.target)])
@@ -138,26 +122,38 @@ class _Analysis:
             atoms = self._give_up(call)
         self.atoms[node] = atoms
 
+    def _call(self, node: fx.Node) -> _Call:
+        return _Call(node, operation(node), [n for n in node.all_input_nodes if n in self.shapes])
+
     def _give_up(self, call: _Call) -> Units:
         """Freeze what an operation touches, and start anew behind it."""
-        sources = [n for n in call.tensors if n in self.atoms and len(self.atoms[n])]
-        reason = f"unknown operation {call.name}"
-        for source in sources:
-            self._freeze(self.atoms[source], reason)
-        if sources and call.name not in self.unknown:
-            self.unknown.append(call.name)
+        reason = self._freeze_sources(call)
         shape = self.shapes[call.node]
         return self._fresh(shape[1] if len(shape) > 1 else 0, frozen=reason)
 
+    def _freeze_sources(self, call: _Call) -> str:
+        kind = "tensor" if call.node.op == "get_attr" else "unknown operation"
+        reason = f"{kind} {call.name}"
+        sources = [self.atoms[n] for n in call.tensors if len(self.atoms[n])]
+        for source in sources:
+            self._freeze(source, reason)
+        if sources and call.name not in self.unknown:
+            self.unknown.append(call.name)
+        return reason
+
     def _module(self, call: _Call, module: nn.Module) -> Units | None:
+        if len(call.tensors) != 1:
+            return None
         source = call.tensors[0]
-        if isinstance(module, ELEMENTWISE_MODULES + POOLING_MODULES):
+        if isinstance(module, ELEMENTWISE_MODULES):
             return self._same_channels(call.node, source)
+        if isinstance(module, POOLING_MODULES):
+            return self._pool(call.node, source, type(module).__name__)
         if isinstance(module, nn.Flatten):
             return self._reshape(call.node, source)
         if isinstance(module, ChannelPad):
             return self._pad(str(call.node.target), module, source)
-        if parametrize.is_parametrized(module) or module in self.shared:
+        if module in self.opaque:
             return None
         if isinstance(module, CONVS):
             return self._conv(call, module)
@@ -173,14 +169,16 @@ class _Analysis:
         node, tensors = call.node, call.tensors
         if call.name in BINARY_NAMES:
             return self._binary(call)
-        if not tensors:
+        if call.name in ("cat", "concat", "concatenate"):
+            return self._concat(node)
+        if len(tensors) != 1:
             return None
         if call.name in ELEMENTWISE_NAMES:
             return self._same_channels(node, tensors[0])
+        if call.name in POOLING_NAMES:
+            return self._pool(node, tensors[0], call.name)
         if call.name in RESHAPES:
             return self._reshape(node, tensors[0])
-        if call.name in ("cat", "concat", "concatenate"):
-            return self._concat(node)
         if call.name == "mean":
             return self._mean(node, tensors[0])
         if call.name == "getitem":
@@ -199,9 +197,17 @@ class _Analysis:
         keeps = len(after) > 1 and len(before) > 1 and before[:2] == after[:2]
         return self.atoms[source] if keeps else None
 
+    def _pool(self, node: fx.Node, source: fx.Node, name: str) -> Units | None:
+        # One dimension fewer, and torch takes the channels for a dimension of space.
+        spatial = f"{len(self.shapes[source]) - 2}d"
+        fits = name.endswith(spatial) or name in ("Upsample", "interpolate")
+        return self._same_channels(node, source) if fits else None
+
     def _reshape(self, node: fx.Node, source: fx.Node) -> Units | None:
         before, after = self.shapes[source], self.shapes[node]
         if len(after) < 2 or len(before) < 2 or before[0] != after[0]:
+            return None
+        if _asks_for_width(node):
             return None
         if before[1] == after[1]:
             return self.atoms[source]
@@ -239,6 +245,8 @@ class _Analysis:
 
     def _binary(self, call: _Call) -> Units | None:
         node, tensors = call.node, call.tensors
+        if len(tensors) < len(node.all_input_nodes):
+            return None  # a number computed from a size, which may change
         wide = [n for n in tensors if len(self.shapes[n]) == len(self.shapes[node])]
         scalars = [n for n in tensors if math.prod(self.shapes[n]) == 1]
         if len(wide) == 1 and len(wide) + len(scalars) == len(tensors):
@@ -367,35 +375,25 @@ class _Analysis:
 
     def _parameters_outside_layers(self) -> int:
         layers = {id(p) for name in self.layers for p in self.modules[name].parameters()}
-        return sum(p.numel() for p in self.modules[""].parameters() if id(p) not in layers)
+        return sum(p.numel() for p in self.model.parameters() if id(p) not in layers)
 
 
 def _is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a node applies an elementwise function of one tensor."""
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], ELEMENTWISE_MODULES)
-    return node.op in ("call_function", "call_method") and _name(node) in ELEMENTWISE_NAMES
+    return node.op in ("call_function", "call_method") and operation(node) in ELEMENTWISE_NAMES
+
+
+def _asks_for_width(node: fx.Node) -> bool:
+    """Whether ``view`` or ``reshape`` names the number of channels, as in ``x.view(-1, 512)``."""
+    if operation(node) not in ("view", "reshape"):
+        return False
+    sizes = node.args[1:] or tuple(node.kwargs.values())
+    if len(sizes) == 1 and isinstance(sizes[0], Sequence):
+        sizes = tuple(sizes[0])
+    return len(sizes) > 1 and isinstance(sizes[1], int) and sizes[1] != -1
 
 
 def _all_units(unit_of: Units, parts: Sequence[Units]) -> set[int]:
     return {unit for part in parts for unit in unit_of[part].tolist()}
-
-
-def _shared_parameters(model: nn.Module) -> set[nn.Module]:
-    """Modules that hold a parameter which another module holds too."""
-    holders: dict[int, set[nn.Module]] = defaultdict(set)
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            holders[id(parameter)].add(module)
-    return {module for found in holders.values() if len(found) > 1 for module in found}
-
-
-def _name(node: fx.Node) -> str:
-    if node.op == "call_method":
-        return str(node.target)
-    if node.op == "call_module":
-        return f"{node.target}"
-    target: Callable[..., Any] | str = node.target
-    if target is operator.getitem:
-        return "getitem"
-    return getattr(target, "__name__", str(target))

@@ -6,13 +6,15 @@ Nothing here writes a pickle, and nothing pickled is loaded with code execution.
 from __future__ import annotations
 
 import json
-import pickle
 import platform
 import re
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
@@ -30,9 +32,13 @@ from compress.models import BUILTIN_MODELS, build_model, is_custom
 from compress.recipe import mask_from_recipe, recipe_from_mask
 from compress.shrink import shrink_
 
+Length = Annotated[int, Field(ge=1, le=2**16)]
+
 FORMAT_VERSION = 1
 METADATA_KEY = "compress"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+COUNTERS = "num_batches_tracked"
+"""Files from before PyTorch 0.4.1 lack these buffers; nothing computed depends on them."""
 
 
 class Description(BaseModel):
@@ -42,8 +48,8 @@ class Description(BaseModel):
 
     format_version: int = FORMAT_VERSION
     architecture: str
-    classes: tuple[str, ...]
-    input_size: tuple[int, int, int]
+    classes: tuple[str, ...] = Field(min_length=1)
+    input_size: tuple[Length, Length, Length]
     """(C, H, W) of one image."""
     mean: tuple[float, ...]
     """Per channel, of images scaled to [0, 1]."""
@@ -133,8 +139,10 @@ def save_checkpoint(
     """
     recipe = {} if dense_graph is None or kept is None else recipe_from_mask(dense_graph, kept)
     document = description.model_copy(update={"recipe": recipe, "tools": tool_versions()})
+    # Copies, because safetensors refuses tensors that share memory (tied weights).
     tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
     }
     data = safetensors.torch.save(tensors, {METADATA_KEY: document.model_dump_json()})
     write_atomically(path, data)
@@ -167,12 +175,8 @@ def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
             f"{path} holds a network of {description.architecture}: "
             f"pass --model {description.architecture} to allow importing it"
         )
-    network, graph, kept = _skeleton(path, description, meta=True)
+    network, graph, kept = _skeleton(path, description)
     _assign(network, _read_tensors(path), path)
-    if any(t.is_meta for t in (*network.parameters(), *network.buffers())):
-        # Buffers that no file holds come out of the constructor only.
-        network, graph, kept = _skeleton(path, description, meta=False)
-        _assign(network, _read_tensors(path), path)
     return Checkpoint(network.eval(), description, sha256_of(path), graph, kept)
 
 
@@ -198,11 +202,11 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         return _read_tensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; the error says enough
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can fail in any way
         raise CheckpointError(_unpickling_message(path, error)) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint") from error
     return _plain_state(content, path)
 
 
@@ -228,25 +232,20 @@ def read_description(path: Path) -> Description | None:
                 f"{path} is of format version {version} and this tool reads {FORMAT_VERSION}"
             )
         return Description.model_validate_json(text)
-    except (ValidationError, ValueError, AttributeError) as error:
+    except (ValidationError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} has a header that cannot be understood") from error
 
 
 def identify(state: Mapping[str, torch.Tensor]) -> str | None:
     """Return the built-in architecture whose tensors these are, or None."""
-    shapes = {name: tensor.shape for name, tensor in state.items()}
-    classifier = state.get("fc.weight")
-    first = state.get("conv1.weight")
-    if classifier is None or first is None:
+    classifier, first = state.get("fc.weight"), state.get("conv1.weight")
+    if classifier is None or first is None or classifier.dim() != 2 or first.dim() != 4:
         return None
+    shapes = _shapes(state)
     for name in BUILTIN_MODELS:
-        try:
-            with torch.device("meta"):
-                model = build_model(name, num_classes=len(classifier), in_channels=first.shape[1])
-        except ModelError:
-            continue
-        if {key: tensor.shape for key, tensor in model.state_dict().items()} == shapes:
-            return name
+        with suppress(ModelError):
+            if _builtin_shapes(name, len(classifier), first.shape[1]) == shapes:
+                return name
     return None
 
 
@@ -259,52 +258,64 @@ def tool_versions() -> dict[str, str]:
     }
 
 
-def _skeleton(
-    path: Path, description: Description, *, meta: bool
-) -> tuple[nn.Module, ChannelGraph, Mask]:
-    """Build the shrunk network; on the meta device no memory is taken before shapes are checked."""
-    with torch.device("meta" if meta else "cpu"):
-        network = build_model(
-            description.architecture,
-            num_classes=description.num_classes,
-            in_channels=description.input_size[0],
-        )
-    graph = analyse(network, description.input_size)
+def _skeleton(path: Path, description: Description) -> tuple[nn.Module, ChannelGraph, Mask]:
+    """Build the shrunk network; on the meta device no memory is taken before shapes are checked.
+
+    The user's own constructor may compute with its tensors, so it runs on the CPU.
+    """
     try:
+        with torch.device("cpu" if is_custom(description.architecture) else "meta"):
+            network = build_model(
+                description.architecture,
+                num_classes=description.num_classes,
+                in_channels=description.input_size[0],
+            )
+        graph = analyse(network, description.input_size)
         kept = mask_from_recipe(graph, description.recipe)
-    except CheckpointError as error:
+    except (CheckpointError, ModelError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     shrink_(network, graph, kept)
     return network, graph, kept
 
 
+@cache
+def _builtin_shapes(name: str, num_classes: int, in_channels: int) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        model = build_model(name, num_classes=num_classes, in_channels=in_channels)
+    return _shapes(model.state_dict())
+
+
+def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items() if not name.endswith(COUNTERS)}
+
+
 def _assign(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
     """Put tensors into a network after every name and shape has been compared."""
-    own = model.state_dict()
-    # Files from before PyTorch 0.4.1 lack these counters; nothing computed depends on them.
-    missing = sorted(k for k in set(own) - set(state) if not k.endswith("num_batches_tracked"))
+    names = model.state_dict()
+    own = _without_prefixes(names)
+    missing = sorted(k for k in set(own) - set(state) if not k.endswith(COUNTERS))
     extra = sorted(set(state) - set(own))
     if missing or extra:
         raise CheckpointError(_names_message(path, model, missing, extra))
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             raise CheckpointError(_shape_message(path, name, tensor, own[name]))
-    for name, tensor in own.items():
+    for full_name, (name, tensor) in zip(names, own.items(), strict=True):
         value = state.get(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
-        _set_tensor(model, name, value.to(tensor.dtype))
+        # A copy: safetensors gives views of the file, at addresses that change how sums round.
+        _set_tensor(model, full_name, value.to(tensor.dtype, copy=True))
 
 
 def _set_tensor(model: nn.Module, name: str, value: torch.Tensor) -> None:
     owner, _, attribute = name.rpartition(".")
     module = model.get_submodule(owner)
     current = getattr(module, attribute)
-    if isinstance(current, nn.Parameter):
-        value = nn.Parameter(value.to(_device(current)), requires_grad=current.requires_grad)
-    setattr(module, attribute, value.to(_device(current)))
-
-
-def _device(tensor: torch.Tensor) -> torch.device:
-    return torch.device("cpu") if tensor.is_meta else tensor.device
+    if not current.is_meta:
+        current.data = value.to(current.device)  # in place: tied weights stay tied
+    elif isinstance(current, nn.Parameter):
+        setattr(module, attribute, nn.Parameter(value, requires_grad=current.requires_grad))
+    else:
+        setattr(module, attribute, value)
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -337,7 +348,7 @@ def _without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def _unpickling_message(path: Path, error: Exception) -> str:
-    if "Unsupported" in str(error) or "GLOBAL" in str(error) or "weights_only" in str(error):
+    if "GLOBAL" in str(error):  # torch's word for a function or class that a pickle names
         return (
             f"{path} is a pickle that needs code execution, which is refused: "
             "re-save it as torch.save(model.state_dict(), ...)"

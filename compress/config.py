@@ -11,10 +11,18 @@ import sys
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from compress.errors import ConfigError, nearest
 from compress.files import write_atomically
@@ -27,12 +35,21 @@ else:
 DEFAULT_CONFIG = "digits-resnet20"
 
 SectionT = TypeVar("SectionT", bound="Section")
+BatchSizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
 class Section(BaseModel):
     """Base of every part of the configuration: immutable, no unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError("true and false belong to switches, and this is none")
+        return value
 
 
 class ModelConfig(Section):
@@ -65,6 +82,8 @@ class DataConfig(Section):
 
 class TrainConfig(Section):
     """How weights are trained; the same keys serve dense training and finetuning."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     recipe: Literal["default", "seed2019"] = "default"
     """``seed2019`` sets the published settings of Molchanov et al. 2019; explicit keys win."""
@@ -127,6 +146,8 @@ SEED2019: dict[str, Any] = {
 class Budget(Section):
     """What the pruned network may cost."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     kind: Literal["macs", "params", "channels", "removed"]
     """MACs, parameters, channels kept, or channels removed."""
     value: float = Field(gt=0)
@@ -149,7 +170,8 @@ class Budget(Section):
         return self
 
     def __str__(self) -> str:
-        return f"{self.kind}={self.value:g}"
+        whole = self.value.is_integer()
+        return f"{self.kind}={int(self.value) if whole else self.value}"
 
 
 class PruneConfig(Section):
@@ -184,18 +206,13 @@ class PruneConfig(Section):
     proof_images: int = Field(default=2, ge=1)
     """Real images on which masked and shrunk are compared in float64."""
 
-    @field_validator("budget", mode="before")
-    @classmethod
-    def _budget(cls, value: Any) -> Any:
-        return Budget.model_validate(value) if isinstance(value, str) else value
-
 
 class ExportConfig(Section):
     """What is exported, and for where."""
 
     target: str = "cpu"
     """A deployment profile under ``configs/targets``."""
-    parity_batches: tuple[int, ...] = (1, 3, 8)
+    parity_batches: BatchSizes = (1, 3, 8)
     """Batch sizes at which ONNX Runtime must agree with torch."""
     tolerance: float = Field(default=1e-4, gt=0)
     """Largest difference of the logits, relative to the largest logit."""
@@ -204,7 +221,7 @@ class ExportConfig(Section):
 class BenchConfig(Section):
     """How latency and accuracy are measured."""
 
-    batch_sizes: tuple[int, ...] = (1, 8)
+    batch_sizes: BatchSizes = (1, 8)
     """Batch sizes at which latency is measured."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of the runtime; default all physical cores that this process may use."""

@@ -16,7 +16,7 @@ from compress.loop import Loop, train_batches
 from compress.models import build_model
 from compress.progress import bar
 from compress.session import Session, State
-from compress.training import Trainer, pick_device
+from compress.training import Trainer, memory_format_for, pick_device
 
 
 def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
@@ -36,6 +36,7 @@ def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
         steps_per_epoch=per_epoch,
         total=config.train.epochs * per_epoch,
         seed=config.seed,
+        memory_format=memory_format_for(model, data.input_size),
     )
     trainer.start_averaging()
     state = session.load("train")

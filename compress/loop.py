@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from compress.config import RunConfig
 from compress.data import Batch, ImageData, TrainBatches, eval_batches, require_images
+from compress.errors import DataError
 from compress.evaluate import Accuracy, evaluate
 from compress.progress import Bar
 from compress.session import Session, State
-from compress.training import Trainer
+from compress.training import SMALLEST_BATCH, Trainer
 
 
 @dataclass
@@ -24,7 +25,6 @@ class Loop:
     bar: Bar
 
     def __post_init__(self) -> None:
-        self.skipped = 0
         self.batches = train_batches(self.data, self.config, self.trainer.device.type)
 
     def run(
@@ -39,11 +39,11 @@ class Loop:
         trainer, per_epoch = self.trainer, len(self.batches)
         while not finished():
             epoch, offset = divmod(trainer.step_index, per_epoch)
-            read = 0
+            read = trained = 0
             for batch in self.batches.epoch(epoch, start=offset):
                 step(batch)
                 read += len(batch.images)
-                self.skipped += batch.skipped
+                trained += len(batch.images) >= SMALLEST_BATCH
                 self.bar.at(trainer.step_index)
                 done, rest = divmod(trainer.step_index - trainer.hold, per_epoch)
                 if each_epoch and rest == 0:
@@ -51,7 +51,13 @@ class Loop:
                 self.session.after_step(snapshot)
                 if finished():
                     return
-            require_images(read, self.skipped, purpose="training")
+            if not offset:  # the rest of an epoch says nothing about the whole
+                require_images(read, trainer.skipped, purpose="training")
+                if not trained:
+                    raise DataError(
+                        f"no batch of {self.config.data.batch_size} held two readable images: "
+                        "raise data.batch_size, or mend the files"
+                    )
 
     def accuracy(self) -> Accuracy:
         """Measure what training has yielded so far on the validation set."""
@@ -68,7 +74,7 @@ class Loop:
             step=self.trainer.step_index,
             loss=loss,
             lr=self.trainer.lr,
-            train_skipped=self.skipped,
+            train_skipped=self.trainer.skipped,
             **measured.as_dict(),
         )
         self.bar.at(self.trainer.step_index, f"loss {loss:.3f}  top-1 {measured.top1:.2f} %")

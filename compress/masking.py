@@ -121,7 +121,9 @@ class Goal:
 
     def at(self, step: int, steps: int) -> float:
         """Return the limit of a step when the cost falls linearly over all steps."""
-        return self.dense + (self.limit - self.dense) * min(step, steps) / steps
+        if step >= steps:
+            return self.limit
+        return self.dense + (self.limit - self.dense) * step / steps
 
 
 def goal_for(graph: ChannelGraph, budget: Budget, allowed: Sequence[Candidate]) -> Goal:
@@ -137,7 +139,8 @@ def goal_for(graph: ChannelGraph, budget: Budget, allowed: Sequence[Candidate]) 
     if budget.kind == "removed":
         limit = dense - budget.value
     else:
-        limit = budget.value * dense if budget.value <= 1 else budget.value
+        # Costs are whole numbers: 0.29 of 100 is 29, not 28.999999999999996.
+        limit = round(budget.value * dense, 3) if budget.value <= 1 else budget.value
     closest = function(graph, smallest(graph, allowed))
     if closest > limit:
         raise BudgetError(_unreachable(budget, dense, closest))
@@ -154,7 +157,7 @@ def _unreachable(budget: Budget, dense: int, closest: int) -> str:
     if budget.kind == "removed":
         nearest_budget = f"removed={dense - closest}"
     else:
-        nearest_budget = f"{budget.kind}={closest / dense:.4f}"
+        nearest_budget = f"{budget.kind}={math.ceil(closest / dense * 1e4) / 1e4:.4f}"
         if budget.value > 1:
             nearest_budget = f"{budget.kind}={closest}"
     return (
@@ -179,9 +182,11 @@ def _ranking(
         sizes = np.diff(starts)
         if len(sizes):
             sums = np.add.reduceat(scores[ascending], starts[:-1])
+            # Rounding must not swap equal chunks: a ragged width would stay ragged.
+            ranks = np.maximum.accumulate(sums / sizes)
             units.append(ascending)
             chunks.append(np.repeat(np.arange(len(sizes)) + first_chunk, sizes))
-            means.append(np.repeat(sums / sizes, sizes))
+            means.append(np.repeat(ranks, sizes))
             first_chunk += len(sizes)
     if not units:
         return np.zeros(0, np.int64), np.zeros(1, np.int64)

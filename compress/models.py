@@ -169,7 +169,7 @@ def _import_callable(name: str) -> Callable[..., object]:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module_name), attribute, None)
-    except ImportError as error:
+    except Exception as error:  # the user's module may raise anything
         raise ModelError(f"cannot import {module_name!r} for --model {name}: {error}") from error
     if not callable(found):
         raise ModelError(f"{module_name!r} has no callable {attribute!r}")

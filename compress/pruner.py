@@ -22,7 +22,7 @@ from compress.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compress.config import PruneConfig, RunConfig
 from compress.criteria import Context, Importance, Scoring, bind
 from compress.data import Batch, ImageData, first_images
-from compress.errors import ModelError
+from compress.errors import CheckpointError, ModelError
 from compress.groups import ChannelGraph, Mask
 from compress.loop import Loop, train_batches
 from compress.masking import Candidate, Goal, Scores, candidates, goal_for, prune_to
@@ -30,7 +30,7 @@ from compress.models import build_model, is_custom
 from compress.progress import bar
 from compress.session import Session, State
 from compress.shrink import mask_, proof, shrink_
-from compress.training import Trainer, pick_device
+from compress.training import OTHER_NETWORK, Trainer, memory_format_for, pick_device
 
 log = logging.getLogger("compress")
 
@@ -124,6 +124,7 @@ class _PruneRun:
             hold=UNKNOWN_END,
             seed=config.seed,
             teacher=teacher,
+            memory_format=memory_format_for(self.model, data.input_size),
         )
         self.metrics: dict[str, Any] = {
             "budget": str(config.prune.budget),
@@ -215,6 +216,8 @@ class _PruneRun:
         self.trainer.check()
         if not self.scoring.per_minibatch:
             self._score()
+        if not self.importance.minibatches:
+            return  # broken images left no minibatch to judge by
         with _timed(self.metrics["seconds"], "decide"):
             self.at.step += 1
             scores = self.importance.close_interval()
@@ -289,8 +292,14 @@ class _PruneRun:
         return State(phase, facts, tensors)
 
     def load(self, state: State) -> None:
-        """Go on from a saved state: the network takes its shrunk form before its weights."""
+        """Go on from a saved state: the network takes its shrunk form before its weights.
+
+        Raises:
+            CheckpointError: the state is of another network.
+        """
         facts, tensors = state.facts, state.tensors
+        if len(tensors["kept"]) != self.dense_graph.num_units:
+            raise CheckpointError(OTHER_NETWORK)
         self.at = Progressed(
             tensors["kept"].numpy().astype(bool),
             tensors["shrunk"].numpy().astype(bool),

@@ -44,7 +44,8 @@ def mask_from_recipe(graph: ChannelGraph, recipe: Mapping[str, Any]) -> Mask:
 
 def _indices(name: str, entry: Any, size: int) -> list[int]:
     """Check one entry before anything is built from it."""
-    if not isinstance(entry, Mapping) or entry.get("size") != size:
+    found = entry.get("size") if isinstance(entry, Mapping) else None
+    if type(found) is not int or found != size:
         raise CheckpointError(f"the recipe gives {name!r} another width than this network's {size}")
     indices = entry.get("kept")
     valid = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 import signal
 import threading
@@ -74,14 +75,21 @@ class RunDirectory:
         """Refuse a directory that holds anything, unless an earlier run may be overwritten.
 
         Raises:
-            ConfigError: the directory is not empty, or is a file.
+            ConfigError: the directory is not empty, holds no run to overwrite, or is a file.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path} is a file, not a directory")
-        if not overwrite and self.path.is_dir() and any(self.path.iterdir()):
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not overwrite:
             raise ConfigError(
                 f"{self.path} is not empty: use --resume to go on, --overwrite to start anew, "
                 "or another --output"
+            )
+        if not self.config.is_file():  # its folder `export` may be anybody's
+            raise ConfigError(
+                f"{self.path} is not empty and holds no run, so --overwrite leaves it alone: "
+                "give another --output"
             )
 
     def begin(self, config: RunConfig) -> None:
@@ -110,7 +118,7 @@ class RunDirectory:
             self.path.rmdir()
 
     def _clear(self) -> None:
-        own = (self.config, self.dense, self.pruned, self.history, self.report)
+        own = (self.dense, self.pruned, self.history, self.report)
         with writing(self.path):
             for file in (*own, self.report.with_suffix(".md")):
                 file.unlink(missing_ok=True)
@@ -157,7 +165,8 @@ class Session:
         if self.stop.is_set():
             self.save(snapshot())
             raise InterruptedRunError(
-                f"stopped; the state is saved, go on with --resume --output {self.run.path}"
+                "stopped; the state is saved, go on with --resume --output "
+                f"{shlex.quote(str(self.run.path))}"
             )
         if time.monotonic() - self._saved_at >= SAVE_SECONDS:
             self.save(snapshot())
@@ -182,6 +191,7 @@ class Session:
         Raises:
             CheckpointError: the state is damaged.
         """
+        self._cut_history()
         if not self.run.state.is_file():
             return None
         try:
@@ -223,9 +233,11 @@ class Session:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _cut_history(self, lines: int) -> None:
-        """Forget what happened after the state was saved: it will happen again."""
+    def _cut_history(self, lines: int | None = None) -> None:
+        """Forget what happened after the state was saved, and a line that a full disk cut off."""
         if self.run.history.is_file():
-            text = self.run.history.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_atomically(self.run.history, "".join(text[:lines]))
-            self._lines = min(lines, len(text))
+            text = self.run.history.read_text(encoding="utf-8")
+            whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")][:lines]
+            if "".join(whole) != text:
+                write_atomically(self.run.history, "".join(whole))
+            self._lines = len(whole)

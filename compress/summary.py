@@ -64,6 +64,8 @@ def inspect_checkpoint(path: Path, model: str | None = None) -> dict[str, Any]:
 def render_summary(document: dict[str, Any]) -> RenderableType:
     """Return what ``compress inspect`` prints."""
     facts = Table.grid(padding=(0, 2))
+    facts.add_column()
+    facts.add_column(overflow="fold")  # a digest that is cut short is of no use
     shape = "x".join(map(str, document["input_size"]))
     dense, now = document["dense"], document["now"]
     classes = f"{document['num_classes']} classes"
@@ -129,7 +131,9 @@ def _ends(state: dict[str, Any]) -> tuple[int, int]:
     weights = [tensor for tensor in state.values() if tensor.dim() >= 2]
     if not weights:
         raise CheckpointError("the file holds no weights")
-    return len(weights[-1]), weights[0].shape[1]
+    # Safetensors are read in alphabetical order, so the names of ResNets come first.
+    last, first = state.get("fc.weight", weights[-1]), state.get("conv1.weight", weights[0])
+    return len(last), first.shape[1]
 
 
 def _change(dense: int, now: int, scale: float, unit: str) -> str:

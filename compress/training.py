@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -14,7 +14,12 @@ from torch.nn import functional as F
 from compress.config import TrainConfig
 from compress.data import Batch
 from compress.distill import distillation_loss
-from compress.errors import EnvironmentUnfitError, TrainingError
+from compress.errors import CheckpointError, EnvironmentUnfitError, TrainingError
+
+OTHER_NETWORK = "the state to go on from is of another network: start anew with --overwrite"
+
+SMALLEST_BATCH = 2
+"""Images of which BatchNorm can take a variance; smaller batches are passed over."""
 
 CHECK_EVERY = 20
 """Steps between two looks at the loss on a GPU; every look waits for the GPU."""
@@ -46,7 +51,7 @@ def learning_rate(
     """
     warmup = min(config.warmup_epochs * steps_per_epoch, total)
     if step < warmup:
-        return config.lr * (step + 1) / warmup
+        return config.lr * min(1.0, (step + 1) / warmup)
     start = max(hold, int(warmup))
     if step < start or config.schedule == "constant":
         return config.lr
@@ -76,6 +81,22 @@ def sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     )
 
 
+def memory_format_for(model: nn.Module, input_size: Sequence[int]) -> torch.memory_format:
+    """Return channels_last, which convolutions prefer, unless the network cannot compute in it.
+
+    ``x.view(len(x), -1)`` of feature maps, for one, needs them contiguous. A copy is asked.
+    """
+    device = next(model.parameters()).device
+    probe = copy.deepcopy(model).to(memory_format=torch.channels_last).eval()
+    images = torch.zeros(2, *input_size, device=device).to(memory_format=torch.channels_last)
+    try:
+        with torch.no_grad():
+            probe(images)
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
 class Trainer:
     """A network with its optimizer, schedule, averages and position in the run.
 
@@ -87,6 +108,7 @@ class Trainer:
         hold: steps at the peak learning rate before the schedule begins.
         seed: dropout and the like draw from this and the number of the step.
         teacher: the dense network, for distillation.
+        memory_format: of weights and images, see ``memory_format_for``.
     """
 
     def __init__(
@@ -99,8 +121,10 @@ class Trainer:
         hold: int = 0,
         seed: int = 0,
         teacher: nn.Module | None = None,
+        memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
         self.model, self.config, self.seed = model, config, seed
+        self.memory_format = memory_format
         self.settle()
         self.steps_per_epoch, self.total, self.hold = steps_per_epoch, total, hold
         self.step_index = 0
@@ -112,6 +136,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.amp_dtype is torch.float16
         )
+        self.skipped = 0
         self._loss_sum = torch.zeros((), device=self.device)
         self._images = 0
 
@@ -143,13 +168,14 @@ class Trainer:
         Raises:
             TrainingError: the loss is NaN or infinite.
         """
-        if len(batch.labels) < 2:  # broken images left too little for BatchNorm
+        self.skipped += batch.skipped
+        if len(batch.labels) < SMALLEST_BATCH:  # broken images left too little
             self.step_index += 1
             return
         torch.manual_seed(_mix(self.seed, self.step_index))
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        images = batch.images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        images = batch.images.to(self.device, non_blocking=True, memory_format=self.memory_format)
         labels = batch.labels.to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
@@ -158,6 +184,8 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         if after_backward:
             after_backward()
+        if self.config.group_lasso:  # like weight decay, of the update but not of the loss
+            _add_lasso_gradient(self.model, self.config.group_lasso)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not None:
@@ -175,10 +203,11 @@ class Trainer:
             TrainingError: it was.
         """
         if not torch.isfinite(self._loss_sum):
-            epoch = self.step_index // self.steps_per_epoch
+            epoch = (self.step_index - 1) // self.steps_per_epoch + 1
+            lr = self.optimizer.param_groups[0]["lr"]
             raise TrainingError(
                 f"the loss became {self._loss_sum.item()} in epoch {epoch} at step "
-                f"{self.step_index} with learning rate {self.lr:g}: lower lr or raise warmup_epochs"
+                f"{self.step_index} with learning rate {lr:g}: lower lr or raise warmup_epochs"
             )
 
     def mean_loss(self) -> float:
@@ -191,7 +220,7 @@ class Trainer:
 
     def settle(self) -> None:
         """Lay weights out as convolutions want them; call it again after a shrink."""
-        self.model.to(memory_format=torch.channels_last)
+        self.model.to(memory_format=self.memory_format)
 
     def start_averaging(self) -> None:
         """Begin the exponential moving average, if the settings ask for one."""
@@ -204,7 +233,12 @@ class Trainer:
         return self.averaged if self.averaged is not None else self.model
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return every tensor that the next steps depend on, by name."""
+        """Return every tensor that the next steps depend on, by name.
+
+        Raises:
+            TrainingError: the loss is NaN or infinite, so nothing may go on from here.
+        """
+        self.check()
         tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
@@ -215,13 +249,22 @@ class Trainer:
         tensors["loss"] = torch.stack(
             [self._loss_sum, torch.as_tensor(float(self._images), device=self.device)]
         )
+        tensors["skipped"] = torch.tensor(self.skipped)
         if self.scaler.is_enabled():
-            tensors["scale"] = torch.tensor(self.scaler.get_scale())
+            scaler = self.scaler.state_dict()
+            tensors["scale"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]])
         return tensors
 
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Continue from the tensors of ``state``; the model must have their shapes already."""
-        self.model.load_state_dict(dict(_under("model.", tensors)))
+        """Continue from the tensors of ``state``; the model must have their shapes already.
+
+        Raises:
+            CheckpointError: it has not: the state is of another network.
+        """
+        weights = dict(_under("model.", tensors))
+        if _shapes(weights) != _shapes(self.model.state_dict()):
+            raise CheckpointError(OTHER_NETWORK)
+        self.model.load_state_dict(weights)
         momenta = dict(_under("momentum.", tensors))
         for name, parameter in self.model.named_parameters():
             if name in momenta:
@@ -233,9 +276,11 @@ class Trainer:
             self.result.load_state_dict(averaged)
         self._loss_sum.copy_(tensors["loss"][0])
         self._images = int(tensors["loss"][1])
+        self.skipped = int(tensors["skipped"])
         if "scale" in tensors:
+            scale, grown = tensors["scale"].tolist()
             self.scaler.load_state_dict(
-                {**self.scaler.state_dict(), "scale": float(tensors["scale"])}
+                {**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(grown)}
             )
 
     def _loss(
@@ -249,8 +294,6 @@ class Trainer:
                 taught = self.teacher(images)
             soft = distillation_loss(logits.float(), taught.float(), config.temperature)
             loss = (1 - config.distill) * loss + config.distill * soft
-        if config.group_lasso:
-            loss = loss + config.group_lasso * _filter_norms(self.model)
         return loss
 
     @torch.no_grad()
@@ -274,12 +317,17 @@ class Trainer:
         return torch.autocast(self.device.type, self.amp_dtype)
 
 
-def _filter_norms(model: nn.Module) -> torch.Tensor:
-    """Return the sum of the L2 norms of all convolution filters (group lasso)."""
-    norms = [
-        m.weight.flatten(1).norm(dim=1).sum() for m in model.modules() if isinstance(m, nn.Conv2d)
-    ]
-    return torch.stack(norms).sum()
+@torch.no_grad()
+def _add_lasso_gradient(model: nn.Module, coefficient: float) -> None:
+    """Add the gradient of the sum of the L2 norms of all convolution filters (group lasso).
+
+    It is not part of the loss, because no gate is part of it: a criterion must not see it.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.grad is not None:
+            norms = torch.linalg.vector_norm(module.weight, dim=(1, 2, 3), keepdim=True)
+            tiny = torch.finfo(norms.dtype).tiny  # a filter of zeros is pulled nowhere
+            module.weight.grad.add_(module.weight / norms.clamp(min=tiny), alpha=coefficient)
 
 
 def _amp_dtype(setting: str, device: torch.device) -> torch.dtype | None:
@@ -295,6 +343,10 @@ def _amp_dtype(setting: str, device: torch.device) -> torch.dtype | None:
 def _mix(seed: int, step: int) -> int:
     """Return a seed for one step, far from those of its neighbours."""
     return (seed * 0x9E3779B1 + step * 0x85EBCA6B + 1) % 2**63
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

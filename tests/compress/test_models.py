@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from compress.errors import ModelError
+from compress.models import (
+    BUILTIN_MODELS,
+    CIFAR_DEPTHS,
+    TORCHVISION_MODELS,
+    ChannelPad,
+    CifarBlock,
+    build_model,
+    is_custom,
+)
+
+# As torchvision documents them for 1000 classes, and He et al. (2n x 3 + 2 layers) for 10.
+PARAMETERS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "wide_resnet50_2": 68_883_240,
+    "resnext50_32x4d": 25_028_904,
+    "resnet20": 269_722,
+    "resnet32": 464_154,
+    "resnet56": 853_018,
+    "resnet110": 1_727_962,
+}
+
+
+@pytest.mark.parametrize("name", BUILTIN_MODELS)
+def test_parameters(name: str) -> None:
+    with torch.device("meta"):
+        model = build_model(name, num_classes=10 if name in CIFAR_DEPTHS else 1000)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", BUILTIN_MODELS)
+def test_logits(name: str) -> None:
+    with torch.device("meta"):
+        model = build_model(name, num_classes=13).eval()
+        assert model(torch.empty(2, 3, 40, 40)).shape == (2, 13)
+
+
+@pytest.mark.parametrize(("name", "depth"), CIFAR_DEPTHS.items())
+def test_depth_is_the_number_of_layers_with_weights(name: str, depth: int) -> None:
+    model = build_model(name, num_classes=10)
+    assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()) == depth
+
+
+@pytest.mark.parametrize("in_channels", [1, 2, 4])
+def test_cifar_resnets_take_any_number_of_image_channels(in_channels: int) -> None:
+    model = build_model("resnet20", num_classes=3, in_channels=in_channels).eval()
+    assert model(torch.randn(2, in_channels, 28, 28)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", TORCHVISION_MODELS)
+def test_grey_images_are_refused_for_torchvision(name: str) -> None:
+    with pytest.raises(ModelError, match="takes images of 3 channels and the data has 1: choose"):
+        build_model(name, num_classes=10, in_channels=1)
+
+
+@pytest.mark.parametrize(("stride", "front", "back"), [(1, 0, 0), (2, 8, 8), (2, 3, 5), (3, 0, 1)])
+@pytest.mark.parametrize("size", [7, 8])
+def test_channel_pad_by_a_plain_formula(stride: int, front: int, back: int, size: int) -> None:
+    x = torch.randn(2, 4, size, size)
+    actual = ChannelPad(stride, front, back)(x)
+    side = -(-size // stride)
+    expected = torch.zeros(2, front + 4 + back, side, side)
+    for channel in range(4):
+        for row in range(side):
+            for column in range(side):
+                expected[:, front + channel, row, column] = x[
+                    :, channel, row * stride, column * stride
+                ]
+    assert torch.equal(actual, expected)
+
+
+def test_a_block_by_its_formula() -> None:
+    """relu(bn(conv(relu(bn(conv(x))))) + shortcut), with fresh BatchNorm in eval mode."""
+    block = CifarBlock(4, 8, stride=2).double().eval()
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    norm = 1 / (1 + block.bn1.eps) ** 0.5
+    y = F.relu(norm * F.conv2d(x, block.conv1.weight, stride=2, padding=1))
+    y = norm * F.conv2d(y, block.conv2.weight, padding=1)
+    zeros = torch.zeros(2, 2, 3, 3, dtype=torch.float64)
+    expected = F.relu(y + torch.cat([zeros, x[:, :, ::2, ::2], zeros], 1))
+    torch.testing.assert_close(block(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_only_the_first_block_of_a_stage_changes_the_shortcut() -> None:
+    model = build_model("resnet20", num_classes=10)
+    pads = {n: m for n, m in model.named_modules() if isinstance(m, ChannelPad)}
+    assert {n: (m.stride, m.front, m.back) for n, m in pads.items()} == {
+        "layer2.0.shortcut": (2, 8, 8),
+        "layer3.0.shortcut": (2, 16, 16),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("resnet500", "resnet50"), ("resnet-20", "resnet20"), ("wide_resnet50", "wide_resnet50_2")],
+)
+def test_an_unknown_name_offers_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(ModelError, match=f"{name!r}: did you mean {nearest!r}") as caught:
+        build_model(name, num_classes=10)
+    assert "package.module:callable" in str(caught.value)
+
+
+def test_a_name_like_no_other_lists_what_there_is() -> None:
+    with pytest.raises(ModelError) as caught:
+        build_model("vgg", num_classes=10)
+    assert all(name in str(caught.value) for name in BUILTIN_MODELS)
+
+
+# The user's own
+
+
+OWN = """
+from torch import nn
+
+def both(num_classes, in_channels):
+    conv = nn.Conv2d(in_channels, num_classes, 1)
+    return nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def neither():
+    return nn.Identity()
+
+def anything(**options):
+    assert options == {"num_classes": 5, "in_channels": 2}
+    return nn.Identity()
+
+class Network(nn.Linear):
+    def __init__(self, num_classes, width=3):
+        super().__init__(width, num_classes)
+
+def wrong():
+    return "a string"
+
+def needs(depth):
+    return nn.Identity()
+
+def fails(num_classes):
+    raise RuntimeError("out of luck")
+
+number = 5
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules in the folder that a command is called from."""
+    (tmp_path / "own_models.py").write_text(OWN)
+    (tmp_path / "broken_models.py").write_text("import nothing_of_this_name\n")
+    (tmp_path / "mistyped_models.py").write_text("def build(:\n")
+    (tmp_path / "raising_models.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "own_models", raising=False)
+
+
+@pytest.mark.usefixtures("own")
+def test_a_callable_gets_what_it_takes() -> None:
+    model = build_model("own_models:both", num_classes=5, in_channels=2)
+    assert model(torch.randn(1, 2, 4, 4)).shape == (1, 5)
+    linear = build_model("own_models:Network", num_classes=5, in_channels=2)
+    assert isinstance(linear, nn.Linear)
+    assert (linear.in_features, linear.out_features) == (3, 5)
+    assert isinstance(build_model("own_models:neither", num_classes=5), nn.Identity)
+    build_model("own_models:anything", num_classes=5, in_channels=2)
+    assert is_custom("own_models:both")
+    assert not any(is_custom(name) for name in BUILTIN_MODELS)
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_models:build", "cannot import 'no_such_models' for --model no_such_models:build"),
+        ("broken_models:build", "cannot import 'broken_models'.*nothing_of_this_name"),
+        ("mistyped_models:build", "cannot import 'mistyped_models'"),
+        ("raising_models:build", "cannot import 'raising_models'.*division by zero"),
+        (":build", "cannot import ''"),
+        ("own_models:absent", "'own_models' has no callable 'absent'"),
+        ("own_models:", "'own_models' has no callable ''"),
+        ("own_models:number", "'own_models' has no callable 'number'"),
+        ("own_models:wrong", "own_models:wrong returned str, not a torch.nn.Module"),
+        ("own_models:needs", "own_models:needs failed: TypeError: .*depth"),
+        ("own_models:fails", "own_models:fails failed: RuntimeError: out of luck"),
+    ],
+)
+def test_a_callable_that_is_none(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        build_model(name, num_classes=5)

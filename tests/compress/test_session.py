@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from compress import session as session_module
+from compress.config import RunConfig
+from compress.errors import CheckpointError, ConfigError, InterruptedRunError, OutputError
+from compress.session import RunDirectory, Session, State
+
+
+def state_of(step: int, phase: str = "train") -> State:
+    return State(phase, {"step": step}, {"weight": torch.full((3, 2), float(step))})
+
+
+def filled(path: Path) -> RunDirectory:
+    """Return a run directory with every file of a run, and some of somebody else's."""
+    run = RunDirectory(path)
+    run.begin(RunConfig(seed=5))
+    run.export.mkdir()
+    run.state.parent.mkdir()
+    own = (run.dense, run.pruned, run.history, run.report, run.report.with_suffix(".md"))
+    for file in (*own, run.export / "pruned.onnx", run.state, path / "notes.txt"):
+        file.write_text("kept")
+    (path / "figures").mkdir()
+    (path / "figures" / "plot.png").write_text("kept")
+    return run
+
+
+def everything_under(path: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+
+
+# The directory
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_directory_that_is_empty_or_absent_is_taken(tmp_path: Path, overwrite: bool) -> None:
+    RunDirectory(tmp_path).check_new(overwrite=overwrite)
+    RunDirectory(tmp_path / "absent").check_new(overwrite=overwrite)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_directory_that_holds_anything_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".hidden").touch()
+    with pytest.raises(ConfigError, match="is not empty: use --resume to go on, --overwrite"):
+        RunDirectory(tmp_path).check_new(overwrite=False)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_is_refused(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ConfigError, match="file is a file, not a directory"):
+        RunDirectory(tmp_path / "file").check_new(overwrite=overwrite)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_overwrite_is_for_runs_only(tmp_path: Path) -> None:
+    """A folder ``export`` in somebody's project is not the run's to remove."""
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "exporter.py").write_text("kept")
+    with pytest.raises(ConfigError, match="holds no run, so --overwrite leaves it alone"):
+        RunDirectory(tmp_path).check_new(overwrite=True)
+    assert everything_under(tmp_path) == {"export/exporter.py": b"kept"}
+
+
+def test_overwriting_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
+    run = filled(tmp_path)
+    run.check_new(overwrite=True)
+    run.begin(RunConfig(seed=6))
+    assert set(everything_under(tmp_path)) == {"config.toml", "notes.txt", "figures/plot.png"}
+    assert (tmp_path / "notes.txt").read_text() == "kept"
+    assert not run.export.exists()
+    assert run.saved_config() == RunConfig(seed=6)
+
+
+def test_a_run_knows_its_configuration(tmp_path: Path) -> None:
+    config = RunConfig.model_validate(
+        {"seed": 3, "prune": {"budget": "removed=17"}, "finetune": {"ema": 0.5}}
+    )
+    run = RunDirectory(tmp_path / "deep" / "run")
+    run.begin(config)
+    assert run.saved_config() == config
+
+
+def test_resuming_where_no_run_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is not a run directory: it holds no config\.toml"):
+        RunDirectory(tmp_path).saved_config()
+
+
+def test_a_directory_with_nothing_done_in_it_is_discarded(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.discard_if_bare()  # absent: nothing to do
+    run.begin(RunConfig())
+    run.discard_if_bare()
+    assert not run.path.exists()
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "notes.txt", "dense.safetensors"])
+def test_a_directory_with_something_in_it_is_not_discarded(tmp_path: Path, name: str) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.begin(RunConfig())
+    (run.path / name).touch()
+    run.discard_if_bare()
+    assert {f.name for f in run.path.iterdir()} == {"config.toml", name}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="permission denied"):
+        RunDirectory(tmp_path / "run").begin(RunConfig())
+
+
+# History and state
+
+
+def test_history_is_one_json_object_a_line(tmp_path: Path) -> None:
+    session = Session(RunDirectory(tmp_path))
+    session.record("epoch", loss=0.25, widths={"a": 3})
+    session.record("done", name="two\nlines")
+    lines = session.run.history.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"event": "epoch", "loss": 0.25, "widths": {"a": 3}},
+        {"event": "done", "name": "two\nlines"},
+    ]
+
+
+def test_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    tensors = {
+        "float": torch.tensor([0.1, -0.0, float("inf"), 1e-45]),
+        "double": torch.tensor([0.1], dtype=torch.float64),
+        "strided": torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last),
+        "mask": torch.tensor([True, False]),
+        "count": torch.tensor(7),
+    }
+    facts = {"step": 3, "metrics": {"top1": 0.1 + 0.2, "none": None}}
+    Session(RunDirectory(tmp_path)).save(State("prune", facts, tensors))
+    loaded = Session(RunDirectory(tmp_path)).load("prune")
+    assert loaded is not None
+    assert (loaded.phase, loaded.facts) == ("prune", facts)
+    assert set(loaded.tensors) == set(tensors)
+    for name, tensor in tensors.items():
+        assert loaded.tensors[name].dtype == tensor.dtype
+        assert torch.equal(loaded.tensors[name], tensor)
+    assert str(loaded.tensors["float"][1].item()) == "-0.0"
+
+
+def test_state_is_of_one_phase(tmp_path: Path) -> None:
+    session = Session(RunDirectory(tmp_path))
+    assert session.load("train") is None
+    session.save(state_of(1, "prune"))
+    assert session.load("finetune") is None
+    assert session.load("prune") is not None
+    session.finish()
+    session.finish()  # twice does no harm
+    assert session.load("prune") is None
+
+
+def test_history_is_cut_to_the_state(tmp_path: Path) -> None:
+    session = Session(RunDirectory(tmp_path))
+    session.record("a")
+    session.record("b")
+    session.save(state_of(2))
+    session.record("c")
+    resumed = Session(RunDirectory(tmp_path))
+    assert resumed.load("train") is not None
+    resumed.record("d")
+    resumed.save(state_of(3))
+    again = Session(RunDirectory(tmp_path))
+    assert again.load("train") is not None
+    events = [json.loads(line)["event"] for line in again.run.history.read_text().splitlines()]
+    assert events == ["a", "b", "d"]
+
+
+def test_a_phase_that_begins_anew_keeps_the_history_of_those_before(tmp_path: Path) -> None:
+    """Killed between two phases: there is no state, and the lines of the first must not count."""
+    first = Session(RunDirectory(tmp_path))
+    first.record("trained")
+    first.finish()
+    second = Session(RunDirectory(tmp_path))
+    assert second.load("prune") is None
+    second.record("pruned")
+    second.save(state_of(1, "prune"))
+    second.record("lost")
+    third = Session(RunDirectory(tmp_path))
+    assert third.load("finetune") is None
+    assert third.load("prune") is not None
+    events = [json.loads(line)["event"] for line in third.run.history.read_text().splitlines()]
+    assert events == ["trained", "pruned"]
+
+
+def test_a_line_that_a_full_disk_cut_off_is_dropped(tmp_path: Path) -> None:
+    session = Session(RunDirectory(tmp_path))
+    session.record("a")
+    with session.run.history.open("a") as stream:
+        stream.write('{"event": "b", "lo')
+    resumed = Session(RunDirectory(tmp_path))
+    assert resumed.load("train") is None
+    resumed.record("c")
+    events = [json.loads(line)["event"] for line in session.run.history.read_text().splitlines()]
+    assert events == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-1],
+        lambda data: b"",
+        lambda data: b"not safetensors at all",
+        lambda data: data.replace(b"step", b'"\\\\"'),
+    ],
+    ids=["half", "last byte", "empty", "text", "header"],
+)
+def test_damaged_state_says_what_to_do(tmp_path: Path, damage: object) -> None:
+    session = Session(RunDirectory(tmp_path))
+    session.record("a")
+    session.save(state_of(1))
+    session.run.state.write_bytes(damage(session.run.state.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match="is damaged: start anew with --overwrite"):
+        Session(RunDirectory(tmp_path)).load("train")
+    assert session.run.history.read_text() == '{"event": "a"}\n'
+
+
+def test_safetensors_of_somebody_else_are_no_state(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    run = RunDirectory(tmp_path)
+    run.state.parent.mkdir()
+    save_file({"weight": torch.zeros(2)}, run.state)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        Session(run).load("train")
+
+
+def test_a_full_disk_keeps_the_earlier_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(RunDirectory(tmp_path))
+    session.save(state_of(1))
+    before = everything_under(tmp_path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="the disk is full; what was there before is kept"):
+        session.save(state_of(2))
+    monkeypatch.undo()
+    assert everything_under(tmp_path) == before
+    loaded = session.load("train")
+    assert loaded is not None
+    assert loaded.facts == {"step": 1}
+
+
+def test_a_history_that_cannot_be_written(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.history.mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*history\.jsonl"):
+        Session(run).record("a")
+
+
+def test_state_is_saved_when_it_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(RunDirectory(tmp_path))
+    taken: list[int] = []
+
+    def snapshot() -> State:
+        taken.append(1)
+        return state_of(len(taken))
+
+    session.after_step(snapshot)
+    assert not taken  # no cost before it is due
+    monkeypatch.setattr(session_module, "SAVE_SECONDS", 0.0)
+    session.after_step(snapshot)
+    monkeypatch.setattr(session_module, "SAVE_SECONDS", 3600.0)
+    session.after_step(snapshot)
+    assert len(taken) == 1
+    assert session.run.state.is_file()
+
+
+# Ctrl-C
+
+
+def handlers() -> list[object]:
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    session, before = Session(RunDirectory(tmp_path)), handlers()
+
+    def work() -> None:
+        with session.interruptible():
+            session.after_step(lambda: state_of(1))
+            os.kill(os.getpid(), number)
+            finished.append("the step")
+            session.after_step(lambda: state_of(2))
+            finished.append("too much")
+
+    finished: list[str] = []
+    with pytest.raises(InterruptedRunError) as caught:
+        work()
+    assert finished == ["the step"]
+    assert f"go on with --resume --output {tmp_path}" in str(caught.value)
+    assert caught.value.exit_code == 130
+    loaded = Session(RunDirectory(tmp_path)).load("train")
+    assert loaded is not None
+    assert loaded.facts == {"step": 2}
+    assert handlers() == before
+
+
+def test_a_second_ctrl_c_acts_at_once(tmp_path: Path) -> None:
+    session, before = Session(RunDirectory(tmp_path)), handlers()
+
+    def work() -> None:
+        with session.interruptible():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert session.stop.is_set()
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("it came too late")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert handlers() == before
+    assert not session.run.state.exists()
+
+
+def test_handlers_come_back_without_a_signal_and_after_an_error(tmp_path: Path) -> None:
+    before = handlers()
+    session = Session(RunDirectory(tmp_path))
+    with session.interruptible():
+        assert handlers() != before
+    assert handlers() == before
+    with pytest.raises(OSError, match="elsewhere"), session.interruptible():
+        raise OSError("elsewhere")
+    assert handlers() == before
+
+
+def test_a_thread_leaves_the_handlers_alone(tmp_path: Path) -> None:
+    before, seen = handlers(), []
+
+    def work() -> None:
+        with Session(RunDirectory(tmp_path)).interruptible():
+            seen.append(handlers())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]

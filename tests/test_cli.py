@@ -1,0 +1,807 @@
+"""The command line as users meet it: files, streams, exit codes, and every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import cli
+import compress
+from compress.errors import ParityError
+from compress.files import sha256_of
+from compress.models import build_model
+
+SMALL = {
+    "data.image_size": "8",
+    "data.batch_size": "256",
+    "train.epochs": "1",
+    "prune.steps": "2",
+    "prune.interval": "1",
+    "prune.bn_batches": "1",
+    "finetune.epochs": "1",
+    "export.parity_batches": "[1, 2]",
+    "bench.batch_sizes": "[1]",
+    "bench.block_ms": "1",
+    "bench.min_blocks": "4",
+    "bench.max_seconds": "0.3",
+}
+COUNTED = "[macs]\nmax_ratio = 0.6\n[parity]\nmax_relative_error = 1e-4\n"
+"""Budgets whose verdict does not depend on what else the machine does."""
+RUN_FILES = {
+    *("config.toml", "dense.safetensors", "pruned.safetensors", "history.jsonl"),
+    *("export/dense.onnx", "export/dense.json", "export/pruned.onnx", "export/pruned.json"),
+    *("report.json", "report.md"),
+}
+
+
+def small(**changes: str) -> list[str]:
+    """Return --set options for a run of seconds; data_image_size="32" changes data.image_size."""
+    settings = SMALL | {key.replace("_", ".", 1): value for key, value in changes.items()}
+    return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+
+def invoke(*arguments: object) -> Result:
+    """Run a command in this process; a bug shows as the exception that it is."""
+    return CliRunner().invoke(
+        cli.app, [str(argument) for argument in arguments], catch_exceptions=False
+    )
+
+
+def refused(*arguments: object, code: int, says: str) -> None:
+    """Run a command that must end in one sentence on stderr and nothing on stdout."""
+    result = invoke(*arguments)
+    assert result.exit_code == code, result.stderr
+    assert result.stdout == ""
+    said = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.stderr.splitlines()[-1:] == said, result.stderr
+    assert says in said[0]
+
+
+def document(result: Result) -> Any:
+    """Return the one JSON document on stdout."""
+    return json.loads(result.stdout)
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in files_in(folder)}
+
+
+def start(*arguments: object, largest_file: int | None = None) -> subprocess.Popen[str]:
+    """Start the command as a process of its own; writing beyond a size fails as on a full disk."""
+    program = "import cli; cli.main()"
+    if largest_file is not None:
+        limits = f"resource.RLIMIT_FSIZE, ({largest_file}, {largest_file})"
+        program = f"import resource; resource.setrlimit({limits}); {program}"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent)},
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """One complete run, and what the command said; read only."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "counted.toml").write_text(COUNTED)
+    budgets = str(folder / "counted.toml")
+    result = invoke("run", "--output", folder / "run", *small(bench_budgets=budgets))
+    assert result.exit_code == 0, result.stderr
+    return folder / "run", result
+
+
+@pytest.fixture(scope="module")
+def run(made: tuple[Path, Result]) -> Path:
+    return made[0]
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be changed."""
+    return Path(shutil.copytree(run, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder of three classes, with one broken image in each half."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for half, count in (("train", 6), ("val", 4)):
+        for label in ("cat", "dog", "owl"):
+            place = root / half / label
+            place.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{number}.jpg")
+        (root / half / "cat" / "0.jpg").write_bytes(b"\xff\xd8\xff, and then nothing")
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints as people have them, good and bad."""
+    place = tmp_path_factory.mktemp("weights")
+    model = build_model("resnet20", num_classes=3)
+    state = model.state_dict()
+    parallel = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": parallel, "epoch": 3}, place / "parallel.pth")
+    torch.save(state, place / "plain.pth")
+    safetensors.torch.save_file(state, place / "plain.safetensors")
+    torch.save(build_model("resnet20", num_classes=5).state_dict(), place / "classes.pth")
+    torch.save(build_model("resnet32", num_classes=3).state_dict(), place / "deeper.pth")
+    torch.save(model, place / "code.pth")
+    (place / "cut.pth").write_bytes((place / "plain.pth").read_bytes()[:9000])
+    whole = (place / "plain.safetensors").read_bytes()
+    (place / "cut.safetensors").write_bytes(whole[:9000])
+    (place / "text.pth").write_text("not weights")
+    (place / "empty.pth").touch()
+    return place
+
+
+def prune_folder(folder: Path, checkpoint: Path, output: Path, *more: object) -> list[object]:
+    """Return the arguments that prune a checkpoint on the image folder."""
+    return [
+        *("prune", "--config", "small-images-resnet20", "--data", folder, "--output", output),
+        *("--checkpoint", checkpoint, *small(data_image_size="32", data_batch_size="6"), *more),
+    ]
+
+
+class TestRun:
+    def test_writes_its_files_and_nothing_else(self, run: Path) -> None:
+        assert files_in(run) == RUN_FILES
+
+    def test_prints_the_table_on_stdout_and_the_rest_on_stderr(
+        self, made: tuple[Path, Result]
+    ) -> None:
+        run, result = made
+        for word in ("top-1", "MACs", "parameters", "file size", "latency", "speed-up", "PASS"):
+            assert word in result.stdout
+        for word in ("training resnet20", "pruning to macs=0.5", "exporting", "measuring"):
+            assert word in result.stderr
+            assert word not in result.stdout
+        assert str(run) in result.stderr
+
+    def test_history_tells_every_phase(self, run: Path) -> None:
+        lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+        events = [line["event"] for line in lines]
+        assert events.count("epoch") == 2
+        assert {"prune_step", "shrink", "pruned", "finetuned"} < set(events)
+
+    def test_budget_holds(self, run: Path) -> None:
+        report = json.loads((run / "report.json").read_text())
+        assert report["schema_version"] == 1
+        assert report["comparison"]["macs_ratio"] <= 0.5
+
+    def test_result_loads_in_python(self, run: Path) -> None:
+        logits = compress.load_model(run / "pruned.safetensors")(torch.zeros(2, 1, 8, 8))
+        assert logits.shape == (2, 10)
+
+    def test_resuming_a_complete_run_measures_again(self, copied: Path) -> None:
+        before = contents(copied)
+        result = invoke("run", "--resume", "--output", copied, "--json")
+        assert result.exit_code == 0
+        assert set(document(result)) == {"report", "verdicts"}
+        assert result.stderr.count("done before") == 3
+        after = contents(copied)
+        changed = {name for name in after if after[name] != before.get(name)}
+        assert changed <= {"report.json", "report.md"}
+
+    def test_without_output_a_new_directory_under_runs(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        result = invoke("train", *small(train_epochs="0"), "--json")
+        assert result.exit_code == 0
+        assert document(result)["architecture"] == "resnet20"
+        (made,) = (tmp_path / "runs").iterdir()
+        assert made.name.startswith("digits-resnet20-")
+        assert (made / "dense.safetensors").is_file()
+
+    def test_overwrite_starts_anew_and_keeps_what_is_not_its_own(self, copied: Path) -> None:
+        (copied / "notes.txt").write_text("mine")
+        result = invoke("train", "--overwrite", "--output", copied, *small(train_epochs="0"))
+        assert result.exit_code == 0
+        assert files_in(copied) == {"config.toml", "dense.safetensors", "notes.txt"}
+
+    def test_parity_failure_has_its_exit_code(
+        self, copied: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def disagree(*_: object, **__: object) -> None:
+            raise ParityError("they disagree")
+
+        monkeypatch.setattr("export.exporter.check_parity", disagree)
+        before = contents(copied)
+        refused("export", copied, code=6, says="they disagree")
+        assert contents(copied) == before
+
+
+class TestPrune:
+    @pytest.mark.parametrize("name", ["parallel.pth", "plain.pth", "plain.safetensors"])
+    def test_from_weights_on_an_image_folder(
+        self, name: str, weights: Path, folder: Path, tmp_path: Path
+    ) -> None:
+        output = tmp_path / "run"
+        result = invoke(*prune_folder(folder, weights / name, output, "--budget", "params=0.6"))
+        assert result.exit_code == 0, result.stderr
+        assert files_in(output) == {
+            *("config.toml", "dense.safetensors", "pruned.safetensors", "history.jsonl")
+        }
+        assert "MACs" in result.stdout
+        history = (output / "history.jsonl").read_text().splitlines()
+        first = json.loads(history[0])
+        assert (first["event"], first["checkpoint"]) == ("dense", name)
+        assert (first["images"], first["skipped"]) == (11, 1)
+        described = document(invoke("inspect", output / "pruned.safetensors", "--json"))
+        assert described["now"]["params"] <= 0.6 * described["dense"]["params"]
+
+    def test_stages_alone_from_files(self, weights: Path, folder: Path, tmp_path: Path) -> None:
+        output = tmp_path / "run"
+        pruned = invoke(*prune_folder(folder, weights / "plain.pth", output, "--json"))
+        assert document(pruned)["num_classes"] == 3
+        exported = invoke("export", output, "--target", "v100", "--json")
+        assert exported.exit_code == 0, exported.stderr
+        assert {d["target"] for d in document(exported).values()} == {"v100"}
+        measured = invoke("bench", output, "--json")
+        assert measured.exit_code == 0, measured.stderr
+        report = document(measured)["report"]
+        assert report["validation"]["skipped"] == 1
+        assert report["target"] == "v100"
+        judged = invoke("gate", output / "report.json", "--budgets", "default", "--json")
+        assert judged.exit_code in (0, 3, 4)
+        assert document(judged)["verdicts"]
+
+    def test_names_the_first_broken_image(
+        self, weights: Path, folder: Path, tmp_path: Path
+    ) -> None:
+        process = start(*prune_folder(folder, weights / "plain.pth", tmp_path / "run"))
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+        assert "unreadable images are skipped" in stderr
+        assert "cat/0.jpg" in stderr
+
+    def test_needs_a_checkpoint(self, tmp_path: Path) -> None:
+        refused("prune", "--output", tmp_path / "x", code=2, says="--checkpoint FILE")
+
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("none.pth", "there is no checkpoint"),
+            ("cut.pth", "truncated"),
+            ("cut.safetensors", "truncated"),
+            ("text.pth", "not a PyTorch checkpoint"),
+            ("empty.pth", "truncated"),
+            ("deeper.pth", "of another architecture"),
+            ("classes.pth", "5 classes and 3 are needed"),
+            ("code.pth", "needs code execution"),
+        ],
+    )
+    def test_unfit_checkpoint(
+        self, name: str, says: str, weights: Path, folder: Path, tmp_path: Path
+    ) -> None:
+        output = tmp_path / "run"
+        refused(*prune_folder(folder, weights / name, output), code=1, says=says)
+        assert not output.exists()
+
+    @pytest.mark.parametrize("name", ["none.pth", "deeper.pth", "code.pth"])
+    def test_unfit_checkpoint_leaves_the_run_that_it_was_to_replace(
+        self, name: str, weights: Path, folder: Path, copied: Path
+    ) -> None:
+        before = contents(copied)
+        arguments = prune_folder(folder, weights / name, copied, "--overwrite")
+        refused(*arguments, code=1, says=name)
+        assert contents(copied) == before
+
+    def test_checkpoint_that_overwrite_would_remove(self, copied: Path) -> None:
+        before = contents(copied)
+        arguments = ("--checkpoint", copied / "dense.safetensors", "--output", copied)
+        refused("prune", *arguments, "--overwrite", code=2, says="would be overwritten")
+        assert contents(copied) == before
+
+    def test_pruned_network_is_not_pruned_again(self, run: Path, tmp_path: Path) -> None:
+        arguments = ("--checkpoint", run / "pruned.safetensors", "--output", tmp_path / "x")
+        refused("prune", *arguments, *small(), code=1, says="pruned already")
+        assert not (tmp_path / "x").exists()
+
+    def test_network_of_other_classes(self, run: Path, folder: Path, tmp_path: Path) -> None:
+        arguments = prune_folder(folder, run / "dense.safetensors", tmp_path / "x")
+        refused(*arguments, code=1, says="10 classes")
+        assert not (tmp_path / "x").exists()
+
+
+class TestExport:
+    @pytest.mark.parametrize("target", ["cpu", "v100"])
+    def test_for_a_target(self, target: str, run: Path, tmp_path: Path) -> None:
+        result = invoke("export", run, "--target", target, "--output", tmp_path / "onnx")
+        assert result.exit_code == 0, result.stderr
+        assert files_in(tmp_path / "onnx") == {
+            *("dense.onnx", "dense.json", "pruned.onnx", "pruned.json")
+        }
+        assert len(result.stdout.splitlines()) == 2
+        assert "opset 17, IR 8" in result.stdout
+
+    def test_unknown_target(self, run: Path, tmp_path: Path) -> None:
+        arguments = ("--target", "v10", "--output", tmp_path / "x")
+        refused("export", run, *arguments, code=2, says="did you mean 'v100'?")
+        assert not (tmp_path / "x").exists()
+
+    def test_full_disk_keeps_what_was_there(self, copied: Path) -> None:
+        before = contents(copied)
+        process = start("export", copied, largest_file=100_000)
+        stdout, stderr = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert stdout == ""
+        assert "error: cannot write" in stderr
+        assert "Traceback" not in stderr
+        assert contents(copied) == before
+
+
+class TestBenchAndGate:
+    @pytest.mark.parametrize("command", ["export", "bench"])
+    @pytest.mark.parametrize("name", ["missing", "images"])
+    def test_not_a_run_directory(self, command: str, name: str, tmp_path: Path) -> None:
+        (tmp_path / "images").mkdir()
+        refused(command, tmp_path / name, code=2, says="is not a run directory")
+        assert files_in(tmp_path) == set()
+
+    def test_bench_before_export(self, copied: Path) -> None:
+        shutil.rmtree(copied / "export")
+        refused("bench", copied, code=1, says="dense.json")
+
+    def test_bench_judges_where_budgets_are_named(self, copied: Path, tmp_path: Path) -> None:
+        (tmp_path / "b.toml").write_text("[macs]\nmax_ratio = 0.01\n")
+        arguments = ("--budgets", tmp_path / "b.toml", "--output", tmp_path / "new", "--json")
+        result = invoke("bench", copied, *arguments)
+        assert result.exit_code == 3
+        assert [v["status"] for v in document(result)["verdicts"]] == ["FAIL"]
+        assert files_in(tmp_path / "new") == {"report.json", "report.md"}
+
+    @pytest.mark.parametrize(
+        ("budgets", "code", "word"),
+        [
+            ("[macs]\nmax_ratio = 0.6\n", 0, "PASS"),
+            ("[macs]\nmax_ratio = 0.1\n", 3, "FAIL"),
+            ("[latency]\nmax_ratio = 2.0\nbatch_sizes = [77]\n", 5, "SKIPPED"),
+            ("[latency]\np99_ms = 1000.0\nbatch_sizes = [1]\n", 4, "INCONCLUSIVE"),
+            (
+                "[macs]\nmax_ratio = 0.1\n[latency]\nmax_ratio = 2.0\nbatch_sizes = [77]\n",
+                3,
+                "FAIL",
+            ),
+        ],
+    )
+    def test_gate(self, budgets: str, code: int, word: str, run: Path, tmp_path: Path) -> None:
+        (tmp_path / "b.toml").write_text(budgets)
+        result = invoke("gate", run / "report.json", "--budgets", tmp_path / "b.toml")
+        assert result.exit_code == code
+        assert word in result.stdout
+        assert result.stderr == ""
+        machine = invoke("gate", run / "report.json", "--budgets", tmp_path / "b.toml", "--json")
+        assert machine.exit_code == code
+        assert word in [verdict["status"] for verdict in document(machine)["verdicts"]]
+
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            (b"[macs\n", "not valid TOML"),
+            (b"[macs]\nmax_ration = 1\n", "did you mean 'max_ratio'?"),
+            (b"[macs]\nmax_ratio = -1\n", "macs.max_ratio"),
+            (b"[macs]\nmax_ratio = 'low'\n", "macs.max_ratio"),
+            (b"", "no budget to judge"),
+            (b"\xff\xfe", "not a text file"),
+            (None, "No such file"),
+        ],
+    )
+    def test_bad_budget_file(
+        self, content: bytes | None, says: str, run: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "b.toml"
+        if content is not None:
+            path.write_bytes(content)
+        refused("gate", run / "report.json", "--budgets", path, code=2, says=says)
+
+    def test_unknown_name_of_budgets(self, run: Path) -> None:
+        arguments = ("--budgets", "defalt")
+        refused("gate", run / "report.json", *arguments, code=2, says="did you mean 'default'?")
+
+    def test_settings_lie_over_the_budgets(self, run: Path) -> None:
+        result = invoke("gate", run / "report.json", "--set", "macs.max_ratio=0.01")
+        assert result.exit_code == 3
+
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            (lambda whole: whole[:3000], "is cut short"),
+            (lambda whole: b"", "is cut short"),
+            (lambda whole: b"[]", "not a report"),
+            (lambda whole: whole.replace(b'"schema_version": 1', b'"schema_version": 9'), "9"),
+            (lambda whole: whole.replace(b'"created"', b'"creatd"'), "damaged"),
+        ],
+    )
+    def test_damaged_report(
+        self, content: Callable[[bytes], bytes], says: str, run: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "report.json"
+        path.write_bytes(content((run / "report.json").read_bytes()))
+        refused("gate", path, code=1, says=says)
+
+    def test_missing_report(self, tmp_path: Path) -> None:
+        refused("gate", tmp_path / "report.json", code=1, says="compress bench")
+        refused("gate", tmp_path, code=1, says="Is a directory")
+
+
+class TestInspect:
+    def test_own_file(self, run: Path) -> None:
+        result = invoke("inspect", run / "pruned.safetensors")
+        assert result.exit_code == 0
+        assert result.stderr == ""
+        shown = document(invoke("inspect", run / "pruned.safetensors", "--json"))
+        assert shown["parent_sha256"] == sha256_of(run / "dense.safetensors")
+        printed = "".join(result.stdout.split())
+        assert shown["sha256"] in printed
+        assert shown["parent_sha256"] in printed
+        assert shown["now"]["macs"] < shown["dense"]["macs"]
+        assert {"dense", "masked", "pruned", "finetuned"} < set(shown["metrics"])
+
+    @pytest.mark.parametrize("name", ["parallel.pth", "plain.pth", "plain.safetensors"])
+    def test_weights_of_a_known_architecture(self, name: str, weights: Path) -> None:
+        result = invoke("inspect", weights / name, "--json")
+        assert result.exit_code == 0
+        shown = document(result)
+        assert (shown["architecture"], shown["num_classes"]) == ("resnet20", 3)
+        assert shown["dense"] == shown["now"]
+        assert "resnet20, 3 classes" in invoke("inspect", weights / name).stdout
+
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("none.pth", "there is no checkpoint"),
+            ("cut.pth", "truncated"),
+            ("cut.safetensors", "truncated"),
+            ("code.pth", "needs code execution"),
+        ],
+    )
+    def test_unreadable(self, name: str, says: str, weights: Path) -> None:
+        refused("inspect", weights / name, code=1, says=says)
+
+    def test_unknown_architecture_asks_for_its_name(self, tmp_path: Path) -> None:
+        torch.save({"layer.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "own.pth")
+        refused("inspect", tmp_path / "own.pth", code=1, says="--model")
+
+    def test_model_that_does_not_fit(self, weights: Path) -> None:
+        arguments = ("inspect", weights / "plain.pth", "--model")
+        refused(*arguments, "resnet18", code=1, says="of another architecture")
+        refused(*arguments, "resnet21", code=1, says="did you mean")
+
+
+OWN_MODELS = """
+import torch
+from torch import nn
+
+def small(num_classes, in_channels):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes),
+    )
+
+class Branching(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(in_channels, 8, 3), nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        x = self.conv(x).mean((2, 3))
+        return self.fc(x) if x.sum() > 0 else self.fc(-x)
+
+class Flat(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.fc = nn.Linear(in_channels * 64, num_classes)
+
+    def forward(self, x):
+        return self.fc(torch.flatten(x, 1))
+
+def broken():
+    raise RuntimeError("first line\\nsecond line")
+
+def number():
+    return 3
+"""
+
+
+class TestOwnModel:
+    @pytest.fixture(autouse=True)
+    def _own_models(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "own_models.py").write_text(OWN_MODELS)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.delitem(sys.modules, "own_models", raising=False)
+
+    def test_the_whole_path(self, tmp_path: Path) -> None:
+        name, settings = "own_models:small", small(prune_channel_multiple="1")
+        trained = invoke("train", "--model", name, "--output", "dense", *settings)
+        assert trained.exit_code == 0, trained.stderr
+        arguments = ("--checkpoint", "dense/dense.safetensors", "--output", "run")
+        pruned = invoke("prune", "--model", name, *arguments, *settings)
+        assert pruned.exit_code == 0, pruned.stderr
+        refused("inspect", "run/pruned.safetensors", code=1, says=f"pass --model {name}")
+        refused("export", "run", code=1, says=f"pass --model {name}")
+        assert invoke("inspect", "run/pruned.safetensors", "--model", name).exit_code == 0
+        assert invoke("export", "run", "--model", name).exit_code == 0
+        assert invoke("bench", "run").exit_code == 0
+        assert compress.load_model("run/pruned.safetensors", model=name)
+
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("own_models:Branching", "cannot be traced"),
+            ("own_models:Flat", "nothing to prune"),
+            ("own_models:broken", "first line second line"),
+            ("own_models:number", "not a torch.nn.Module"),
+            ("own_models:absent", "no callable 'absent'"),
+            ("absent_module:small", "cannot import 'absent_module'"),
+            (":small", "cannot import"),
+            ("resnet21", "did you mean"),
+            ("resnet18", "takes images of 3 channels"),
+        ],
+    )
+    def test_unfit(self, name: str, says: str) -> None:
+        refused("run", "--model", name, "--output", "x", *small(), code=1, says=says)
+        assert not Path("x").exists()
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["--set", "prune.bugdet=macs=0.5"], "did you mean 'budget'?"),
+            (["--set", "trian.epochs=3"], "did you mean 'train'?"),
+            (["--set", "train.epochs=many"], "train.epochs = 'many'"),
+            (["--set", "train.lr=-1"], "train.lr"),
+            (["--set", "train.epochs"], "section.key=value"),
+            (["--set", "seed.deeper=3"], "seed"),
+            (["--set", "prune.budget=mac=0.5"], "'macs', 'params'"),
+            (["--set", "prune.budget=half"], "KIND=VALUE"),
+            (["--set", "prune.criterion=tailor"], "taylor-gate"),
+            (["--set", "prune.keep_dense=['conv9']"], "did you mean 'conv1'?"),
+            (["--set", "export.target=v10"], "did you mean 'v100'?"),
+            (["--set", "bench.budgets=defalt"], "did you mean 'default'?"),
+            (["--set", "bench.batch_sizes=[]"], "bench.batch_sizes"),
+            (["--set", "export.parity_batches=[0]"], "export.parity_batches"),
+            (["--config", "digits-resnet2"], "did you mean 'digits-resnet20'?"),
+            (["--config", "absent.toml"], "No such file"),
+            (["--config", "./"], "Is a directory"),
+            (["--data", "images"], "would be ignored"),
+            (["--resume", "--set", "seed=1"], "give no other"),
+            (["--resume", "--overwrite"], "exclude each other"),
+            (["--resume"], "is not a run directory"),
+        ],
+    )
+    def test_configuration(self, arguments: list[str], says: str, tmp_path: Path) -> None:
+        refused("run", "--output", tmp_path / "x", *arguments, code=2, says=says)
+        assert not (tmp_path / "x").exists()
+
+    def test_resume_needs_a_directory(self) -> None:
+        refused("run", "--resume", code=2, says="--resume needs --output")
+
+    @pytest.mark.parametrize("arguments", [[], ["prone"], ["run", "--outptu", "x"], ["inspect"]])
+    def test_usage(self, arguments: list[str]) -> None:
+        assert invoke(*arguments).exit_code == 2
+
+    @pytest.mark.parametrize(
+        ("budget", "closest"), [("macs=0.001", "macs=0."), ("removed=9999", "removed=")]
+    )
+    def test_unreachable_budget(self, budget: str, closest: str, tmp_path: Path) -> None:
+        arguments = ("--output", tmp_path / "x", *small(prune_budget=budget))
+        refused("run", *arguments, code=1, says=f"the closest is {closest}")
+        assert not (tmp_path / "x").exists()
+
+    def test_device_that_is_not_there(self, tmp_path: Path) -> None:
+        arguments = ("--output", tmp_path / "x", "--set", "device=cuda:99")
+        refused("train", *arguments, code=5, says="cuda:99")
+        assert not (tmp_path / "x").exists()
+
+    @pytest.mark.parametrize("missing", ["root", "halves", "classes", "images", "class"])
+    def test_data_folder(self, missing: str, folder: Path, weights: Path, tmp_path: Path) -> None:
+        root = tmp_path / "images"
+        if missing != "root":
+            root.mkdir()
+        if missing == "classes":
+            (root / "train").mkdir()
+            (root / "val").mkdir()
+        if missing in ("images", "class"):
+            shutil.copytree(folder, root, dirs_exist_ok=True)
+            if missing == "images":
+                for file in (root / "val" / "dog").iterdir():
+                    file.unlink()
+            else:
+                shutil.rmtree(root / "val" / "dog")
+        says = {
+            "root": "does not exist",
+            "halves": "needs train/ and val/",
+            "classes": "no class folders",
+            "images": "no image for class 'dog'",
+            "class": "only train/ has 'dog'",
+        }[missing]
+        arguments = prune_folder(root, weights / "plain.pth", tmp_path / "x")
+        refused(*arguments, code=1, says=says)
+        assert not (tmp_path / "x").exists()
+
+    def test_not_one_readable_image(self, folder: Path, weights: Path, tmp_path: Path) -> None:
+        root = shutil.copytree(folder, tmp_path / "images")
+        for path in (root / "val").rglob("*.jpg"):
+            path.write_bytes(b"broken")
+        arguments = prune_folder(root, weights / "plain.pth", tmp_path / "x")
+        refused(*arguments, code=1, says="none of 12 could be read")
+        assert not (tmp_path / "x").exists()
+
+    def test_directory_that_is_not_empty(self, copied: Path) -> None:
+        before = contents(copied)
+        refused("run", "--output", copied, code=2, says="--resume")
+        assert contents(copied) == before
+
+    @pytest.mark.parametrize("output", ["file", "file/below"])
+    def test_directory_that_cannot_be_made(self, output: str, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("mine")
+        result = invoke("train", "--output", tmp_path / output, *small())
+        assert result.exit_code == (2 if output == "file" else 1)
+        assert result.stderr.startswith("error: ")
+        assert (tmp_path / "file").read_text() == "mine"
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    def test_directory_without_permission(self, tmp_path: Path) -> None:
+        locked = tmp_path / "locked"
+        locked.mkdir(mode=0o555)
+        refused("train", "--output", locked / "x", *small(), code=1, says="permission denied")
+
+    @pytest.mark.parametrize("phase", ["train", "finetune"])
+    def test_loss_that_is_not_a_number(self, phase: str, run: Path, tmp_path: Path) -> None:
+        settings = small(**{f"{phase}_lr": "1e30", f"{phase}_warmup_epochs": "0"})
+        command: list[object] = ["train"]
+        if phase == "finetune":
+            command = ["prune", "--checkpoint", run / "dense.safetensors"]
+        arguments = (*command, "--output", tmp_path / "x", *settings)
+        refused(*arguments, code=1, says="the loss became")
+        kept = {"train": set(), "finetune": {"config.toml", "dense.safetensors", "history.jsonl"}}
+        assert (files_in(tmp_path / "x") if (tmp_path / "x").exists() else set()) == kept[phase]
+
+
+class TestStreams:
+    def test_full_disk_while_training(self, tmp_path: Path) -> None:
+        output = tmp_path / "x"
+        process = start("train", "--output", output, *small(), largest_file=50_000)
+        stdout, stderr = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert stdout == ""
+        assert "error: cannot write" in stderr
+        assert "Traceback" not in stderr
+        assert not [name for name in files_in(output) if "safetensors" in name]
+
+    def test_reader_that_goes_away_does_not_change_the_verdict(
+        self, run: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "b.toml").write_text("[macs]\nmax_ratio = 0.1\n")
+        process = start("gate", run / "report.json", "--budgets", tmp_path / "b.toml")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.wait(timeout=60) == 3
+        assert process.stderr.read() == ""
+        process.stderr.close()
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+    def test_full_disk_behind_stdout(self, run: Path) -> None:
+        program = [sys.executable, "-c", "import cli; cli.main()", "inspect"]
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [*program, str(run / "dense.safetensors")],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                cwd=Path(cli.__file__).parent,
+            )
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: cannot write to the standard output")
+
+    def test_a_bug_keeps_its_traceback(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr("compress.summary.inspect_checkpoint", fail)
+        with pytest.raises(ZeroDivisionError):
+            invoke("inspect", run / "dense.safetensors")
+
+
+class TestInterrupt:
+    def test_in_training_and_in_pruning_then_resumed(self, tmp_path: Path) -> None:
+        output, history = tmp_path / "run", tmp_path / "run" / "history.jsonl"
+        (tmp_path / "b.toml").write_text(COUNTED)
+        settings = small(
+            data_batch_size="128",
+            train_epochs="8",
+            prune_steps="15",
+            prune_interval="3",
+            bench_budgets=str(tmp_path / "b.toml"),
+        )
+        first = start("run", "--output", output, *settings)
+        self.interrupt(first, history, '"phase": "train"')
+        assert (output / "state" / "state.safetensors").is_file()
+        assert not (output / "dense.safetensors").exists()
+
+        second = start("run", "--resume", "--output", output)
+        self.interrupt(second, history, '"prune_step"')
+        assert (output / "dense.safetensors").is_file()
+        assert not (output / "pruned.safetensors").exists()
+
+        third = start("run", "--resume", "--output", output, "--json")
+        stdout, stderr = third.communicate(timeout=240)
+        assert third.returncode == 0, stderr
+        assert json.loads(stdout)["report"]["comparison"]["macs_ratio"] <= 0.5
+        assert files_in(output) == RUN_FILES
+        lines = [json.loads(line) for line in history.read_text().splitlines()]
+        epochs = [line["epoch"] for line in lines if line.get("phase") == "train"]
+        assert epochs == list(range(1, 9))
+        steps = [line["pruning_step"] for line in lines if line["event"] == "prune_step"]
+        assert steps == list(range(1, len(steps) + 1))
+
+    def interrupt(self, process: subprocess.Popen[str], history: Path, when: str) -> None:
+        """Press Ctrl-C once the history holds a word, and see how the process ends."""
+        deadline = time.monotonic() + 120
+        while not (history.is_file() and when in history.read_text()):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130, stderr
+        assert stdout == ""
+        assert "Traceback" not in stderr
+        last = stderr.splitlines()[-1]
+        assert last.startswith("error: stopped; the state is saved")
+        assert f"--resume --output {history.parent}" in last
+
+    def test_where_no_state_is_kept(self, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cli, "_bench", interrupt)
+        arguments = ("run", "--resume", "--output", copied)
+        refused(*arguments, code=130, says=f"go on with --resume --output {copied}")
+        result = invoke("bench", copied)
+        assert (result.exit_code, result.stderr) == (130, "stopped\n")
+
+    def test_before_anything_was_done(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cli, "_train", interrupt)
+        result = invoke("train", "--output", tmp_path / "x", *small())
+        assert (result.exit_code, result.stderr) == (
+            130,
+            "training resnet20\nerror: stopped\n",
+        )
+        assert not (tmp_path / "x").exists()

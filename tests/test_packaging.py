@@ -1,0 +1,135 @@
+"""What is installed, what imports what, and that asking for help is quick and needs no torch."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import cli
+from compress.config import tomllib
+
+ROOT = Path(cli.__file__).parent
+PACKAGES = ("bench", "compress", "configs", "export")
+LAYERS = ("cli", "bench", "export", "compress")
+"""A module imports from its own layer and from those to the right of it."""
+HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "numpy", "sklearn", "scipy")
+COMMANDS = {
+    "run": "config set output model data resume overwrite json",
+    "train": "config set output model data resume overwrite json",
+    "prune": "config set output model data resume overwrite json checkpoint budget",
+    "export": "target set output model data json",
+    "bench": "budgets set output data json",
+    "gate": "budgets set output json",
+    "inspect": "model json",
+}
+
+needs_checkout = pytest.mark.skipif(
+    not (ROOT / "pyproject.toml").is_file(), reason="the wheel is tested, not a checkout"
+)
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    yield "cli", ROOT / "cli.py"
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield node.module or ""
+
+
+@needs_checkout
+def test_the_wheel_takes_every_package_and_nothing_else() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert set(wheel["only-include"]) == {"cli.py", *PACKAGES}
+    assert all((ROOT / name).exists() for name in wheel["only-include"])
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert packages == set(PACKAGES), "a package that is not installed, or a folder that is none"
+
+
+@needs_checkout
+def test_no_ignored_pattern_hides_a_file_from_the_wheel() -> None:
+    """Hatchling leaves out what .gitignore names, without a word."""
+    patterns = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    inside = [
+        path.relative_to(ROOT)
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in (".py", ".toml")
+    ]
+    assert inside
+    for path in inside:
+        hidden = [p for p in patterns if path.match(p.strip("/")) or p.strip("/") in path.parts]
+        assert not hidden, f"{path} is hidden by {hidden}"
+
+
+@needs_checkout
+def test_folders_of_tests_are_no_packages() -> None:
+    """tests/compress/__init__.py would stand in the way of the compress that is tested."""
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("name", [name for name, _ in modules()])
+def test_every_module_imports(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__
+    for public in getattr(module, "__all__", ()):
+        assert getattr(module, public) is not None
+
+
+def test_the_public_names_are_there_and_sorted() -> None:
+    import compress
+
+    assert sorted(compress.__all__) == compress.__all__
+    assert callable(compress.load_model)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = compress.nothing
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: str(value))
+def test_imports_go_one_way(name: str, path: Path) -> None:
+    own = name.partition(".")[0]
+    allowed = LAYERS[LAYERS.index(own) :] if own in LAYERS else ()
+    for imported in imported_names(path):
+        top = imported.partition(".")[0]
+        assert top not in (*LAYERS, "configs", "tests") or top in allowed, f"{name}: {imported}"
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "prune --help", "gate --help"])
+def test_help_needs_no_torch(arguments: str) -> None:
+    program = (
+        "import sys, cli\n"
+        "try:\n    cli.main()\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        f"print(*sorted(set(sys.modules) & set({HEAVY})), file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", program, *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout
+    assert done.stderr.split() == []
+
+
+def test_every_command_has_the_documented_options() -> None:
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, typer.core.TyperGroup)
+    assert set(group.commands) == set(COMMANDS)
+    for name, command in group.commands.items():
+        options = {o for p in command.params for o in p.opts if o.startswith("--")}
+        assert options == {f"--{option}" for option in COMMANDS[name].split()}, name
+        assert command.help, name
+        assert all(getattr(p, "help", None) for p in command.params), name
