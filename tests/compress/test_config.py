@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.config import (
@@ -253,6 +253,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, settings: list[str]) ->
     assert (tmp_path / "again.toml").read_bytes() == (tmp_path / "config.toml").read_bytes()
 
 
+@settings(deadline=None)
 @given(
     kind=st.sampled_from(["macs", "params", "channels"]),
     value=st.floats(min_value=1e-9, max_value=1e15) | st.integers(1, 10**15).map(float),

@@ -199,11 +199,11 @@ def test_a_mask_costs_what_the_shrunk_network_costs(name: str, seed: int, share:
     assert cost.params(graph, kept) == counted_params(smaller)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50", "resnext50_32x4d"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnext50_32x4d"])
 def test_a_masked_builtin_costs_what_the_shrunk_one_costs(name: str) -> None:
     model, graph = built(name)
     size = 16 if name in CIFAR_DEPTHS else 32
-    for seed in range(3):
+    for seed in range(2):
         kept = random_mask(graph, seed)
         smaller = shrink(model, graph, kept)
         assert cost.macs(graph, kept) == counted_macs(smaller, torch.randn(1, 3, size, size))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import built
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import NETWORKS
 from torch import nn
@@ -104,7 +104,7 @@ def cases(
     return graph, config, allowed, scores, kept, lambda mask: function(graph, mask), limit
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_prune_to_is_the_greedy_choice(
     case: tuple[
@@ -301,7 +301,7 @@ def test_a_share_means_the_number_that_people_compute() -> None:
     assert cost.channels(graph, kept) == 29
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_the_closest_budget_named_is_reachable(data: st.DataObject) -> None:
     graph = graph_of(data.draw(st.sampled_from(NAMES)))
@@ -348,10 +348,11 @@ def test_prune_to_says_what_it_cannot_reach() -> None:
         )
 
 
+@settings(deadline=None)
 @given(
     dense=st.integers(1, 10**11),
     share=st.floats(0, 1),
-    steps=st.integers(1, 200),
+    steps=st.integers(1, 50),
 )
 def test_the_path_to_the_goal_is_a_straight_line(dense: int, share: float, steps: int) -> None:
     graph = graph_of("Plain")
@@ -363,7 +364,7 @@ def test_the_path_to_the_goal_is_a_straight_line(dense: int, share: float, steps
     assert goal.at(steps + 7, steps) == goal.limit
     assert all(a >= b for a, b in itertools.pairwise(limits))
     exact = [dense + (goal.limit - dense) * step / steps for step in range(steps + 1)]
-    assert limits == pytest.approx(exact, rel=1e-12)
+    assert limits == pytest.approx(exact, abs=1e-15 * dense)  # a few roundings of the largest
 
 
 # Pruning steps

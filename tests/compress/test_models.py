@@ -57,8 +57,9 @@ def test_depth_is_the_number_of_layers_with_weights(name: str, depth: int) -> No
 
 @pytest.mark.parametrize("in_channels", [1, 2, 4])
 def test_cifar_resnets_take_any_number_of_image_channels(in_channels: int) -> None:
-    model = build_model("resnet20", num_classes=3, in_channels=in_channels).eval()
-    assert model(torch.randn(2, in_channels, 28, 28)).shape == (2, 3)
+    with torch.device("meta"):
+        model = build_model("resnet20", num_classes=3, in_channels=in_channels).eval()
+        assert model(torch.empty(2, in_channels, 28, 28)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("name", TORCHVISION_MODELS)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import built
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import NETWORKS
 
@@ -36,6 +36,8 @@ def masks(draw: st.DrawFn) -> tuple[ChannelGraph, Mask]:
     return graph, kept
 
 
+# The first draw of a network builds it.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(masks())
 def test_a_mask_survives_json(case: tuple[ChannelGraph, Mask]) -> None:
     graph, kept = case
@@ -53,6 +55,7 @@ def test_a_recipe_by_hand() -> None:
     assert mask_from_recipe(graph, {}).all()
 
 
+@settings(deadline=None)
 @given(
     indices=st.lists(st.integers(-2, 9), max_size=10),
     sort=st.booleans(),
