@@ -159,7 +159,6 @@ class _PruneRun:
         self.metrics["pruned"] = {**self._costs(self.at.kept), **measured.as_dict()}
         self.session.record("pruned", batchnorm_batches=seen, **self.metrics["pruned"])
         self.trainer.hold = self.trainer.step_index
-        self.trainer.mean_loss()  # finetuning reports its own
 
     def finetune(self, loop: Loop) -> None:
         """Train the shrunk network on."""

@@ -87,6 +87,9 @@ def test_old_statistics_leave_no_trace() -> None:
     assert not torch.equal(first.norm1.running_mean, second.norm1.running_mean)  # type: ignore
     weights = dict(first.named_parameters())
     second.load_state_dict(weights, strict=False)
+    for norm in norms_of(second).values():
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.fill_(100)
     for model in (first, second):
         reestimate_batchnorm(model, batches_of(8, 8), CPU)
     for key, value in statistics(first).items():

@@ -291,6 +291,18 @@ def test_every_finetuning_goes_through(tmp_path: Path, finetune: dict[str, Any])
         assert metrics["finetuned"] == metrics["pruned"]
 
 
+def test_the_average_is_what_is_written(tmp_path: Path) -> None:
+    """Averaging changes no step, so only what is written can differ."""
+    networks = []
+    for ema in (None, 0.9):
+        config = config_of("networks:PreActivation", finetune={"ema": ema, "epochs": 2})
+        networks.append(loaded(pruned_run(tmp_path / str(ema), config).pruned, config))
+    plain, averaged = networks
+    assert np.array_equal(plain.kept, averaged.kept)
+    assert plain.description.metrics["pruned"] == averaged.description.metrics["pruned"]
+    assert not torch.equal(plain.model.head.weight, averaged.model.head.weight)
+
+
 def test_finetuning_learns_what_the_network_did_not_know(tmp_path: Path) -> None:
     """The dense network has random weights; chance is 25 %."""
     config = config_of("networks:PreActivation", finetune={"epochs": 12, "lr": 0.1})
@@ -630,7 +642,7 @@ def torn(unreadable: set[int], left: int) -> ImageData:
 @pytest.mark.parametrize("left", [0, 1])
 def test_batches_that_broken_images_emptied_are_passed_over(tmp_path: Path, left: int) -> None:
     """With one batch an interval and no memory, nothing may be judged by a batch that is not."""
-    config = config_of("networks:PreActivation", interval=1, momentum=0.0)
+    config = config_of("networks:PreActivation", interval=1, momentum=0.0, bn_batches=0)
     run = start(tmp_path, config)
     data = torn({1, 2}, left)
     prune(config, data, Session(run), config.model.name)
@@ -663,7 +675,9 @@ def test_batches_of_one_image_each_do_not_train_for_ever(tmp_path: Path) -> None
 
 def test_a_few_lost_batches_at_the_end_of_an_epoch_are_no_error(tmp_path: Path) -> None:
     """Finetuning begins in the middle of an epoch, whose rest cannot be read."""
-    config = config_of("networks:PreActivation", steps=3, interval=1)
+    config = config_of("networks:PreActivation", steps=3, interval=1, bn_batches=0)
     run = start(tmp_path, config)
     prune(config, torn({3}, 0), Session(run), config.model.name)
     assert_sound(run, config)
+    (epoch,) = history(run, "epoch")  # counted from the end of pruning
+    assert (epoch["epoch"], epoch["step"], epoch["train_skipped"]) == (1, 7, 32)
