@@ -120,8 +120,9 @@ class Bench:
         for step in range(1, SETTINGS.steps + 1):
             start = time.perf_counter()
             limit = self.goal.at(step, SETTINGS.steps)
+            before = kept
             kept = prune_to(scores, kept, self.allowed, cost_of=self.goal.cost_of, limit=limit)
-            mask_(self.model, graph, kept)
+            mask_(self.model, graph, kept | ~before)
             seconds["decide and mask"] += time.perf_counter() - start
             masked = 1 - cost.macs(graph, kept) / cost.macs(graph, shrunk)
             if step == SETTINGS.steps or masked >= SETTINGS.shrink_at:

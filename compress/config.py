@@ -203,7 +203,7 @@ class PruneConfig(Section):
     """Shrink during pruning whenever this share of the current MACs is masked away."""
     bn_batches: int = Field(default=50, ge=0)
     """Training batches from which BatchNorm statistics are re-estimated after the last shrink."""
-    proof_images: int = Field(default=2, ge=1)
+    proof_images: int = Field(default=1, ge=1)
     """Real images on which masked and shrunk are compared in float64."""
 
 

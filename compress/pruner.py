@@ -220,6 +220,7 @@ class _PruneRun:
         with _timed(self.metrics["seconds"], "decide"):
             self.at.step += 1
             scores = self.importance.close_interval()
+            before = self.at.kept
             self.at.kept = decide(
                 scores,
                 self.at.kept,
@@ -228,7 +229,7 @@ class _PruneRun:
                 config=self.config.prune,
                 step=self.at.step,
             )
-            mask_(self.model, self.graph, self.at.kept)
+            mask_(self.model, self.graph, self.at.kept | ~before)  # the rest is masked already
         here = cost.macs(self.graph, self.at.shrunk)
         masked = 1 - cost.macs(self.graph, self.at.kept) / here
         if self.reached or masked >= self.config.prune.shrink_at:
