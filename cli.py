@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from compress.data import ImageData
     from compress.session import RunDirectory, Session
 
-EXIT_CODES = """
-Exit codes: 0 done, every budget holds; 1 the command could not do its job; 2 usage or
-configuration; 3 a budget is violated; 4 inconclusive; 5 the environment is unfit; 6 parity failed;
-130 interrupted.
-"""
+EXIT_CODES = (
+    "Exit codes: 0 done, every budget holds; 1 the command could not do its job; 2 usage or "
+    "configuration; 3 a budget is violated; 4 inconclusive; 5 the environment is unfit or a budget "
+    "could not be judged here; 6 parity failed; 130 interrupted."
+)
 
 
 class Commands(TyperGroup):
@@ -118,7 +118,9 @@ def run_command(
     with _started(request, prunes=True, exports=True) as on:
         run, model = on.run, _own_model(on.config)
         _stage(run.dense, f"training {on.config.model.name}", lambda: _train(on))
+        on.session.check_stop()
         _stage(run.pruned, f"pruning to {on.config.prune.budget}", lambda: _prune(on))
+        on.session.check_stop()
         exported = run.export / "pruned.json"
         _stage(exported, "exporting", lambda: _export(run, run.export, on.config, on.data, model))
         _say("measuring")
@@ -330,6 +332,9 @@ def _started(
         raise InterruptedRunError(f"stopped{advice}") from error
     finally:
         run.discard_if_bare()
+        if request.output is None:
+            with suppress(OSError):  # other runs lie beside it
+                run.path.parent.rmdir()
 
 
 def _check_stages(config: RunConfig, data: ImageData, *, prunes: bool, exports: bool) -> None:
@@ -528,9 +533,11 @@ def _print_json(document: Any) -> None:
 
 
 def _rendered(renderable: RenderableType) -> str:
-    buffer = io.StringIO()
+    # In the encoding of stdout, which may not have the lines of a table.
+    buffer = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)
     Console(file=buffer, force_terminal=sys.stdout.isatty() or None).print(renderable)
-    return buffer.getvalue()
+    buffer.seek(0)
+    return buffer.read()
 
 
 def _print(text: str) -> None:

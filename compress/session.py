@@ -164,12 +164,21 @@ class Session:
         """
         if self.stop.is_set():
             self.save(snapshot())
+        self.check_stop()
+        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            self.save(snapshot())
+
+    def check_stop(self) -> None:
+        """Stop when the user asked for it and everything done so far is on disk.
+
+        Raises:
+            InterruptedRunError: the user did.
+        """
+        if self.stop.is_set():
             raise InterruptedRunError(
                 "stopped; the state is saved, go on with --resume --output "
                 f"{shlex.quote(str(self.run.path))}"
             )
-        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
-            self.save(snapshot())
 
     def save(self, state: State) -> None:
         """Write the state atomically.
