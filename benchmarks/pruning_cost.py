@@ -87,11 +87,11 @@ class Bench:
         self.goal = goal_for(self.graph, SETTINGS.budget, self.allowed)
 
     def importance_step(self) -> dict[str, list[float]]:
-        """Time training steps with and without importance estimation."""
+        """Time training steps with and without importance estimation, and the scoring alone."""
         trainer = trainer_for(self.model)
         scoring = bind("taylor-gate", Context(self.model, self.graph))
         importance = Importance(self.graph.num_units, momentum=0.9)
-        return alternate(
+        times = alternate(
             {
                 "plain": lambda: trainer.step(self.batch),
                 "importance": lambda: trainer.step(
@@ -101,6 +101,7 @@ class Bench:
             self.options.steps,
             self.device,
         )
+        return times | alternate({"scoring": scoring.score}, 10, self.device)
 
     def scores(self, trainer: Trainer) -> Scores:
         """Return the importance of every unit after one training step."""
@@ -195,6 +196,8 @@ def main() -> None:
     ratios = [a / b for a, b in zip(times["importance"], times["plain"], strict=True)]
     print(f"| training step, plain | {statistics.median(times['plain']):.3f} s | |")
     print(f"| training step with importance / plain | {statistics.median(ratios):.3f} | 1.02 |")
+    share = statistics.median(times["scoring"]) / statistics.median(times["plain"])
+    print(f"| scoring alone, share of a plain step | {100 * share:.2f} % | 2 % |")
     seconds = Bench(options).prune_and_shrink()
     for name, value in seconds.items():
         print(f"| {name}, {SETTINGS.steps} pruning steps | {value:.2f} s | |")
