@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 from compress.analysis import analyse
 from compress.errors import ModelError
+from compress.groups import ChannelGraph
 from compress.models import BUILTIN_MODELS, build_model
 from compress.shrink import mask_, proof, shrink, shrink_
 
@@ -21,12 +23,19 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("name", BUILTIN_MODELS)
-def test_masked_equals_shrunk_in_float64(name: str) -> None:
+@lru_cache(maxsize=1)
+def in_float64(name: str) -> tuple[nn.Module, ChannelGraph]:
     model, graph = built(name)
-    model = model.double()
+    return model.double(), graph
+
+
+@pytest.mark.parametrize("name", BUILTIN_MODELS)
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 10_000), share=st.floats(0.2, 0.8))
+def test_masked_equals_shrunk_in_float64(name: str, seed: int, share: float) -> None:
+    model, graph = in_float64(name)
     images = torch.randn(2, *input_size_of(name), dtype=torch.float64)
-    kept = random_mask(graph, seed=1)
+    kept = random_mask(graph, seed, share)
     masked = copy.deepcopy(model)
     mask_(masked, graph, kept)
     with torch.no_grad():
