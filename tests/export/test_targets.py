@@ -52,7 +52,7 @@ def test_a_file_of_the_users_own_is_a_target(tmp_path: Path) -> None:
     [
         ('sm = "8.0"', 'sms = "8.0"', "did you mean 'sm'"),
         ("opset = 20", "opset = 12", "opset"),
-        ("opset = 20", "", "opset.*required"),
+        ("opset = 20", "", "opset.*missing"),
         ('sm = "8.0"', 'sm = "80"', "sm"),
         (">=10.0", "ten or so", "tensorrt"),
         ("CUDAExecutionProvider", "CUDA", "end in ExecutionProvider"),
