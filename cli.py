@@ -18,7 +18,7 @@ import typer
 from rich.console import Console, RenderableType
 from typer.core import TyperGroup
 
-from compress.errors import CompressError, ConfigError, InterruptedRunError, OutputError, nearest
+from compress.errors import CompressError, ConfigError, InterruptedRunError, OutputError
 
 # Nothing else is imported up here: --help must not wait for torch.
 if TYPE_CHECKING:
@@ -340,18 +340,12 @@ def _started(
 def _check_stages(config: RunConfig, data: ImageData, *, prunes: bool, exports: bool) -> None:
     """Find what a later stage would refuse before an earlier one has cost any time."""
     from bench.budgets import load_budgets
-    from compress.criteria import CRITERIA
     from compress.pruner import check_budget
     from compress.training import pick_device
     from export.targets import load_target
 
     pick_device(config.device)
     if prunes:
-        criterion = config.prune.criterion
-        if criterion not in CRITERIA:
-            raise ConfigError(
-                f"no criterion is named {criterion!r}: {nearest(criterion, CRITERIA)}"
-            )
         check_budget(config, data)
     if exports:
         load_target(config.export.target)

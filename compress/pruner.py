@@ -74,12 +74,14 @@ def check_budget(config: RunConfig, data: ImageData) -> None:
     Raises:
         BudgetError: it cannot; the message names the closest that can be reached.
         ModelError: there is nothing to prune, or the network cannot be built or traced.
+        ConfigError: the criterion is not known, or has no use for residual_gate.
     """
     name = config.model.name
     with torch.device("cpu" if is_custom(name) else "meta"):
         model = build_model(name, num_classes=data.num_classes, in_channels=data.input_size[0])
     graph = analyse(model, data.input_size)
     goal_for(graph, config.prune.budget, prunable(model, graph, config.prune))
+    bind(config.prune.criterion, Context(model, graph, config.prune.residual_gate))
 
 
 @dataclass

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -316,6 +317,15 @@ def test_one_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.S
     assert handlers() == before
 
 
+@pytest.fixture
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """A process that a shell started in the background ignores Ctrl-C."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("_ctrl_c_is_heard")
 def test_a_second_ctrl_c_acts_at_once(tmp_path: Path) -> None:
     session, before = Session(RunDirectory(tmp_path)), handlers()
 
