@@ -30,6 +30,15 @@ def channels(graph: ChannelGraph, kept: Mask) -> int:
     return sum(_count(group.units, kept) * group.width for group in graph.prunable)
 
 
+def totals(graph: ChannelGraph, kept: Mask) -> dict[str, int]:
+    """Return all three costs by name, for a JSON document."""
+    return {
+        "macs": macs(graph, kept),
+        "params": params(graph, kept),
+        "channels": channels(graph, kept),
+    }
+
+
 def _weights(layer: Layer, kept: Mask) -> int:
     outputs = _count(layer.outputs, kept)
     if layer.kind == "depthwise":

@@ -9,10 +9,9 @@ from torch import nn
 
 from compress.checkpoint import Description, load_weights, read_description, save_checkpoint
 from compress.config import RunConfig
-from compress.data import ImageData, eval_batches
+from compress.data import ImageData
 from compress.errors import CheckpointError, ModelError
-from compress.evaluate import evaluate
-from compress.loop import Loop, train_batches
+from compress.loop import Loop, accuracy_of, train_batches
 from compress.models import build_model
 from compress.progress import bar
 from compress.session import Session, State
@@ -75,10 +74,7 @@ def import_dense(config: RunConfig, data: ImageData, session: Session, checkpoin
         _check_origin(own, config, data, checkpoint)
     model = _new_model(config, data)
     load_weights(checkpoint, model)
-    batches = eval_batches(
-        data.val, batch_size=config.data.eval_batch_size, workers=config.data.workers
-    )
-    accuracy = evaluate(model.to(device), batches, device)
+    accuracy = accuracy_of(model.to(device), data, config)
     description = _describe(config.model.name, data, {"accuracy": accuracy.as_dict()})
     save_checkpoint(session.run.dense, model, description=description)
     session.record("dense", checkpoint=checkpoint.name, **accuracy.as_dict())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import nn
+
 from compress.config import RunConfig
 from compress.data import Batch, ImageData, TrainBatches, eval_batches, require_images
 from compress.errors import DataError
@@ -61,7 +63,7 @@ class Loop:
 
     def accuracy(self) -> Accuracy:
         """Measure what training has yielded so far on the validation set."""
-        return accuracy_of(self.trainer, self.data, self.config)
+        return accuracy_of(self.trainer.result, self.data, self.config)
 
     def record_epoch(self, phase: str, epoch: int) -> None:
         """Evaluate, write one line of history and show it."""
@@ -91,12 +93,13 @@ def train_batches(data: ImageData, config: RunConfig, device: str) -> TrainBatch
     )
 
 
-def accuracy_of(trainer: Trainer, data: ImageData, config: RunConfig) -> Accuracy:
-    """Measure the accuracy of a trainer's result on the validation set."""
+def accuracy_of(model: nn.Module, data: ImageData, config: RunConfig) -> Accuracy:
+    """Measure the accuracy of a network on the validation set, on the network's device."""
+    device = next(model.parameters()).device
     batches = eval_batches(
         data.val,
         batch_size=config.data.eval_batch_size,
         workers=config.data.workers,
-        pin_memory=trainer.device.type == "cuda",
+        pin_memory=device.type == "cuda",
     )
-    return evaluate(trainer.result, batches, trainer.device)
+    return evaluate(model, batches, device)

@@ -266,12 +266,7 @@ class _PruneRun:
         return bind(config.criterion, context)
 
     def _costs(self, kept: Mask) -> dict[str, int]:
-        graph = self.dense_graph
-        return {
-            "macs": cost.macs(graph, kept),
-            "params": cost.params(graph, kept),
-            "channels": cost.channels(graph, kept),
-        }
+        return cost.totals(self.dense_graph, kept)
 
     # Resume
 

@@ -99,8 +99,8 @@ def render_summary(document: dict[str, Any]) -> RenderableType:
 
 def _structure(graph: ChannelGraph, kept: Mask) -> dict[str, Any]:
     return {
-        "dense": _costs(graph, graph.everything()),
-        "now": _costs(graph, kept),
+        "dense": cost.totals(graph, graph.everything()),
+        "now": cost.totals(graph, kept),
         "groups": [
             {
                 "name": group.name,
@@ -115,14 +115,6 @@ def _structure(graph: ChannelGraph, kept: Mask) -> dict[str, Any]:
             for group in graph.groups
         ],
         "unknown_operations": list(graph.unknown),
-    }
-
-
-def _costs(graph: ChannelGraph, kept: Mask) -> dict[str, int]:
-    return {
-        "macs": cost.macs(graph, kept),
-        "params": cost.params(graph, kept),
-        "channels": cost.channels(graph, kept),
     }
 
 
