@@ -3,35 +3,57 @@
     python benchmarks/compare_criteria.py --config small-images-resnet20 --data FOLDER --output DIR
 
 Trains one dense network, then prunes it once per criterion, budget and seed with the commands of
-the tool. Runs that are complete in DIR are not repeated, so the command can be stopped and given
-again.
+the tool, and prints mean and standard deviation over the seeds. A criterion may carry settings of
+its own: ``taylor-gate:prune.residual_gate=block``. Runs that are complete in DIR are not repeated,
+so the command can be stopped and given again.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoint import read_description
 
-def compress(*arguments: str) -> dict[str, Any]:
-    """Run one command of the tool and return its JSON document."""
+STAGES = ("masked", "pruned", "finetuned")
+
+
+def compress(*arguments: str) -> None:
+    """Run one command of the tool; its JSON document is not wanted."""
     command = [sys.executable, "-c", "import cli; cli.main()", *arguments, "--json"]
-    print("compress", *arguments, file=sys.stderr)
-    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    document: dict[str, Any] = json.loads(finished.stdout)
-    return document
+    print("compress", *arguments, file=sys.stderr, flush=True)
+    subprocess.run(command, check=True, stdout=subprocess.PIPE)
 
 
 def once(path: Path, command: list[str]) -> dict[str, Any]:
-    """Run a command unless its result is there already."""
-    if path.is_file():
-        return compress("inspect", str(path))
-    return compress(*command, "--output", str(path.parent), "--overwrite")
+    """Run a command unless its result is there already; return the metrics of the result."""
+    if not path.is_file():
+        compress(*command, "--output", str(path.parent), "--overwrite")
+    description = read_description(path)
+    assert description is not None
+    return description.metrics
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation of a sample."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def row(budget: str, criterion: str, metrics: list[dict[str, Any]]) -> str:
+    """One row of the table: a criterion at a budget over all seeds."""
+    dense = metrics[0]["dense"]
+    macs, params = (
+        statistics.mean(m["finetuned"][cost] / dense[cost] for m in metrics)
+        for cost in ("macs", "params")
+    )
+    accuracy = [spread([m[stage]["top1"] for m in metrics]) for stage in STAGES]
+    return f"| {' | '.join([budget, criterion, f'{macs:.3f}', f'{params:.3f}', *accuracy])} |"
 
 
 def main() -> None:
@@ -40,30 +62,34 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--criteria", default="taylor-gate,weight-norm,random")
-    parser.add_argument("--budgets", default="macs=0.5,macs=0.25")
-    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--budgets", default="macs=0.5")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--set", action="append", default=[], dest="settings")
     options = parser.parse_args()
 
     common = ["--config", options.config, "--data", options.data]
+    for setting in options.settings:
+        common += ["--set", setting]
     dense_path = options.output / "dense" / "dense.safetensors"
     dense = once(dense_path, ["train", *common])
-    print(f"dense: {dense['metrics']['accuracy']['top1']:.2f} % top-1\n")
-    print("| MACs | criterion | seed | MACs got | pruned | after BatchNorm | finetuned |")
-    print("|---|---|---|---|---|---|---|")
-    grid = itertools.product(
-        options.budgets.split(","), options.criteria.split(","), options.seeds.split(",")
-    )
-    for budget, criterion, seed in grid:
-        name = f"{budget}-{criterion}-{seed}"
-        settings = ["--set", f"prune.criterion={criterion}", "--set", f"seed={seed}"]
-        command = ["prune", *common, "--checkpoint", str(dense_path), "--budget", budget]
-        result = once(options.output / name / "pruned.safetensors", [*command, *settings])
-        metrics = result["metrics"]
-        share = metrics["finetuned"]["macs"] / metrics["dense"]["macs"]
-        accuracy = [f"{metrics[stage]['top1']:.2f}" for stage in ("masked", "pruned", "finetuned")]
-        print(
-            "|", " | ".join([budget, criterion, seed, f"{share:.3f}", *accuracy]), "|", flush=True
-        )
+    table = [
+        f"dense: {dense['accuracy']['top1']:.2f} % top-1\n",
+        "| budget | criterion | MACs | parameters | masked | after BatchNorm | finetuned |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for seed in options.seeds.split(","):  # seed by seed, so that a stopped grid compares fairly
+        for budget in options.budgets.split(","):
+            for criterion in options.criteria.split(","):
+                name, *extra = criterion.split(":")
+                command = ["prune", *common, "--checkpoint", str(dense_path), "--budget", budget]
+                for setting in (f"prune.criterion={name}", f"seed={seed}", *extra):
+                    command += ["--set", setting]
+                folder = f"{budget}-{criterion}-{seed}".replace(":", "-")
+                path = options.output / folder / "pruned.safetensors"
+                runs.setdefault((budget, criterion), []).append(once(path, command))
+    table += [row(budget, criterion, metrics) for (budget, criterion), metrics in runs.items()]
+    print("\n".join(table))
 
 
 if __name__ == "__main__":

@@ -25,11 +25,13 @@ from torch import nn
 from compress import cost
 from compress.analysis import analyse
 from compress.config import TrainConfig, load_config
-from compress.criteria import Context, Importance, bind
+from compress.criteria import bind
 from compress.data import Batch
+from compress.decision import prunable
+from compress.importance import Importance
 from compress.masking import Scores, goal_for, prune_to
 from compress.models import build_model
-from compress.pruner import prunable
+from compress.scoring import Context
 from compress.shrink import mask_, proof, shrink, shrink_
 from compress.training import Trainer, pick_device
 
@@ -95,19 +97,19 @@ class Bench:
             {
                 "plain": lambda: trainer.step(self.batch),
                 "importance": lambda: trainer.step(
-                    self.batch, after_backward=lambda: importance.add(scoring.score())
+                    self.batch, scoring=scoring, scored=importance.add
                 ),
             },
             self.options.steps,
             self.device,
         )
-        return times | alternate({"scoring": scoring.score}, 10, self.device)
+        return times | alternate({"scoring": partial(scoring.score, 1.0)}, 10, self.device)
 
     def scores(self, trainer: Trainer) -> Scores:
         """Return the importance of every unit after one training step."""
         importance = Importance(self.graph.num_units, momentum=0.9)
         scoring = bind("taylor-gate", Context(self.model, self.graph))
-        trainer.step(self.batch, after_backward=lambda: importance.add(scoring.score()))
+        trainer.step(self.batch, scoring=scoring, scored=importance.add)
         return importance.close_interval()
 
     def prune_and_shrink(self) -> dict[str, float]:

@@ -174,21 +174,55 @@ class Budget(Section):
         return f"{self.kind}={int(self.value) if whole else self.value}"
 
 
+CRITERION_NUMBERS = {
+    0: "taylor-weight",
+    1: "random",
+    2: "weight-norm",
+    3: "weight-abs",
+    6: "taylor-output",
+    10: "obd",
+    11: "taylor-gate-so",
+    22: "taylor-gate",
+    23: "taylor-gate-fg",
+    30: "bn-scale",
+    31: "bn-taylor",
+}
+"""The criteria by the numbers that the research code of Molchanov et al. 2019 gives them."""
+
+
 class PruneConfig(Section):
     """How channels are chosen and removed."""
 
+    recipe: Literal["default", "seed2019"] = "default"
+    """``seed2019`` sets what the research code of Molchanov et al. 2019 does; explicit keys win."""
     criterion: str = "taylor-gate"
-    """Name of the importance formula; see docs/pruning.md."""
+    """Name of the importance formula, or the original's number of it; see docs/criteria.md."""
     budget: Budget = Budget(kind="macs", value=0.5)
     """``macs=0.5``, ``params=0.4``, ``channels=0.72`` (shares kept) or ``removed=3200``."""
     steps: int = Field(default=30, ge=1)
     """Pruning steps; the cost falls linearly from dense to the budget over them."""
     step_size: int | None = Field(default=None, ge=1)
     """Channels removed by each step instead, until the budget is reached."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Pruning ends after so many pruning steps, even if the budget is not reached."""
+    start_after: int = Field(default=0, ge=0)
+    """Pruning steps at the start that measure importance and remove nothing."""
+    max_loss: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Nothing is removed while the mean training loss since the last pruning step is above."""
     interval: int = Field(default=10, ge=1)
     """Minibatches between two pruning steps, over which importance is averaged."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Exponential average of importance over pruning steps; 0 uses the last interval alone."""
+    fixed_criteria: bool = False
+    """Score once: the importance of the first interval decides every pruning step."""
+    normalize: Literal["none", "l2"] = "none"
+    """``l2`` divides the importance of a group by its L2 norm before groups are compared."""
+    rank: Literal["importance", "importance-per-mac"] = "importance"
+    """What is compared: the importance, or its ratio to the MACs that the removal saves."""
+    flops_regularization: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Importance taken off for every MAC that the removal of a channel saves."""
+    hessian_samples: int = Field(default=4, ge=0)
+    """Random vectors per minibatch that estimate a Hessian's diagonal; 0 computes it exactly."""
     channel_multiple: int = Field(default=1, ge=1)
     """Widths stay multiples of this number."""
     min_channels: int = Field(default=4, ge=1)
@@ -197,14 +231,61 @@ class PruneConfig(Section):
     """No group is pruned below this share of its dense width."""
     residual_gate: Literal["read", "block"] = "read"
     """Where the gate of a residual stream sits: at its readers, or after add+ReLU of each block."""
+    as_published: bool = False
+    """Repeat the slips of the original's criteria, for comparison; see docs/criteria.md."""
     keep_dense: tuple[str, ...] = ()
     """Groups that are never pruned, by name as ``compress inspect`` prints it; ``*`` matches."""
+    only: tuple[str, ...] = ()
+    """If not empty, the only groups that are pruned."""
     shrink_at: float = Field(default=0.3, gt=0, le=1)
     """Shrink during pruning whenever this share of the current MACs is masked away."""
     bn_batches: int = Field(default=50, ge=0)
     """Training batches from which BatchNorm statistics are re-estimated after the last shrink."""
     proof_images: int = Field(default=1, ge=1)
     """Real images on which masked and shrunk are compared in float64."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_recipe(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("recipe") == "seed2019":
+            return {**SEED2019_PRUNE, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> PruneConfig:
+        if self.max_steps is not None and self.max_steps <= self.start_after:
+            raise ValueError(
+                f"max_steps = {self.max_steps} ends pruning before start_after = "
+                f"{self.start_after} lets it begin"
+            )
+        if self.flops_regularization and self.rank == "importance-per-mac":
+            raise ValueError(
+                "flops_regularization and rank = 'importance-per-mac' exclude each other"
+            )
+        return self
+
+    @field_validator("criterion", mode="before")
+    @classmethod
+    def _name_of_number(cls, value: Any) -> Any:
+        number = str(value).strip()
+        if not number.lstrip("-").isdigit():
+            return value
+        if int(number) not in CRITERION_NUMBERS:
+            known = ", ".join(f"{n} {name}" for n, name in CRITERION_NUMBERS.items())
+            raise ValueError(f"no criterion has this number: choose one of {known}")
+        return CRITERION_NUMBERS[int(number)]
+
+
+SEED2019_PRUNE: dict[str, Any] = {
+    "step_size": 100,
+    "interval": 30,
+    "momentum": 0.9,
+    "residual_gate": "block",
+    "as_published": True,
+    "min_channels": 1,
+    "min_share": 0.0,
+}
+"""Pruning settings of Molchanov et al., CVPR 2019, and the rules of their research code."""
 
 
 class ExportConfig(Section):
@@ -246,6 +327,8 @@ class RunConfig(Section):
     """Seeds initial weights, order of images, augmentation and the random criterion."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    tensorboard: bool = True
+    """Write curves for TensorBoard to ``tensorboard/`` of the run."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -270,6 +353,8 @@ def named_files(folder: str) -> dict[str, str]:
 def read_toml(name: str, folder: str = "") -> dict[str, Any]:
     """Read a TOML document: a bare word names a resource, anything else is a path.
 
+    A document may begin with ``extends = "NAME"``: it is then laid over that named resource.
+
     Raises:
         ConfigError: no such name or file, or text that is not TOML.
     """
@@ -280,27 +365,65 @@ def read_toml(name: str, folder: str = "") -> dict[str, Any]:
             raise ConfigError(f"no {kind} is named {name!r}: {nearest(name, files)}")
         text = files[name]
     else:
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not a text file"
-            raise ConfigError(f"cannot read {name}: {reason}") from error
+        text = _text(name)
     try:
-        return tomllib.loads(text)
+        document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name} is not valid TOML: {error}") from error
+    return _extended(document, name, folder)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise ConfigError(f"cannot read {path}: {reason}") from error
+
+
+def _extended(document: dict[str, Any], name: str, folder: str) -> dict[str, Any]:
+    """Lay a document over the named one that it extends."""
+    base = document.pop("extends", None)
+    if base is None:
+        return document
+    if not isinstance(base, str) or base not in named_files(folder) or base == name:
+        raise ConfigError(f"{name}: extends = {base!r} must be the name of another configuration")
+    return _merged(read_toml(base, folder), document)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document in which keys of ``above`` win, table by table."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = below.get(key)
+        both = isinstance(value, Mapping) and isinstance(under, Mapping)
+        merged[key] = _merged(under, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 def load_config(name: str = DEFAULT_CONFIG, settings: Iterable[str] = ()) -> RunConfig:
     """Read a run configuration and lay ``section.key=value`` settings over it.
 
+    A path that ends in ``.json`` holds settings of the research code of Molchanov et al. 2019.
+
     Raises:
         ConfigError: naming the key, what it holds and what it may hold.
     """
-    document = read_toml(name)
+    settings = list(settings)
+    document = _read_original(name, settings) if name.endswith(".json") else read_toml(name)
     for setting in settings:
         apply_setting(document, setting)
     return validated(RunConfig, document, source=name)
+
+
+def _read_original(path: str, settings: Iterable[str]) -> dict[str, Any]:
+    from compress.original import run_document  # it is built on this module
+
+    asked: dict[str, Any] = {}
+    for setting in settings:
+        apply_setting(asked, setting)
+    model = asked.get("model")
+    return run_document(_text(path), path, model.get("name") if isinstance(model, dict) else None)
 
 
 def validated(model: type[SectionT], document: Mapping[str, Any], source: str) -> SectionT:
@@ -336,8 +459,9 @@ def apply_setting(document: dict[str, Any], setting: str) -> None:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise ConfigError(f"--set {setting!r}: {section!r} is a value, not a section")
-    if last == "recipe":
-        table.clear()  # a recipe asked for by hand must not lose to the file's own keys
+    if last == "recipe":  # asked for by hand, it must not lose to the file's own keys
+        for overruled in {**SEED2019, **SEED2019_PRUNE}:
+            table.pop(overruled, None)
     table[last] = _value(text)
 
 

@@ -7,6 +7,7 @@ BatchNorm is folded away at inference and costs nothing.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compress.groups import ChannelGraph, Layer, Mask
 
@@ -28,6 +29,27 @@ def params(graph: ChannelGraph, kept: Mask) -> int:
 def channels(graph: ChannelGraph, kept: Mask) -> int:
     """Return the number of channels kept in all groups that may be pruned."""
     return sum(_count(group.units, kept) * group.width for group in graph.prunable)
+
+
+def macs_saved(graph: ChannelGraph, kept: Mask) -> NDArray[np.float64]:
+    """Return (units,) the multiply-adds that each removal would save, all other units as they are.
+
+    Units that are not kept save nothing.
+    """
+    saved = np.zeros(graph.num_units)
+    for layer in graph.layers:
+        outputs = np.bincount(layer.outputs, minlength=graph.num_units)
+        if layer.kind == "depthwise":
+            saved += outputs * layer.kernel * layer.positions
+        elif layer.conv_groups > 1 and layer.kind == "conv":
+            inputs_per_group = len(layer.inputs) // layer.conv_groups
+            saved += outputs * inputs_per_group * layer.kernel * layer.positions
+        elif layer.reads:
+            inputs = np.bincount(layer.inputs, minlength=graph.num_units)
+            read, written = _count(layer.inputs, kept), _count(layer.outputs, kept)
+            pairs = outputs * read + inputs * written - outputs * inputs
+            saved += pairs * layer.kernel * layer.positions
+    return np.where(kept, saved, 0.0)
 
 
 def totals(graph: ChannelGraph, kept: Mask) -> dict[str, int]:

@@ -1,17 +1,20 @@
-"""Explicit gates: one scalar z = 1 per unit, multiplied into the activations.
+"""Explicit gates and probes: layers put into the traced network where channels are read.
 
-The folded gate (compress.criteria) needs no extra layer. These gates are its reference, and the way
-to place gates where no parameter can stand for them: after add+ReLU of residual blocks.
+The folded gate (compress.taylor) needs no extra layer. Explicit gates are its reference, the way to
+place gates where no parameter can stand for them (after add+ReLU of residual blocks), and what
+second derivatives are taken of. Probes see what parameters average away: single examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import fx, nn
 
 from compress.groups import ChannelGraph, GateSite
+from compress.scoring import residual_units
 from compress.tracing import trace
 
 
@@ -35,6 +38,35 @@ class GateLayer(nn.Module):
         return x * self.gates[self.units].view(1, -1, *(1,) * (x.dim() - 2))
 
 
+class Probe(nn.Module):
+    """Passes activations through and hands on their product with their gradient.
+
+    Args:
+        units: (channels,) unit of each channel.
+        seen: called in the backward pass with ``units`` and the (N, channels, ...) product.
+    """
+
+    units: torch.Tensor
+
+    def __init__(
+        self, units: torch.Tensor, seen: Callable[[torch.Tensor, torch.Tensor], None]
+    ) -> None:
+        super().__init__()
+        self.seen = seen
+        self.register_buffer("units", units, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, channels, ...) -> the same tensor."""
+        if not x.requires_grad:
+            return x
+        x = x.view_as(x)  # the gradient of this reader alone
+        activation = x.detach()
+        x.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: self.seen(self.units, activation * gradient)
+        )
+        return x
+
+
 class GatedNetwork(nn.Module):
     """A network with explicit gates; it shares every module and parameter with the original.
 
@@ -43,40 +75,71 @@ class GatedNetwork(nn.Module):
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, sites: str) -> None:
-        """Insert gates at ``"read"`` (inputs of readers) or ``"block"`` (after add+ReLU) sites."""
+        """Insert gates at the sites that ``insert`` names."""
         super().__init__()
         parameter = next(model.parameters())
         self.gates = nn.Parameter(
             torch.ones(graph.num_units, dtype=parameter.dtype, device=parameter.device)
         )
         self.network = trace(model)
-        chosen = graph.read_sites if sites == "read" else graph.block_sites
-        self._insert(chosen, before=sites == "read")
+        insert(self.network, graph, sites, lambda units: GateLayer(self.gates, units))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> logits."""
         return self.network(x)
 
-    def _insert(self, sites: Sequence[GateSite], *, before: bool) -> None:
-        graph = self.network.graph
-        nodes = {node.name: node for node in graph.nodes}
-        for number, site in enumerate(sites):
-            node = nodes[site.node]
-            name = f"gate_{number}"
-            units = torch.from_numpy(site.units).to(self.gates.device)
-            self.network.add_module(name, GateLayer(self.gates, units))
-            if before:
-                source = node.all_input_nodes[0]
-                with graph.inserting_before(node):
-                    gate = graph.call_module(name, (source,))
-                node.replace_input_with(source, gate)
-            else:
-                self._insert_after(graph, node, name)
-        graph.lint()
-        self.network.recompile()
 
-    @staticmethod
-    def _insert_after(graph: fx.Graph, node: fx.Node, name: str) -> None:
-        with graph.inserting_after(node):
-            gate = graph.call_module(name, (node,))
-        node.replace_all_uses_with(gate, delete_user_cb=lambda user: user is not gate)
+def probed(
+    model: nn.Module,
+    graph: ChannelGraph,
+    sites: str,
+    seen: Callable[[torch.Tensor, torch.Tensor], None],
+) -> fx.GraphModule:
+    """Return the network with probes at its sites; it shares every module and parameter."""
+    network = trace(model)
+    insert(network, graph, sites, lambda units: Probe(units, seen))
+    return network
+
+
+def insert(
+    network: fx.GraphModule,
+    graph: ChannelGraph,
+    sites: str,
+    layer: Callable[[torch.Tensor], nn.Module],
+) -> None:
+    """Put a layer into a traced network at every site.
+
+    Args:
+        network: the traced network, changed in place.
+        graph: its channel graph.
+        sites: ``"read"``: the inputs of readers; ``"residual"``: behind add+ReLU of residual
+            blocks; ``"block"``: there for residual streams, at the readers for all other units.
+        layer: builds the layer from the (channels,) units of its channels.
+    """
+    device = next(network.parameters()).device
+    nodes = {node.name: node for node in network.graph.nodes}
+    residual = residual_units(graph)
+    inner = [s for s in graph.read_sites if sites == "read" or not np.isin(s.units, residual).any()]
+    chosen: list[tuple[GateSite, bool]] = []
+    if sites != "residual":
+        chosen += [(site, True) for site in inner]
+    if sites != "read":
+        chosen += [(site, False) for site in graph.block_sites]
+    for number, (site, before) in enumerate(chosen):
+        name = f"gate_{number}"
+        network.add_module(name, layer(torch.from_numpy(site.units).to(device)))
+        _wire(network.graph, nodes[site.node], name, before=before)
+    network.graph.lint()
+    network.recompile()
+
+
+def _wire(graph: fx.Graph, node: fx.Node, name: str, *, before: bool) -> None:
+    if before:
+        source = node.all_input_nodes[0]
+        with graph.inserting_before(node):
+            gate = graph.call_module(name, (source,))
+        node.replace_input_with(source, gate)
+        return
+    with graph.inserting_after(node):
+        gate = graph.call_module(name, (node,))
+    node.replace_all_uses_with(gate, delete_user_cb=lambda user: user is not gate)

@@ -34,17 +34,16 @@ def candidates(graph: ChannelGraph, limits: PruneConfig) -> tuple[Candidate, ...
     The floor is the larger of both limits, rounded up so that widths stay multiples.
 
     Raises:
-        ConfigError: a pattern of ``keep_dense`` matches no group.
+        ConfigError: a pattern of ``keep_dense`` or ``only`` matches no group.
     """
     names = [group.name for group in graph.groups]
-    for pattern in limits.keep_dense:
-        if not fnmatch.filter(names, pattern):
-            raise ConfigError(
-                f"keep_dense: no group matches {pattern!r}: {nearest(pattern, names)}"
-            )
+    for key in ("keep_dense", "only"):
+        for pattern in getattr(limits, key):
+            if not fnmatch.filter(names, pattern):
+                raise ConfigError(f"{key}: no group matches {pattern!r}: {nearest(pattern, names)}")
     found = []
     for group in graph.prunable:
-        if any(fnmatch.fnmatchcase(group.name, pattern) for pattern in limits.keep_dense):
+        if _matches(group, limits.keep_dense) or (limits.only and not _matches(group, limits.only)):
             continue
         chunk = group.units_per_multiple(limits.channel_multiple)
         floor = max(
@@ -54,6 +53,10 @@ def candidates(graph: ChannelGraph, limits: PruneConfig) -> tuple[Candidate, ...
         )
         found.append(Candidate(group, min(group.size, math.ceil(floor / chunk) * chunk), chunk))
     return tuple(found)
+
+
+def _matches(group: Group, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(group.name, pattern) for pattern in patterns)
 
 
 def prune_to(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,15 +20,18 @@ from compress import cost
 from compress.analysis import analyse
 from compress.batchnorm import reestimate_batchnorm
 from compress.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from compress.config import PruneConfig, RunConfig
-from compress.criteria import Context, Importance, Scoring, bind
+from compress.config import RunConfig
+from compress.criteria import bind
 from compress.data import Batch, ImageData, first_images
-from compress.errors import CheckpointError, ModelError
+from compress.decision import decide, prunable
+from compress.errors import CheckpointError
 from compress.groups import ChannelGraph, Mask
+from compress.importance import Importance, ranked, summary
 from compress.loop import Loop, train_batches
-from compress.masking import Candidate, Goal, Scores, candidates, goal_for, prune_to
+from compress.masking import goal_for, smallest
 from compress.models import build_model, is_custom
 from compress.progress import bar
+from compress.scoring import Context, Scoring
 from compress.session import Session, State
 from compress.shrink import mask_, proof, shrink_
 from compress.training import OTHER_NETWORK, Trainer, memory_format_for, pick_device
@@ -81,7 +85,19 @@ def check_budget(config: RunConfig, data: ImageData) -> None:
         model = build_model(name, num_classes=data.num_classes, in_channels=data.input_size[0])
     graph = analyse(model, data.input_size)
     goal_for(graph, config.prune.budget, prunable(model, graph, config.prune))
-    bind(config.prune.criterion, Context(model, graph, config.prune.residual_gate))
+    bind(config.prune.criterion, context_of(model, graph, config))
+
+
+def context_of(model: nn.Module, graph: ChannelGraph, config: RunConfig) -> Context:
+    """Return what the configured criterion is bound to."""
+    return Context(
+        model,
+        graph,
+        config.prune.residual_gate,
+        seed=config.seed,
+        as_published=config.prune.as_published,
+        hessian_samples=config.prune.hessian_samples,
+    )
 
 
 @dataclass
@@ -93,6 +109,11 @@ class Progressed:
     shrunk: Mask
     """Units that are physically there; those not kept are masked."""
     step: int = 0
+    """Pruning steps taken, with those that only measured."""
+    paused: int = 0
+    """Pruning steps that were put off because the loss was too high."""
+    ended: bool = False
+    """Whether pruning is over although the budget is not reached."""
 
 
 class _PruneRun:
@@ -140,9 +161,18 @@ class _PruneRun:
     @property
     def expected_steps(self) -> int:
         """Steps of the whole run, as far as they are known."""
-        config = self.config
-        finetuning = config.finetune.epochs * self.trainer.steps_per_epoch
-        return config.prune.steps * config.prune.interval + finetuning
+        prune = self.config.prune
+        steps = prune.steps
+        if prune.step_size is not None:
+            units = self.goal.channels_of(self.at.kept) - self.goal.channels_of(
+                smallest(self.dense_graph, self.allowed)
+            )
+            if prune.budget.kind == "removed":
+                units = prune.budget.value
+            steps = math.ceil(units / prune.step_size)
+        steps = min(prune.start_after + steps, prune.max_steps or steps + prune.start_after)
+        finetuning = self.config.finetune.epochs * self.trainer.steps_per_epoch
+        return steps * prune.interval + finetuning
 
     @property
     def reached(self) -> bool:
@@ -197,17 +227,20 @@ class _PruneRun:
 
     @property
     def _shrunk(self) -> bool:
-        return self.reached and bool((self.at.kept == self.at.shrunk).all())
+        return (self.reached or self.at.ended) and bool((self.at.kept == self.at.shrunk).all())
+
+    @property
+    def _judged(self) -> bool:
+        """Whether the importance is final."""
+        prune = self.config.prune
+        return prune.fixed_criteria and self.at.step > prune.start_after
 
     def _step(self, batch: Batch) -> None:
-        score = self._score if self.scoring.per_minibatch else None
-        self.trainer.step(batch, network=self.scoring.network, after_backward=score)
+        scoring = None if self._judged or not self.scoring.per_minibatch else self.scoring
+        self.trainer.step(batch, scoring=scoring, scored=self.importance.add)
         self._hold_masked()
         if self.trainer.step_index % self.config.prune.interval == 0:
             self._prune_step()
-
-    def _score(self) -> None:
-        self.importance.add(self.scoring.score())
 
     def _hold_masked(self) -> None:
         if not (self.at.kept == self.at.shrunk).all():
@@ -215,35 +248,75 @@ class _PruneRun:
 
     def _prune_step(self) -> None:
         self.trainer.check()
-        if not self.scoring.per_minibatch:
-            self._score()
-        if not self.importance.minibatches:
-            return  # broken images left no minibatch to judge by
-        with _timed(self.metrics["seconds"], "decide"):
-            self.at.step += 1
-            scores = self.importance.close_interval()
-            before = self.at.kept
-            self.at.kept = decide(
-                scores,
-                self.at.kept,
-                self.allowed,
-                goal=self.goal,
-                config=self.config.prune,
-                step=self.at.step,
-            )
-            mask_(self.model, self.graph, self.at.kept | ~before)  # the rest is masked already
+        if not self._judged:
+            if not self.scoring.per_minibatch:
+                self.importance.add(self.scoring.score(1.0))
+            if not self.importance.minibatches:
+                return  # broken images left no minibatch to judge by
+        loss = self.trainer.mean_loss()
+        if self._too_high(loss):
+            self._pause(loss)
+        else:
+            self._remove(loss)
         here = cost.macs(self.graph, self.at.shrunk)
         masked = 1 - cost.macs(self.graph, self.at.kept) / here
-        if self.reached or masked >= self.config.prune.shrink_at:
+        if masked and (self.reached or self.at.ended or masked >= self.config.prune.shrink_at):
             self._shrink()
+
+    def _remove(self, loss: float) -> None:
+        """Take one pruning step: from importance to a smaller mask."""
+        prune = self.config.prune
+        with _timed(self.metrics["seconds"], "decide"):
+            if not self._judged:
+                self.importance.close_interval()
+            self.at.step += 1
+            importance, before = self.importance.average, self.at.kept
+            assert importance is not None
+            if self.at.step > prune.start_after:
+                self.at.kept = decide(
+                    ranked(importance, before, self.allowed, graph=self.dense_graph, config=prune),
+                    before,
+                    self.allowed,
+                    goal=self.goal,
+                    config=prune,
+                    step=self.at.step - prune.start_after,
+                )
+                mask_(self.model, self.graph, self.at.kept | ~before)  # the rest is masked already
         self.session.record(
             "prune_step",
             step=self.trainer.step_index,
             pruning_step=self.at.step,
-            loss=self.trainer.mean_loss(),
+            loss=loss,
+            lr=self.trainer.lr,
+            importance=summary(importance, before, self.allowed),
             widths={c.group.name: int(self.at.kept[c.group.units].sum()) for c in self.allowed},
             **self._costs(self.at.kept),
         )
+        if prune.max_steps is not None and self.at.step >= prune.max_steps and not self.reached:
+            self._end(f"max_steps = {prune.max_steps} pruning steps are taken")
+
+    def _too_high(self, loss: float) -> bool:
+        limit = self.config.prune.max_loss
+        return limit is not None and loss > limit
+
+    def _pause(self, loss: float) -> None:
+        """Train on without removing anything; in the end, give up."""
+        self.at.paused += 1
+        self.session.record("prune_pause", step=self.trainer.step_index, loss=loss)
+        patience = self.config.finetune.epochs * self.trainer.steps_per_epoch
+        if self.at.paused * self.config.prune.interval > patience:
+            self._end(f"the loss {loss:.3f} stayed above max_loss = {self.config.prune.max_loss}")
+
+    def _end(self, reason: str) -> None:
+        self.at.ended = True
+        share = self.goal.cost_of(self.at.kept) / self.goal.dense
+        log.warning(
+            "pruning ends before the budget %s, at %.3f of the dense cost: %s",
+            self.config.prune.budget,
+            share,
+            reason,
+        )
+        self.session.record("prune_end", step=self.trainer.step_index, reason=reason)
 
     def _shrink(self) -> None:
         seconds = self.metrics["seconds"]
@@ -261,9 +334,7 @@ class _PruneRun:
         )
 
     def _bind(self) -> Scoring:
-        config = self.config.prune
-        context = Context(self.model, self.graph, config.residual_gate, self.config.seed)
-        return bind(config.criterion, context)
+        return bind(self.config.prune.criterion, context_of(self.model, self.graph, self.config))
 
     def _costs(self, kept: Mask) -> dict[str, int]:
         return cost.totals(self.dense_graph, kept)
@@ -283,6 +354,8 @@ class _PruneRun:
             "step": self.trainer.step_index,
             "hold": self.trainer.hold,
             "pruning_step": self.at.step,
+            "paused": self.at.paused,
+            "ended": self.at.ended,
             "minibatches": self.importance.minibatches,
             "metrics": self.metrics,
         }
@@ -301,6 +374,8 @@ class _PruneRun:
             tensors["kept"].numpy().astype(bool),
             tensors["shrunk"].numpy().astype(bool),
             facts["pruning_step"],
+            facts["paused"],
+            facts["ended"],
         )
         self.graph = shrink_(self.model, self.graph, self.at.shrunk)
         self.trainer.settle()
@@ -313,56 +388,6 @@ class _PruneRun:
             self.importance.average = tensors["importance.average"].numpy()
         self.metrics = facts["metrics"]
         self.scoring = self._bind()
-
-
-def prunable(model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> tuple[Candidate, ...]:
-    """Return the groups of a network that may be pruned.
-
-    Raises:
-        ModelError: there is none; the message names what stands in the way.
-    """
-    modules = dict(model.named_modules())
-    found: list[Candidate] = []
-    frozen: list[Candidate] = []
-    for candidate in candidates(graph, config):
-        trainable = all(modules[r].weight.requires_grad for r in candidate.group.readers)
-        (found if trainable else frozen).append(candidate)
-    if frozen:
-        names = ", ".join(c.group.name for c in frozen[:5])
-        log.warning("%d groups have frozen readers and stay dense: %s", len(frozen), names)
-    if graph.unknown:
-        log.warning("unknown operations keep their channels dense: %s", ", ".join(graph.unknown))
-    if not any(c.floor < c.group.size for c in found):
-        raise ModelError(_nothing_to_prune(graph, bool(frozen)))
-    return tuple(found)
-
-
-def decide(
-    scores: Scores,
-    kept: Mask,
-    allowed: tuple[Candidate, ...],
-    *,
-    goal: Goal,
-    config: PruneConfig,
-    step: int,
-) -> Mask:
-    """Return the mask after one pruning step: a share of the way to the goal, never past it."""
-    if config.step_size is None:
-        limit = goal.at(step, config.steps)
-        return prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=limit)
-    fewest = goal.channels_of(kept) - config.step_size
-    last = prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=goal.limit)
-    if goal.channels_of(last) >= fewest:
-        return last
-    return prune_to(scores, kept, allowed, cost_of=goal.channels_of, limit=fewest)
-
-
-def _nothing_to_prune(graph: ChannelGraph, frozen: bool) -> str:
-    if graph.unknown:
-        return f"nothing to prune: unknown operations touch every group: {', '.join(graph.unknown)}"
-    if frozen:
-        return "nothing to prune: every layer that reads prunable channels is frozen"
-    return "nothing to prune: no group is above its floor (min_channels, min_share, keep_dense)"
 
 
 @contextmanager

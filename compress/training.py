@@ -15,6 +15,7 @@ from compress.config import TrainConfig
 from compress.data import Batch
 from compress.distill import distillation_loss
 from compress.errors import CheckpointError, EnvironmentUnfitError, TrainingError
+from compress.scoring import Scoring
 
 OTHER_NETWORK = "the state to go on from is of another network: start anew with --overwrite"
 
@@ -155,15 +156,15 @@ class Trainer:
         self,
         batch: Batch,
         *,
-        network: nn.Module | None = None,
-        after_backward: Callable[[], None] | None = None,
+        scoring: Scoring | None = None,
+        scored: Callable[[torch.Tensor], None] | None = None,
     ) -> None:
         """Train on one minibatch.
 
         Args:
             batch: (N, C, H, W) images and (N,) labels.
-            network: what is run forward instead of the model, sharing its parameters.
-            after_backward: called once the gradients are there, unscaled.
+            scoring: a criterion that judges the minibatch.
+            scored: takes the criterion's (units,) scores.
 
         Raises:
             TrainingError: the loss is NaN or infinite.
@@ -178,12 +179,16 @@ class Trainer:
         images = batch.images.to(self.device, non_blocking=True, memory_format=self.memory_format)
         labels = batch.labels.to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
+        network = scoring.network if scoring and scoring.network else self.model
         with self._autocast():
-            loss = self._loss((network or self.model)(images), images, labels)
+            loss = self._loss(network(images), images, labels)
+        if scoring and scoring.before_backward:
+            scoring.before_backward(loss)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scale = self.scaler.get_scale()
         self.scaler.unscale_(self.optimizer)
-        if after_backward:
-            after_backward()
+        if scoring and scored:
+            scored(scoring.score(scale))
         if self.config.group_lasso:  # like weight decay, of the update but not of the loss
             _add_lasso_gradient(self.model, self.config.group_lasso)
         self.scaler.step(self.optimizer)

@@ -109,7 +109,7 @@ def test_pruning_settings_are_those_of_the_code() -> None:
     documented = {row[0].strip("`"): row[1].strip("`") for row in rows(page, "## Settings")}
     defaults = {name: field.default for name, field in PruneConfig.model_fields.items()}
     written = {
-        name: "none" if value is None else "[]" if value == () else str(value)
+        name: "none" if value is None else "[]" if value == () else str(value).lower()
         for name, value in defaults.items()
     }
     assert documented == written

@@ -11,11 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from compress.analysis import analyse
-from compress.criteria import Context, FoldedGate, Importance, bind
+from compress.criteria import bind
 from compress.errors import ConfigError
 from compress.gates import GatedNetwork
 from compress.groups import ChannelGraph
+from compress.importance import Importance
 from compress.models import BUILTIN_MODELS
+from compress.scoring import Context
+from compress.taylor import FoldedGate
 
 
 def gradients(
@@ -103,7 +106,7 @@ def test_folded_gate_equals_the_batchnorm_form_for_one_writer() -> None:
 def test_gated_network_with_all_ones_is_the_network() -> None:
     model, graph = built("resnet20")
     images = torch.randn(2, 3, 16, 16)
-    for sites in ("read", "block"):
+    for sites in ("read", "residual", "block"):
         assert torch.equal(GatedNetwork(model, graph, sites)(images), model(images))
 
 
@@ -114,14 +117,14 @@ def test_weight_norm_by_hand() -> None:
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, 2, 2], [0, 3, 4]]).view(2, 3, 1, 1))  # type: ignore
     graph = analyse(model, (3, 1, 1))
-    scores = bind("weight-norm", Context(model, graph)).score()
+    scores = bind("weight-norm", Context(model, graph)).score(1.0)
     assert scores[graph.groups[1].units].tolist() == [9.0, 25.0]
 
 
 def test_weight_norm_of_a_residual_group_is_the_mean_over_its_writers() -> None:
     model, graph = built("resnet18")
     group = next(g for g in graph.groups if g.name == "layer4.0.conv2")
-    scores = bind("weight-norm", Context(model, graph)).score()
+    scores = bind("weight-norm", Context(model, graph)).score(1.0)
     expected = torch.stack(
         [model.get_parameter(f"{w}.weight").square().sum((1, 2, 3)) for w in group.writers]
     ).mean(0)
@@ -131,7 +134,7 @@ def test_weight_norm_of_a_residual_group_is_the_mean_over_its_writers() -> None:
 def test_random_is_seeded() -> None:
     model, graph = built("resnet20")
     first, second, third = (
-        bind("random", Context(model, graph, seed=s)).score() for s in (1, 1, 2)
+        bind("random", Context(model, graph, seed=s)).score(1.0) for s in (1, 1, 2)
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
@@ -156,7 +159,7 @@ def test_scores_do_not_change_the_network() -> None:
     before = copy.deepcopy(model.state_dict())
     model(torch.randn(2, 3, 16, 16)).sum().backward()
     for name in ("taylor-gate", "weight-norm", "random"):
-        bind(name, Context(model, graph)).score()
+        bind(name, Context(model, graph)).score(1.0)
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
 
@@ -169,7 +172,7 @@ def test_block_gate_of_a_residual_stream_by_hooks() -> None:
     images, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4)
     assert scoring.network is not None
     F.cross_entropy(scoring.network(images), labels).backward()
-    scores = scoring.score()
+    scores = scoring.score(1.0)
 
     outputs: list[torch.Tensor] = []
     reference = copy.deepcopy(model)
@@ -189,8 +192,3 @@ def test_block_gate_of_a_residual_stream_by_hooks() -> None:
     torch.testing.assert_close(
         scores[inner.units], FoldedGate(model, graph)().square()[inner.units]
     )
-
-
-def test_block_gate_is_refused_for_other_criteria() -> None:
-    with pytest.raises(ConfigError, match="belongs to taylor-gate"):
-        bind("random", Context(*built("resnet20"), residual_gate="block"))

@@ -20,6 +20,7 @@ from torch import nn
 from compress import cost
 from compress.analysis import analyse
 from compress.config import Budget, PruneConfig
+from compress.decision import decide, prunable
 from compress.errors import BudgetError, ConfigError, ModelError
 from compress.groups import ChannelGraph, Mask
 from compress.masking import (
@@ -32,7 +33,6 @@ from compress.masking import (
     smallest,
 )
 from compress.models import build_model
-from compress.pruner import decide, prunable
 
 COSTS = {"macs": cost.macs, "params": cost.params, "channels": cost.channels}
 NAMES = ("resnet20", "resnext50_32x4d", "Dense", "Grouped", "Separable", "Plain")

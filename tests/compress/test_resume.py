@@ -216,6 +216,17 @@ PRUNING: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "whole groups": ("networks:Grouped", {"criterion": "weight-norm"}, {"ema": 0.5}),
     "depthwise": ("networks:Separable", {"momentum": 0.0}, {"weight_decay": 0.01}),
     "flattened": ("networks:Plain", {"criterion": "random"}, {"nesterov": False}),
+    "second order": (
+        "resnet20",
+        {"criterion": "taylor-gate-so", "start_after": 1, "max_steps": 4},
+        {"epochs": 1},
+    ),
+    "single examples": (
+        "networks:PreActivation",
+        {"criterion": "taylor-gate-fg", "fixed_criteria": True, "normalize": "l2"},
+        {},
+    ),
+    "per MAC": ("networks:Dense", {"rank": "importance-per-mac"}, {}),
     "concatenated": ("networks:Dense", {"step_size": 2}, {"momentum": 0.0}),
 }
 

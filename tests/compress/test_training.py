@@ -15,6 +15,7 @@ from compress.config import SEED2019, TrainConfig
 from compress.data import Batch
 from compress.errors import CheckpointError, EnvironmentUnfitError, TrainingError
 from compress.models import CifarResNet
+from compress.scoring import Scoring
 from compress.training import Trainer, learning_rate, memory_format_for, pick_device, sgd
 
 STEPS_PER_EPOCH = 10
@@ -294,6 +295,17 @@ def test_group_lasso_by_its_formula() -> None:
     assert moved(trained, reference(model, 3)) > 1e-4
 
 
+def looking(look: Callable[[], object]) -> Scoring:
+    """A criterion that calls ``look`` when the gradients are there."""
+
+    def score(scale: float) -> torch.Tensor:
+        assert scale == 1  # nothing is scaled in float32
+        look()
+        return torch.zeros(1)
+
+    return Scoring(score, per_minibatch=True)
+
+
 def test_group_lasso_is_of_the_update_and_not_of_the_loss() -> None:
     """No gate is part of it, so whoever looks at the gradients of the loss must not see it."""
     model = network()
@@ -306,7 +318,7 @@ def test_group_lasso_is_of_the_update_and_not_of_the_loss() -> None:
             assert weight.grad is not None
             gradients.append(weight.grad.clone())
 
-        trainer.step(batch_of(16), after_backward=look)
+        trainer.step(batch_of(16), scoring=looking(look), scored=len)
         losses.append(trainer.mean_loss())
         assert (moved(trainer.model, model) > 0.1) == (coefficient > 0)
     assert torch.equal(*gradients)
@@ -433,7 +445,7 @@ def test_a_batch_too_small_for_batchnorm_is_passed_over(count: int) -> None:
     trainer.start_averaging()
     called: list[bool] = []
     small = Batch(torch.zeros(count, 3, 12, 12), torch.zeros(count, dtype=torch.int64), 16 - count)
-    trainer.step(small, after_backward=lambda: called.append(True))
+    trainer.step(small, scoring=looking(lambda: called.append(True)), scored=len)
     assert not called
     assert (trainer.step_index, trainer.skipped) == (1, 16 - count)
     assert trainer.mean_loss() == 0
@@ -457,7 +469,7 @@ def test_mean_loss_weighs_images_and_starts_anew() -> None:
     assert trainer.mean_loss() == 0
 
 
-def test_after_backward_sees_the_gradients_before_the_weights_move() -> None:
+def test_a_criterion_sees_the_gradients_before_the_weights_move() -> None:
     model = network()
     trainer = trainer_of(model, plain())
     seen: list[torch.Tensor] = []
@@ -467,7 +479,7 @@ def test_after_backward_sees_the_gradients_before_the_weights_move() -> None:
         assert torch.equal(weight, model.head.weight)  # type: ignore[union-attr]
         seen.append(weight.grad.clone())  # type: ignore[union-attr]
 
-    trainer.step(batch_of(16), after_backward=look)
+    trainer.step(batch_of(16), scoring=looking(look), scored=len)
     expected = model.head.weight - 0.05 * seen[0]  # type: ignore[union-attr,operator]
     torch.testing.assert_close(trainer.model.head.weight, expected, **EXACT)  # type: ignore[union-attr]
 

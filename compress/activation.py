@@ -1,0 +1,71 @@
+"""Criteria of single examples: products of activations and their gradients (docs/criteria.md)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from compress.gates import probed
+from compress.scoring import Context, Scoring
+
+
+class _Accumulated:
+    """(N, units) sums over all sites of one minibatch of what ``reduce`` makes of a product."""
+
+    def __init__(self, context: Context, *, absolute_mean: bool) -> None:
+        self.num_units, self.absolute_mean = context.graph.num_units, absolute_mean
+        self.sums: torch.Tensor | None = None
+        self.network = probed(context.model, context.graph, context.residual_gate, self.add)
+
+    @torch.no_grad()
+    def add(self, units: torch.Tensor, product: torch.Tensor) -> None:
+        """Add the (N, channels, ...) product of one site."""
+        product = product.to(torch.promote_types(product.dtype, torch.float32))
+        if self.absolute_mean:
+            product = product.abs()
+        per_channel = product.flatten(2).sum(2) if product.dim() > 2 else product
+        if self.absolute_mean:
+            # Behind a flatten, the positions of a channel lie side by side.
+            repeats = torch.bincount(units, minlength=self.num_units)[units]
+            per_channel = per_channel / (repeats * (product[0, 0].numel()))
+        if self.sums is None:
+            self.sums = torch.zeros(len(product), self.num_units).to(product)
+        self.sums.index_add_(1, units, per_channel)
+
+    def take(self, scale: float) -> torch.Tensor:
+        """Return the sums without the factor of the loss, and begin anew."""
+        assert self.sums is not None, "no backward pass has gone through the probes"
+        sums, self.sums = self.sums / scale, None
+        return sums
+
+
+def taylor_gate_fg(context: Context) -> Scoring:
+    """23: the squared gate gradient of each example, averaged over examples ("Taylor FO-FG").
+
+    With the loss averaged over N examples, the gradient of example n is N times its part of it.
+    """
+    accumulated = _Accumulated(context, absolute_mean=False)
+
+    def score(scale: float) -> torch.Tensor:
+        parts = accumulated.take(scale)
+        return (len(parts) * parts).square().mean(0)
+
+    return Scoring(score, per_minibatch=True, network=accumulated.network)
+
+
+def taylor_output(context: Context) -> Scoring:
+    """6: mean over space and batch of |activation x gradient|, L2-normalised within each group.
+
+    Molchanov et al. 2017 (ICLR), section 2.2, as the research code of 2019 computes it.
+    """
+    accumulated = _Accumulated(context, absolute_mean=True)
+    groups = [context.units(group.units) for group in context.graph.groups if len(group.units)]
+
+    def score(scale: float) -> torch.Tensor:
+        means = accumulated.take(scale).mean(0)
+        for units in groups:
+            norm = torch.linalg.vector_norm(means[units])
+            means[units] /= norm.clamp(min=float(np.finfo(np.float32).tiny))
+        return means
+
+    return Scoring(score, per_minibatch=True, network=accumulated.network)

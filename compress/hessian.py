@@ -1,0 +1,81 @@
+"""Second-order criteria: the diagonal of the Hessian of the loss by the gates."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from compress.gates import GatedNetwork
+from compress.scoring import Context, Scoring
+
+
+class GateHessian:
+    """Gradient and Hessian diagonal of the loss of a minibatch with respect to the gates.
+
+    With ``samples`` = 0 the diagonal is exact, at one backward pass per unit. Otherwise it is
+    estimated as the mean of v * Hv over random vectors v of signs (Hutchinson's estimator; Bekas,
+    Kokiopoulou and Saad 2007), at one backward pass per vector.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.network = GatedNetwork(context.model, context.graph, context.residual_gate)
+        self.samples = context.hessian_samples
+        self.units = np.concatenate([group.units for group in context.graph.prunable])
+        self.gradient = self.diagonal = torch.zeros_like(self.network.gates)
+        self.asked = torch.zeros_like(self.gradient)
+        """Ones where a unit may go: the others would only add variance."""
+        self.asked[context.units(self.units)] = 1
+
+    def __call__(self, loss: torch.Tensor) -> None:
+        """Differentiate the loss twice; its graph stays for the training step's backward."""
+        gates = self.network.gates
+        (gradient,) = torch.autograd.grad(loss, gates, create_graph=True)
+        self.gradient = gradient.detach()
+        self.diagonal = self._estimate(gradient) if self.samples else self._exact(gradient)
+
+    def take(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the gradient and the diagonal, and forget the gradient of the gates."""
+        self.network.gates.grad = None
+        return self.gradient, self.diagonal
+
+    def _estimate(self, gradient: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros_like(gradient)
+        for _ in range(self.samples):
+            # From the CPU's global generator, which a training step seeds: resuming repeats them.
+            signs = (2 * torch.randint(0, 2, gradient.shape) - 1).to(gradient) * self.asked
+            total += signs * self._product(gradient, signs)
+        return total / self.samples
+
+    def _exact(self, gradient: torch.Tensor) -> torch.Tensor:
+        diagonal = torch.zeros_like(gradient)
+        for unit in self.units.tolist():
+            one = torch.zeros_like(gradient)
+            one[unit] = 1
+            diagonal[unit] = self._product(gradient, one)[unit]
+        return diagonal
+
+    def _product(self, gradient: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+        (product,) = torch.autograd.grad(gradient, self.network.gates, vector, retain_graph=True)
+        return product.detach()
+
+
+def obd(context: Context) -> Scoring:
+    """10: Optimal Brain Damage, h / 2 for a gate of 1 (LeCun, Denker and Solla 1990)."""
+    hessian = GateHessian(context)
+
+    def score(scale: float) -> torch.Tensor:
+        _, diagonal = hessian.take()
+        return diagonal / 2
+
+    return Scoring(score, True, network=hessian.network, before_backward=hessian)
+
+
+def taylor_gate_so(context: Context) -> Scoring:
+    """11: the squared change of the loss to second order, (-g + h / 2)^2 ("Taylor SO")."""
+    hessian = GateHessian(context)
+
+    def score(scale: float) -> torch.Tensor:
+        gradient, diagonal = hessian.take()
+        return (diagonal / 2 - gradient).square()
+
+    return Scoring(score, True, network=hessian.network, before_backward=hessian)

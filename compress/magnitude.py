@@ -1,0 +1,80 @@
+"""Criteria that look at weights alone, and chance (docs/criteria.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from compress.groups import Units
+from compress.scoring import Context, Scoring, UnservedError, mean_per_unit
+
+
+def filters_of(context: Context) -> list[tuple[Units, nn.Parameter]]:
+    """Return the weights of all writers, with the unit of each filter (row)."""
+    modules = dict(context.model.named_modules())
+    return [
+        (layer.outputs, modules[layer.name].weight) for layer in context.graph.layers if layer.reads
+    ]
+
+
+def batchnorms_of(context: Context) -> list[tuple[Units, Any]]:
+    """Return all BatchNorms with a scale, with the unit of each channel.
+
+    Raises:
+        UnservedError: a unit that may be pruned passes through none.
+    """
+    modules = dict(context.model.named_modules())
+    found = [
+        (layer.outputs, modules[layer.name])
+        for layer in context.graph.layers
+        if isinstance(modules[layer.name], nn.modules.batchnorm._BatchNorm)
+        and modules[layer.name].affine
+    ]
+    covered = np.concatenate([np.zeros(0, np.int64), *(units for units, _ in found)])
+    for group in context.graph.prunable:
+        if not np.isin(group.units, covered).all():
+            raise UnservedError(f"the channels of {group.name} pass through no BatchNorm")
+    return found
+
+
+def weight_norm(context: Context) -> Scoring:
+    """2: the squared L2 norm of a filter, averaged over the writers of the unit."""
+    return _of_filters(context, torch.square)
+
+
+def weight_abs(context: Context) -> Scoring:
+    """3: the L1 norm of a filter, averaged over the writers of the unit."""
+    return _of_filters(context, torch.abs)
+
+
+def _of_filters(context: Context, measure: Callable[[torch.Tensor], torch.Tensor]) -> Scoring:
+    filters = filters_of(context)
+
+    @torch.no_grad()
+    def score(scale: float) -> torch.Tensor:
+        parts = [(units, measure(weight.float()).flatten(1).sum(1)) for units, weight in filters]
+        return mean_per_unit(context, parts)
+
+    return Scoring(score, per_minibatch=False)
+
+
+def bn_scale(context: Context) -> Scoring:
+    """30: |gamma| of the BatchNorm, averaged over the BatchNorms of the unit."""
+    norms = batchnorms_of(context)
+
+    @torch.no_grad()
+    def score(scale: float) -> torch.Tensor:
+        return mean_per_unit(context, [(units, norm.weight.abs()) for units, norm in norms])
+
+    return Scoring(score, per_minibatch=False)
+
+
+def random(context: Context) -> Scoring:
+    """1: one uniform number per unit, the same at every step: the order is drawn once."""
+    generator = torch.Generator().manual_seed(context.seed)
+    fixed = torch.rand(context.graph.num_units, generator=generator)
+    return Scoring(lambda scale: fixed, per_minibatch=False)

@@ -1,0 +1,149 @@
+"""First-order Taylor criteria that parameters and their gradients tell (docs/criteria.md)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from compress.gates import GatedNetwork
+from compress.groups import ChannelGraph, Layer
+from compress.magnitude import batchnorms_of, filters_of
+from compress.scoring import Context, Scoring, mean_per_unit
+
+
+class FoldedGate:
+    """dL/dz of every gate from weights and gradients alone: no hooks, no stored activations.
+
+    Scaling what a reader reads by z scales the reader's weights, so the gradient of z = 1 is
+    sum over readers of sum_{o,k} W[o,c,k] dL/dW[o,c,k]. It equals gamma dL/dgamma + beta dL/dbeta
+    of the BatchNorm before, the gate of Molchanov et al. 2019, for a group with one writer.
+    """
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
+        modules = dict(model.named_modules())
+        self.num_units = graph.num_units
+        self.readers = [
+            _Reader(layer, modules[layer.name].weight) for layer in graph.layers if layer.reads
+        ]
+
+    @torch.no_grad()
+    def __call__(self) -> torch.Tensor:
+        """Return (units,) gate gradients; units that nothing reads get zero."""
+        first = self.readers[0].weight
+        gradient = torch.zeros(self.num_units, dtype=first.dtype, device=first.device)
+        for reader in self.readers:
+            reader.add_to(gradient)
+        return gradient
+
+
+class _Reader:
+    """A reader's weight and the unit of each channel that it reads."""
+
+    def __init__(self, layer: Layer, weight: torch.Tensor) -> None:
+        self.weight = weight
+        self.conv_groups = layer.conv_groups
+        self.units = torch.from_numpy(layer.inputs).to(weight.device)
+
+    def add_to(self, gradient: torch.Tensor) -> None:
+        if self.weight.grad is None:
+            return
+        product = self.weight * self.weight.grad
+        pairs = product.sum(tuple(range(2, product.dim()))) if product.dim() > 2 else product
+        blocks = pairs.reshape(self.conv_groups, -1, pairs.shape[1])
+        gradient.index_add_(0, self.units, blocks.sum(1).flatten())
+
+
+class BlockGate:
+    """The gate of Molchanov et al. 2019 for residual streams: one, after add+ReLU of each block.
+
+    Its gradient counts the identity path of every block anew, so the square is divided by the
+    number of blocks. Channels outside residual streams keep the folded gate.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.folded = FoldedGate(context.model, context.graph)
+        self.network = GatedNetwork(context.model, context.graph, "residual")
+        blocks = blocks_per_unit(context.graph)
+        divisors = published_divisors(context.graph) if context.as_published else blocks
+        self.residual = torch.from_numpy(blocks > 0).to(context.device)
+        self.divisors = torch.from_numpy(np.maximum(divisors, 1)).to(self.network.gates)
+
+    @torch.no_grad()
+    def __call__(self, scale: float) -> torch.Tensor:
+        """Return (units,) squared gate gradients, and forget the gradient of the gates."""
+        gates = self.network.gates
+        shared = torch.zeros_like(gates) if gates.grad is None else gates.grad / scale
+        gates.grad = None
+        return torch.where(self.residual, shared, self.folded()).square() / self.divisors
+
+
+def blocks_per_unit(graph: ChannelGraph) -> np.ndarray:
+    """Return (units,) how many residual additions each unit passes."""
+    blocks = np.zeros(graph.num_units)
+    for site in graph.block_sites:
+        blocks[np.unique(site.units)] += 1
+    return blocks
+
+
+def published_divisors(graph: ChannelGraph) -> np.ndarray:
+    """Return (units,) what the research code of Molchanov et al. 2019 divides squares by.
+
+    It divides every layer by 3, the second residual stream by 4 and the third by its number of
+    blocks, if that is 6 (ResNet-34 and 50) or 23 (ResNet-101).
+    """
+    blocks = blocks_per_unit(graph)
+    divisors = np.full(graph.num_units, 3.0)
+    streams: list[int] = []
+    for site in graph.block_sites:
+        if site.units[0] not in streams:
+            streams.append(int(site.units[0]))
+            count = blocks[site.units[0]]
+            if len(streams) == 2:
+                divisors[site.units] = 4
+            elif len(streams) == 3 and count in (6, 23):
+                divisors[site.units] = count
+    return divisors
+
+
+def taylor_gate(context: Context) -> Scoring:
+    """22: the squared gate gradient of a minibatch ("Gate after BN", "Taylor FO")."""
+    if context.residual_gate == "block":
+        block = BlockGate(context)
+        return Scoring(block, per_minibatch=True, network=block.network)
+    folded = FoldedGate(context.model, context.graph)
+    return Scoring(lambda scale: folded().square(), per_minibatch=True)
+
+
+def taylor_weight(context: Context) -> Scoring:
+    """0: the sum over a filter of (w dL/dw)^2, averaged over the writers of the unit."""
+    filters = filters_of(context)
+
+    @torch.no_grad()
+    def score(scale: float) -> torch.Tensor:
+        parts = [
+            (units, (weight * weight.grad).square().flatten(1).sum(1))
+            for units, weight in filters
+            if weight.grad is not None
+        ]
+        return mean_per_unit(context, parts)
+
+    return Scoring(score, per_minibatch=True)
+
+
+def bn_taylor(context: Context) -> Scoring:
+    """31: (gamma dL/dgamma + beta dL/dbeta)^2, summed over the unit's BatchNorms, then squared.
+
+    The research code of Molchanov et al. 2019 meant this and drops beta.
+    """
+    norms = batchnorms_of(context)
+
+    @torch.no_grad()
+    def score(scale: float) -> torch.Tensor:
+        parts = []
+        for units, norm in norms:
+            parameters = [norm.weight] if context.as_published else [norm.weight, norm.bias]
+            parts += [(units, p * p.grad) for p in parameters if p.grad is not None]
+        return mean_per_unit(context, parts, total=True).square()
+
+    return Scoring(score, per_minibatch=True)
