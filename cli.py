@@ -9,8 +9,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from bench.schema import Report
     from compress.config import RunConfig
     from compress.data import ImageData
-    from compress.session import RunDirectory, Session
+    from compress.launch import Check, Request, Started
+    from compress.session import RunDirectory
 
 EXIT_CODES = (
     "Exit codes: 0 done, every budget holds; 1 the command could not do its job; 2 usage or "
@@ -79,6 +80,10 @@ Data = Annotated[
     Path | None,
     typer.Option("--data", help="Folder of the data set: train/ and val/ for an image folder."),
 ]
+Criterion = Annotated[
+    str | None,
+    typer.Option("--criterion", help="Importance formula, by name or the original's number."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 BudgetFile = Annotated[
     str | None, typer.Option("--budgets", help="Budget file, or a name under configs/budgets.")
@@ -105,6 +110,7 @@ def run_command(
     output: Output = None,
     model: Model = None,
     data: Data = None,
+    criterion: Criterion = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -114,7 +120,9 @@ def run_command(
     Without arguments: a ResNet-20 on embedded handwritten digits.
     """
     start = time.monotonic()
-    request = Request(config, settings or [], output, model, data, resume, overwrite)
+    request = _request(
+        config, settings, output, model, data, resume, overwrite, criterion=criterion
+    )
     with _started(request, prunes=True, exports=True) as on:
         run, model = on.run, _own_model(on.config)
         _stage(run.dense, f"training {on.config.model.name}", lambda: _train(on))
@@ -144,7 +152,7 @@ def train_command(
     as_json: Json = False,
 ) -> None:
     """Train the dense network from scratch; writes dense.safetensors."""
-    request = Request(config, settings or [], output, model, data, resume, overwrite)
+    request = _request(config, settings, output, model, data, resume, overwrite)
     with _started(request) as on:
         _stage(on.run.dense, f"training {on.config.model.name}", lambda: _train(on))
     _print_summary(on.run.dense, _own_model(on.config), as_json)
@@ -162,6 +170,7 @@ def prune_command(
         str | None,
         typer.Option("--budget", help="macs=0.5, params=0.4, channels=0.72 or removed=3200."),
     ] = None,
+    criterion: Criterion = None,
     settings: Settings = None,
     output: Output = None,
     resume: Resume = False,
@@ -169,10 +178,13 @@ def prune_command(
     as_json: Json = False,
 ) -> None:
     """Prune a dense network by Taylor gates, shrink and finetune it; writes pruned.safetensors."""
-    settings = [*(settings or []), *([f"prune.budget={budget}"] if budget else [])]
     if (checkpoint is None) != resume:
         raise ConfigError("compress prune needs --checkpoint FILE, or --resume --output DIR")
-    request = Request(config, settings, output, model, data, resume, overwrite)
+    request = _request(
+        *(config, settings, output, model, data, resume, overwrite),
+        budget=budget,
+        criterion=criterion,
+    )
     with _started(request, prunes=True, checkpoint=checkpoint) as on:
         if checkpoint is not None:
             from compress.dense import import_dense
@@ -193,8 +205,10 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Export the dense and the pruned network of a run to ONNX, and prove parity with torch."""
+    from compress.launch import existing
+
     settings = [*(settings or []), *([f"export.target={target}"] if target else [])]
-    directory, resolved, images = _existing(run, settings, data)
+    directory, resolved, images = existing(run, settings, data)
     documents = _export(directory, output or directory.export, resolved, images, model)
     if as_json:
         _print_json(documents)
@@ -219,7 +233,9 @@ def bench_command(
     as_json: Json = False,
 ) -> None:
     """Measure latency and accuracy of the pruned against the dense network of a run."""
-    directory, resolved, images = _existing(run, settings, data)
+    from compress.launch import existing
+
+    directory, resolved, images = existing(run, settings, data)
     report = _bench(directory, resolved, images)
     verdicts = _judge(report, budgets) if budgets else []
     _write_report(report, verdicts, output or directory.path)
@@ -246,6 +262,62 @@ def gate_command(
     raise typer.Exit(_exit_code(verdicts))
 
 
+@app.command("oracle")
+def oracle_command(
+    checkpoint: Annotated[
+        Path, typer.Option("--checkpoint", help="dense.safetensors, or a run directory.")
+    ],
+    output: Annotated[Path, typer.Option("--output", help="Directory to write to.")],
+    config: ConfigName = None,
+    data: Data = None,
+    model: Model = None,
+    images: Annotated[int, typer.Option("--images", help="Labelled images to measure on.")] = 1024,
+    split: Annotated[str, typer.Option("--split", help="train or val.")] = "train",
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Images of a criterion's minibatch.")
+    ] = None,
+    criteria: Annotated[
+        str | None, typer.Option("--criteria", help="Names, with commas; default all that can.")
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option("--pairs", help="Also try all pairs of a group, or of all.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the choice of images.")] = None,
+    settings: Settings = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what removing each channel really does, and which criterion predicts it."""
+    from compress.oracle_report import render_tables
+    from compress.oracle_request import OracleRequest
+    from compress.oracle_run import run_oracle
+
+    request = OracleRequest(
+        checkpoint=checkpoint,
+        output=output,
+        config=config,
+        settings=settings or [],
+        data=data,
+        model=model,
+        images=images,
+        split=split,
+        batch_size=batch_size,
+        criteria=criteria,
+        pairs=pairs,
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    start = time.monotonic()
+    document = run_oracle(request)
+    _say(f"{time.monotonic() - start:.0f} s; everything is in {output}")
+    if as_json:
+        _print_json(document)
+    else:
+        _print(_rendered(render_tables(document)))
+
+
 @app.command("inspect")
 def inspect_command(
     file: Annotated[Path, typer.Argument(help="A file of weights.", metavar="FILE")],
@@ -256,160 +328,77 @@ def inspect_command(
     _print_summary(file, model, as_json)
 
 
+@app.command("import")
+def import_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A state dict: .pth or .safetensors.", metavar="CHECKPOINT")
+    ],
+    output: Annotated[Path, typer.Option("--output", help="File to write: NAME.safetensors.")],
+    model: Model = None,
+    data: Data = None,
+    settings: Settings = None,
+    classes: Annotated[
+        int | None, typer.Option("--classes", min=1, help="Classes that there must be.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a state dict as a file of this tool; gates are taken out, and the channels they close.
+
+    Gates are those of the research code of Molchanov et al. 2019. Nothing is trained.
+    """
+    from compress.importing import data_asked_for, import_checkpoint
+
+    images = data_asked_for(data, settings or ())
+    import_checkpoint(
+        checkpoint, output, model=model, data=images, classes=classes, overwrite=overwrite
+    )
+    _print_summary(output, model, as_json)
+
+
 def main() -> None:
     """Run the command line."""
     app(prog_name="compress")
 
 
-# Configuration and directories
+# Starting
 
 
-@dataclass(frozen=True)
-class Request:
-    """The options that every command which starts a run shares."""
-
-    config: str | None
-    settings: list[str]
-    output: Path | None
-    model: str | None
-    data: Path | None
-    resume: bool
-    overwrite: bool
-
-
-@dataclass(frozen=True)
-class Started:
-    """A run whose configuration, data and directory are known to be good."""
-
-    config: RunConfig
-    data: ImageData
-    session: Session
-
-    @property
-    def run(self) -> RunDirectory:
-        """The run's files."""
-        return self.session.run
-
-
-@contextmanager
 def _started(
-    request: Request,
-    *,
-    prunes: bool = False,
-    exports: bool = False,
-    checkpoint: Path | None = None,
-) -> Iterator[Started]:
-    """Check everything that can be checked before the first file is written, then start.
+    request: Request, *, prunes: bool = False, exports: bool = False, checkpoint: Path | None = None
+) -> AbstractContextManager[Started]:
+    """Start a run whose later stages are known to be possible."""
+    from compress.launch import started
 
-    A command that fails before it has done anything leaves no directory behind, and an earlier run
-    as it was.
-    """
-    from compress.config import DEFAULT_CONFIG, load_config
-    from compress.data import load_data
-    from compress.session import RunDirectory, Session
-
-    _check_request(request)
-    name = request.config or DEFAULT_CONFIG
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    run = RunDirectory(request.output or Path("runs") / f"{Path(name).stem}-{stamp}")
-    if request.resume:
-        config = run.saved_config()
-    else:
-        config = load_config(name, _settings(request.settings, request.model, request.data))
-        run.check_new(overwrite=request.overwrite)
-    _check_folder(config, request.data)
-    data = load_data(config.data)
-    _check_stages(config, data, prunes=prunes, exports=exports)
-    if checkpoint is not None and request.overwrite:
-        _check_checkpoint(checkpoint, config, data, run)
-    if not request.resume:
-        run.begin(config)
-    try:
-        yield Started(config, data, Session(run))
-    except KeyboardInterrupt as error:
-        run.discard_if_bare()
-        advice = f"; go on with --resume --output {run.path}" if run.config.is_file() else ""
-        raise InterruptedRunError(f"stopped{advice}") from error
-    finally:
-        run.discard_if_bare()
-        if request.output is None:
-            with suppress(OSError):  # other runs lie beside it
-                run.path.parent.rmdir()
-
-
-def _check_stages(config: RunConfig, data: ImageData, *, prunes: bool, exports: bool) -> None:
-    """Find what a later stage would refuse before an earlier one has cost any time."""
-    from bench.budgets import load_budgets
-    from compress.pruner import check_budget
-    from compress.training import pick_device
-    from export.targets import load_target
-
-    pick_device(config.device)
+    checks: list[Check] = []
     if prunes:
-        check_budget(config, data)
+        from compress.pruner import check_budget
+
+        checks.append(check_budget)
     if exports:
-        load_target(config.export.target)
-        load_budgets(config.bench.budgets)
+        from bench.budgets import load_budgets
+        from export.targets import load_target
+
+        checks.append(lambda config, _: load_target(config.export.target))
+        checks.append(lambda config, _: load_budgets(config.bench.budgets))
+    return started(request, checks, checkpoint)
 
 
-def _check_checkpoint(
-    checkpoint: Path, config: RunConfig, data: ImageData, run: RunDirectory
-) -> None:
-    """Refuse a checkpoint that does not fit while the run that it replaces is still there."""
-    from compress.checkpoint import load_weights
-    from compress.models import build_model
+def _request(
+    config: str | None,
+    settings: list[str] | None,
+    output: Path | None,
+    model: str | None,
+    data: Path | None,
+    resume: bool,
+    overwrite: bool,
+    **prune: str | None,
+) -> Request:
+    """Gather the options of a command that starts a run; ``prune`` are flags for that section."""
+    from compress.launch import Request
 
-    if checkpoint.resolve() == run.dense.resolve():
-        raise ConfigError(
-            f"{checkpoint} would be overwritten before it is pruned: give another --output"
-        )
-    channels = data.input_size[0]
-    network = build_model(config.model.name, num_classes=data.num_classes, in_channels=channels)
-    load_weights(checkpoint, network)
-
-
-def _check_folder(config: RunConfig, folder: Path | None) -> None:
-    """Refuse a --data that would be ignored."""
-    if folder is not None and config.data.dataset == "digits":
-        raise ConfigError(
-            f"--data {folder} would be ignored, because data.dataset = 'digits' is embedded: "
-            "add --set data.dataset=imagefolder, or name another --config"
-        )
-
-
-def _check_request(request: Request) -> None:
-    if not request.resume:
-        return
-    if request.overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other")
-    if request.output is None:
-        raise ConfigError("--resume needs --output DIR, the directory of the run to go on with")
-    if request.config or request.settings or request.model or request.data:
-        raise ConfigError("--resume goes on with the configuration of the run: give no other")
-
-
-def _existing(
-    path: Path, settings: list[str] | None, data: Path | None
-) -> tuple[RunDirectory, RunConfig, ImageData]:
-    """Open a run that another command has written."""
-    from compress.config import load_config
-    from compress.data import load_data
-    from compress.session import RunDirectory
-
-    run = RunDirectory(path)
-    run.saved_config()
-    config = load_config(str(run.config), _settings(settings, None, data))
-    _check_folder(config, data)
-    return run, config, load_data(config.data)
-
-
-def _settings(settings: list[str] | None, model: str | None, data: Path | None) -> list[str]:
-    found = list(settings or [])
-    if model:
-        found.append(f"model.name={model}")
-    if data:
-        found.append(f"data.root={data.expanduser().resolve()}")
-    return found
+    flags = [f"prune.{key}={value}" for key, value in prune.items() if value is not None]
+    return Request(config, [*(settings or []), *flags], output, model, data, resume, overwrite)
 
 
 def _own_model(config: RunConfig) -> str | None:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
+from compress.architectures import ChannelPad, FitTo
 from compress.groups import ChannelGraph, GateSite, Layer, LayerKind, Units
-from compress.models import ChannelPad
 from compress.partition import components, groups_of
 from compress.tracing import (
     ADDITIONS,
@@ -145,7 +145,7 @@ class _Analysis:
         if len(call.tensors) != 1:
             return None
         source = call.tensors[0]
-        if isinstance(module, ELEMENTWISE_MODULES):
+        if isinstance(module, (*ELEMENTWISE_MODULES, FitTo)):
             return self._same_channels(call.node, source)
         if isinstance(module, POOLING_MODULES):
             return self._pool(call.node, source, type(module).__name__)

@@ -28,7 +28,7 @@ from compress.analysis import analyse
 from compress.errors import CheckpointError, ModelError
 from compress.files import sha256_of, write_atomically
 from compress.groups import ChannelGraph, Mask
-from compress.models import BUILTIN_MODELS, build_model, is_custom
+from compress.models import BUILTIN_MODELS, build_model, ends_of, is_custom
 from compress.recipe import mask_from_recipe, recipe_from_mask
 from compress.shrink import shrink_
 
@@ -238,13 +238,13 @@ def read_description(path: Path) -> Description | None:
 
 def identify(state: Mapping[str, torch.Tensor]) -> str | None:
     """Return the built-in architecture whose tensors these are, or None."""
-    classifier, first = state.get("fc.weight"), state.get("conv1.weight")
-    if classifier is None or first is None or classifier.dim() != 2 or first.dim() != 4:
-        return None
     shapes = _shapes(state)
     for name in BUILTIN_MODELS:
+        first, classifier = (shapes.get(f"{end}.weight", ()) for end in ends_of(name))
+        if len(first) != 4 or len(classifier) != 2:  # no need to build it
+            continue
         with suppress(ModelError):
-            if _builtin_shapes(name, len(classifier), first.shape[1]) == shapes:
+            if _builtin_shapes(name, classifier[0], first[1]) == shapes:
                 return name
     return None
 

@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's ResNets, the CIFAR ResNets of He et al., and the user's own."""
+"""Networks by name: torchvision's, those of compress.architectures, and the user's own."""
 
 from __future__ import annotations
 
@@ -6,13 +6,36 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
-from torch.nn import functional as F
 
+from compress.architectures import (
+    ChannelPad,
+    CifarBlock,
+    CifarDenseNet,
+    CifarResNet,
+    CifarVGG,
+    LeNet,
+    PreActBlock,
+    PreActBottleneck,
+    PreActResNet,
+)
 from compress.errors import ModelError, nearest
+
+__all__ = [
+    "BUILTIN_MODELS",
+    "CIFAR_DEPTHS",
+    "SMALL_IMAGE_MODELS",
+    "TORCHVISION_MODELS",
+    "ChannelPad",
+    "CifarBlock",
+    "CifarResNet",
+    "build_model",
+    "ends_of",
+    "is_custom",
+]
 
 TORCHVISION_MODELS = (
     "resnet18",
@@ -22,88 +45,27 @@ TORCHVISION_MODELS = (
     "resnet152",
     "wide_resnet50_2",
     "resnext50_32x4d",
+    "vgg11_bn",
+    "vgg16_bn",
+    "densenet121",
+    "densenet201",
 )
 CIFAR_DEPTHS = {"resnet20": 20, "resnet32": 32, "resnet56": 56, "resnet110": 110}
-BUILTIN_MODELS = (*TORCHVISION_MODELS, *CIFAR_DEPTHS)
-
-
-class ChannelPad(nn.Module):
-    """The parameter-free shortcut of He et al. 2016, section 3.3, option A.
-
-    Takes every ``stride``-th pixel and adds ``front`` and ``back`` channels of zeros:
-    (N, C, H, W) -> (N, front + C + back, H / stride, W / stride).
-    """
-
-    def __init__(self, stride: int, front: int, back: int) -> None:
-        super().__init__()
-        self.stride, self.front, self.back = stride, front, back
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Subsample and pad."""
-        x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, self.front, self.back))
-
-    def extra_repr(self) -> str:
-        """Show the settings when printed."""
-        return f"stride={self.stride}, front={self.front}, back={self.back}"
-
-
-class CifarBlock(nn.Module):
-    """Two 3x3 convolutions with BatchNorm around a parameter-free shortcut."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        widened = outputs - inputs
-        same = stride == 1 and widened == 0
-        self.shortcut = (
-            nn.Identity() if same else ChannelPad(stride, widened // 2, widened - widened // 2)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
-        y = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
-
-
-class CifarResNet(nn.Module):
-    """The 6n+2 layer ResNet for 32x32 images of He et al. 2016, section 4.2.
-
-    Args:
-        depth: 6n + 2; 20 gives 0.27 M parameters and 40.6 M MACs at 3x32x32.
-        num_classes: width of the classifier.
-        in_channels: channels of the images.
-    """
-
-    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3) -> None:
-        super().__init__()
-        blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.relu = nn.ReLU(inplace=True)
-        self.layer1 = self._stage(16, 16, blocks, stride=1)
-        self.layer2 = self._stage(16, 32, blocks, stride=2)
-        self.layer3 = self._stage(32, 64, blocks, stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(64, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    @staticmethod
-    def _stage(inputs: int, outputs: int, blocks: int, *, stride: int) -> nn.Sequential:
-        first = CifarBlock(inputs, outputs, stride)
-        return nn.Sequential(first, *(CifarBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, in_channels, H, W) -> (N, num_classes) logits."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+VGG11 = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+SMALL_IMAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
+    **{name: partial(CifarResNet, depth) for name, depth in CIFAR_DEPTHS.items()},
+    "preact_resnet18": partial(PreActResNet, PreActBlock, (2, 2, 2, 2)),
+    "preact_resnet50": partial(PreActResNet, PreActBottleneck, (3, 4, 6, 3)),
+    "preact_resnet101": partial(PreActResNet, PreActBottleneck, (3, 4, 23, 3)),
+    "preact_resnet152": partial(PreActResNet, PreActBottleneck, (3, 8, 36, 3)),
+    "vgg11_bn_cifar": partial(CifarVGG, VGG11),
+    "vgg16_bn_cifar": partial(CifarVGG, VGG16),
+    "densenet_cifar": partial(CifarDenseNet, 100, 12),
+    "lenet": LeNet,
+}
+"""Our own definitions; images of 32x32 pixels are what they are meant for."""
+BUILTIN_MODELS = (*TORCHVISION_MODELS, *SMALL_IMAGE_MODELS)
 
 
 def build_model(name: str, *, num_classes: int, in_channels: int = 3) -> nn.Module:
@@ -120,13 +82,13 @@ def build_model(name: str, *, num_classes: int, in_channels: int = 3) -> nn.Modu
     """
     if ":" in name:
         return _build_custom(name, num_classes=num_classes, in_channels=in_channels)
-    if name in CIFAR_DEPTHS:
-        return CifarResNet(CIFAR_DEPTHS[name], num_classes, in_channels)
+    if name in SMALL_IMAGE_MODELS:
+        return SMALL_IMAGE_MODELS[name](num_classes=num_classes, in_channels=in_channels)
     if name in TORCHVISION_MODELS:
         if in_channels != 3:
             raise ModelError(
                 f"{name} takes images of 3 channels and the data has {in_channels}: "
-                f"choose one of {', '.join(CIFAR_DEPTHS)}"
+                f"choose one of {', '.join(SMALL_IMAGE_MODELS)}"
             )
         return _torchvision_builder(name)(weights=None, num_classes=num_classes)
     raise ModelError(
@@ -138,6 +100,20 @@ def build_model(name: str, *, num_classes: int, in_channels: int = 3) -> nn.Modu
 def is_custom(name: str) -> bool:
     """Whether a name asks for the user's own code to be imported."""
     return ":" in name
+
+
+def ends_of(name: str) -> tuple[str, str]:
+    """Return the names of a built-in network's first convolution and of its classifier.
+
+    Of any other network it returns those of a ResNet, which is the likeliest guess.
+    """
+    if name in TORCHVISION_MODELS and name.startswith("vgg"):
+        return "features.0", "classifier.6"
+    if name in TORCHVISION_MODELS and name.startswith("densenet"):
+        return "features.conv0", "classifier"
+    if name in SMALL_IMAGE_MODELS and name.startswith("vgg"):
+        return "features.0", "fc"
+    return "conv1", "fc"
 
 
 def _torchvision_builder(name: str) -> Callable[..., nn.Module]:

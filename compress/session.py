@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from compress.config import RunConfig, load_config, save_config
 from compress.errors import CheckpointError, ConfigError, InterruptedRunError, writing
 from compress.files import write_atomically
+from compress.tensorboard import Curves
 
 log = logging.getLogger("compress")
 
@@ -55,6 +56,21 @@ class RunDirectory:
     def history(self) -> Path:
         """One JSON object a line: epochs, pruning decisions, shrinks."""
         return self.path / "history.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The same events as curves, for TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
+    def history_plot(self) -> Path:
+        """The course of the run, drawn."""
+        return self.path / "history.png"
+
+    @property
+    def pruning_plot(self) -> Path:
+        """The channels that every group kept, drawn."""
+        return self.path / "pruning.png"
 
     @property
     def state(self) -> Path:
@@ -111,6 +127,13 @@ class RunDirectory:
             raise ConfigError(f"{self.path} is not a run directory: it holds no config.toml")
         return load_config(str(self.config))
 
+    def events(self) -> list[dict[str, Any]]:
+        """Return the history so far; a line that a full disk cut off is left out."""
+        if not self.history.is_file():
+            return []
+        text = self.history.read_text(encoding="utf-8")
+        return [json.loads(line) for line in _whole_lines(text)]
+
     def discard_if_bare(self) -> None:
         """Remove a directory that holds nothing but its configuration: nothing was done in it."""
         if self.path.is_dir() and [*self.path.iterdir()] == [self.config]:
@@ -119,10 +142,11 @@ class RunDirectory:
 
     def _clear(self) -> None:
         own = (self.dense, self.pruned, self.history, self.report)
+        plots = (self.history_plot, self.pruning_plot)
         with writing(self.path):
-            for file in (*own, self.report.with_suffix(".md")):
+            for file in (*own, *plots, self.report.with_suffix(".md")):
                 file.unlink(missing_ok=True)
-            for folder in (self.export, self.state.parent):
+            for folder in (self.export, self.state.parent, self.tensorboard):
                 if folder.is_dir():
                     shutil.rmtree(folder)
 
@@ -138,15 +162,19 @@ class State:
 
 @dataclass
 class Session:
-    """What a long loop needs from its run: history, state, and whether to stop."""
+    """What a long loop needs from its run: history, curves, state, and whether to stop."""
 
     run: RunDirectory
     stop: threading.Event = field(default_factory=threading.Event)
     _saved_at: float = field(default_factory=time.monotonic)
     _lines: int = 0
 
+    def __post_init__(self) -> None:
+        wanted = self.run.config.is_file() and self.run.saved_config().tensorboard
+        self._curves = Curves(self.run.tensorboard) if wanted else None
+
     def record(self, event: str, **facts: Any) -> None:
-        """Append one line to the history.
+        """Append one line to the history, and draw it.
 
         Raises:
             OutputError: the disk is full.
@@ -155,6 +183,8 @@ class Session:
         with writing(self.run.history), self.run.history.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
         self._lines += 1
+        if self._curves:
+            self._curves.add({"event": event, **facts})
 
     def after_step(self, snapshot: Callable[[], State]) -> None:
         """Save the state when it is due, and stop when the user asked for it.
@@ -214,6 +244,8 @@ class Session:
                 f"{self.run.state} is damaged: start anew with --overwrite"
             ) from error
         self._cut_history(facts.pop("lines"))
+        if self._curves:
+            self._curves.resume(phase, facts.get("step", 0))
         return State(phase, facts, tensors)
 
     def finish(self) -> None:
@@ -246,7 +278,11 @@ class Session:
         """Forget what happened after the state was saved, and a line that a full disk cut off."""
         if self.run.history.is_file():
             text = self.run.history.read_text(encoding="utf-8")
-            whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")][:lines]
+            whole = _whole_lines(text)[:lines]
             if "".join(whole) != text:
                 write_atomically(self.run.history, "".join(whole))
             self._lines = len(whole)
+
+
+def _whole_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -23,7 +23,7 @@ from compress.checkpoint import (
 from compress.errors import CheckpointError
 from compress.files import sha256_of
 from compress.groups import ChannelGraph, Mask
-from compress.models import CIFAR_DEPTHS, build_model
+from compress.models import SMALL_IMAGE_MODELS, build_model, ends_of
 
 
 def inspect_checkpoint(path: Path, model: str | None = None) -> dict[str, Any]:
@@ -48,10 +48,10 @@ def inspect_checkpoint(path: Path, model: str | None = None) -> dict[str, Any]:
             f"{path} holds {len(state)} tensors of no architecture that is built in: "
             "say which with --model"
         )
-    classes, channels = _ends(state)
+    classes, channels = _ends(name, state)
     network = build_model(name, num_classes=classes, in_channels=channels)
     load_weights(path, network)
-    size = 32 if name in CIFAR_DEPTHS else 224
+    size = 32 if name in SMALL_IMAGE_MODELS else 224
     graph = analyse(network, (channels, size, size))
     return {
         "architecture": name,
@@ -118,14 +118,14 @@ def _structure(graph: ChannelGraph, kept: Mask) -> dict[str, Any]:
     }
 
 
-def _ends(state: dict[str, Any]) -> tuple[int, int]:
+def _ends(name: str, state: dict[str, Any]) -> tuple[int, int]:
     """Guess the number of classes and of image channels from the last and first weights."""
     weights = [tensor for tensor in state.values() if tensor.dim() >= 2]
     if not weights:
         raise CheckpointError("the file holds no weights")
-    # Safetensors are read in alphabetical order, so the names of ResNets come first.
-    last, first = state.get("fc.weight", weights[-1]), state.get("conv1.weight", weights[0])
-    return len(last), first.shape[1]
+    # Safetensors are read in alphabetical order, so position is the last resort.
+    first, last = (f"{end}.weight" for end in ends_of(name))
+    return len(state.get(last, weights[-1])), state.get(first, weights[0]).shape[1]
 
 
 def _change(dense: int, now: int, scale: float, unit: str) -> str:

@@ -13,8 +13,8 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 from torchvision.ops import FrozenBatchNorm2d
 
+from compress.architectures import ChannelPad, FitTo
 from compress.errors import ModelError
-from compress.models import ChannelPad
 
 Shapes = dict[fx.Node, torch.Size]
 
@@ -58,9 +58,8 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         """Whether a module is analysed as one operation."""
-        return isinstance(module, ChannelPad | FrozenBatchNorm2d) or super().is_leaf_module(
-            module, qualified_name
-        )
+        own = isinstance(module, ChannelPad | FitTo | FrozenBatchNorm2d)
+        return own or super().is_leaf_module(module, qualified_name)
 
 
 def trace(model: nn.Module) -> fx.GraphModule:

@@ -11,7 +11,10 @@ from torch import nn
 
 from compress.analysis import analyse
 from compress.groups import ChannelGraph, Mask
-from compress.models import TORCHVISION_MODELS, build_model
+from compress.models import CIFAR_DEPTHS, TORCHVISION_MODELS, build_model
+
+RESNETS = (*(name for name in TORCHVISION_MODELS if "res" in name), *CIFAR_DEPTHS)
+"""Where every built-in network would take too long; test_architectures.py proves each one once."""
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from compress.pruner import check_budget
 from export.targets import load_target
 
 RUNS = sorted(named_files(""))
-CLASSES = {"cifar10": 10, "cifar100": 100, "imagefolder": 1000}
+CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "imagefolder": 1000}
 
 
 def images_like(config: RunConfig) -> ImageData:
@@ -36,7 +36,8 @@ def images_like(config: RunConfig) -> ImageData:
         return digits
     size = data.image_size or (224 if data.dataset == "imagefolder" else 32)
     classes = tuple(str(label) for label in range(CLASSES[data.dataset]))
-    return dataclasses.replace(digits, classes=classes, input_size=(3, size, size))
+    channels = 1 if data.dataset == "mnist" else 3
+    return dataclasses.replace(digits, classes=classes, input_size=(channels, size, size))
 
 
 def test_there_are_named_files_of_every_kind() -> None:

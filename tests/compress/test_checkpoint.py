@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from conftest import built, input_size_of, lived_in, random_mask
+from conftest import RESNETS, built, input_size_of, lived_in, random_mask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -37,7 +37,7 @@ from compress.checkpoint import (
     save_checkpoint,
 )
 from compress.errors import CheckpointError, OutputError
-from compress.models import BUILTIN_MODELS, build_model
+from compress.models import build_model
 from compress.shrink import shrink
 
 ROOT = Path(compress.__file__).parents[1]
@@ -539,8 +539,8 @@ def test_a_network_is_not_touched_by_weights_that_do_not_fit(tmp_path: Path) -> 
 # Recognising a network
 
 
-@pytest.mark.parametrize("name", BUILTIN_MODELS)
-def test_every_builtin_is_recognised(name: str) -> None:
+@pytest.mark.parametrize("name", RESNETS)
+def test_every_resnet_is_recognised(name: str) -> None:
     with torch.device("meta"):
         state = build_model(name, num_classes=11).state_dict()
     assert identify(state) == name

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch_pruning
-from conftest import built, lived_in, random_mask
+from conftest import RESNETS, built, lived_in, random_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import NETWORKS
@@ -18,7 +18,7 @@ from torchvision import models
 from compress import cost
 from compress.analysis import analyse
 from compress.groups import ChannelGraph
-from compress.models import BUILTIN_MODELS, CIFAR_DEPTHS, TORCHVISION_MODELS, build_model
+from compress.models import CIFAR_DEPTHS, TORCHVISION_MODELS, build_model
 from compress.shrink import shrink
 
 
@@ -153,7 +153,7 @@ def test_torchvision_publishes_the_same(name: str) -> None:
     assert params == published["num_params"]
 
 
-@pytest.mark.parametrize("name", BUILTIN_MODELS)
+@pytest.mark.parametrize("name", RESNETS)
 def test_params_are_those_that_torch_holds(name: str) -> None:
     model, graph = dense(name, 13, 64)
     assert cost.params(graph, graph.everything()) == counted_params(model)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch_pruning
-from conftest import built, lived_in, random_mask
+from conftest import RESNETS, built, lived_in, random_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import NETWORKS, conv
@@ -23,7 +23,7 @@ from torch.nn.utils import parametrizations
 from compress.analysis import analyse
 from compress.errors import ModelError
 from compress.groups import ChannelGraph, Group
-from compress.models import BUILTIN_MODELS, build_model
+from compress.models import build_model
 from compress.partition import components
 from compress.shrink import mask_, shrink
 
@@ -168,8 +168,8 @@ def test_as_many_channels_as_the_original_counts(name: str, channels: int) -> No
     assert sum(prunable.values()) == channels
 
 
-@pytest.mark.parametrize("name", BUILTIN_MODELS)
-def test_every_builtin_is_understood(name: str) -> None:
+@pytest.mark.parametrize("name", RESNETS)
+def test_every_resnet_is_understood(name: str) -> None:
     with torch.device("meta"):
         graph = analyse(build_model(name, num_classes=5), (3, 32, 32))
     assert not graph.unknown

@@ -12,6 +12,7 @@ from compress.errors import ModelError
 from compress.models import (
     BUILTIN_MODELS,
     CIFAR_DEPTHS,
+    SMALL_IMAGE_MODELS,
     TORCHVISION_MODELS,
     ChannelPad,
     CifarBlock,
@@ -19,7 +20,8 @@ from compress.models import (
     is_custom,
 )
 
-# As torchvision documents them for 1000 classes, and He et al. (2n x 3 + 2 layers) for 10.
+# As torchvision documents them for 1000 classes, and for 10 classes as the layers of the papers add
+# up to; test_cost.py and test_architectures.py have the sums.
 PARAMETERS = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
@@ -28,17 +30,29 @@ PARAMETERS = {
     "resnet152": 60_192_808,
     "wide_resnet50_2": 68_883_240,
     "resnext50_32x4d": 25_028_904,
+    "vgg11_bn": 132_868_840,
+    "vgg16_bn": 138_365_992,
+    "densenet121": 7_978_856,
+    "densenet201": 20_013_928,
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet56": 853_018,
     "resnet110": 1_727_962,
+    "preact_resnet18": 11_172_170,
+    "preact_resnet50": 23_513_162,
+    "preact_resnet101": 42_505_290,
+    "preact_resnet152": 58_148_938,
+    "vgg11_bn_cifar": 9_228_362,
+    "vgg16_bn_cifar": 14_724_042,
+    "densenet_cifar": 769_162,
+    "lenet": 62_006,
 }
 
 
 @pytest.mark.parametrize("name", BUILTIN_MODELS)
 def test_parameters(name: str) -> None:
     with torch.device("meta"):
-        model = build_model(name, num_classes=10 if name in CIFAR_DEPTHS else 1000)
+        model = build_model(name, num_classes=10 if name in SMALL_IMAGE_MODELS else 1000)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 

@@ -27,8 +27,11 @@ def filled(path: Path) -> RunDirectory:
     run.begin(RunConfig(seed=5))
     run.export.mkdir()
     run.state.parent.mkdir()
+    curves = run.tensorboard / "train" / "events.out.tfevents.0000000000"
+    curves.parent.mkdir(parents=True)
     own = (run.dense, run.pruned, run.history, run.report, run.report.with_suffix(".md"))
-    for file in (*own, run.export / "pruned.onnx", run.state, path / "notes.txt"):
+    drawn = (curves, run.pruning_plot, run.history_plot)
+    for file in (*own, *drawn, run.export / "pruned.onnx", run.state, path / "notes.txt"):
         file.write_text("kept")
     (path / "figures").mkdir()
     (path / "figures" / "plot.png").write_text("kept")
@@ -79,6 +82,7 @@ def test_overwriting_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     assert set(everything_under(tmp_path)) == {"config.toml", "notes.txt", "figures/plot.png"}
     assert (tmp_path / "notes.txt").read_text() == "kept"
     assert not run.export.exists()
+    assert not run.tensorboard.exists()
     assert run.saved_config() == RunConfig(seed=6)
 
 
@@ -132,6 +136,15 @@ def test_history_is_one_json_object_a_line(tmp_path: Path) -> None:
         {"event": "epoch", "loss": 0.25, "widths": {"a": 3}},
         {"event": "done", "name": "two\nlines"},
     ]
+
+
+def test_history_is_read_back(tmp_path: Path) -> None:
+    session = Session(RunDirectory(tmp_path))
+    assert session.run.events() == []
+    session.record("epoch", loss=0.25, widths={"a": 3})
+    with session.run.history.open("a") as stream:
+        stream.write('{"event": "cut o')
+    assert session.run.events() == [{"event": "epoch", "loss": 0.25, "widths": {"a": 3}}]
 
 
 def test_state_comes_back_bit_for_bit(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from conftest import built, input_size_of, lived_in, random_mask
+from conftest import RESNETS, built, input_size_of, lived_in, random_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import NETWORKS
@@ -15,7 +15,7 @@ from torch import nn
 from compress.analysis import analyse
 from compress.errors import ModelError
 from compress.groups import ChannelGraph
-from compress.models import BUILTIN_MODELS, build_model
+from compress.models import build_model
 from compress.shrink import mask_, proof, shrink, shrink_
 
 
@@ -29,7 +29,7 @@ def in_float64(name: str) -> tuple[nn.Module, ChannelGraph]:
     return model.double(), graph
 
 
-@pytest.mark.parametrize("name", BUILTIN_MODELS)
+@pytest.mark.parametrize("name", RESNETS)
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 10_000), share=st.floats(0.2, 0.8))
 def test_masked_equals_shrunk_in_float64(name: str, seed: int, share: float) -> None:

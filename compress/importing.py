@@ -1,0 +1,191 @@
+"""Read a network of somebody else into a file of this tool, without training anything."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.analysis import analyse
+from compress.checkpoint import (
+    Description,
+    identify,
+    load_weights,
+    read_description,
+    read_state_dict,
+    save_checkpoint,
+)
+from compress.config import DataConfig, RunConfig, apply_setting, validated
+from compress.data import IMAGENET_MEAN, IMAGENET_STD, first_images, load_data
+from compress.errors import CheckpointError, ConfigError, ModelError
+from compress.files import sha256_of
+from compress.gated import attach, find_gates, is_gate, ungated
+from compress.groups import ChannelGraph, Mask
+from compress.models import TORCHVISION_MODELS, build_model, ends_of
+from compress.shrink import PROOF_TOLERANCE, shrink_
+
+
+def import_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    *,
+    model: str | None = None,
+    data: DataConfig | None = None,
+    classes: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a state dict as a file of this tool; gates are taken out, with the channels they close.
+
+    Args:
+        checkpoint: a dense state dict, or one with the gates of the research code of Molchanov et
+            al. 2019: ``.pth`` or safetensors.
+        output: the file to write.
+        model: the architecture, where it cannot be recognised.
+        data: where class names, image size and normalisation come from, and the image of the proof.
+            Without it: numbers, what torchvision's networks are trained with, and noise.
+        classes: how many there must be.
+        overwrite: replace a file that is there.
+
+    Returns:
+        The path of the file that was written.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged or of another architecture or class
+            count, or holds gates that cannot be taken out.
+        ConfigError: something must be said that the file does not say.
+        DataError: the data set is missing or unreadable.
+        ModelError: the network cannot be built, or the result would not compute the same.
+    """
+    _check_paths(checkpoint, output, overwrite=overwrite)
+    state = read_state_dict(checkpoint)
+    weights = {name: tensor for name, tensor in state.items() if not is_gate(name)}
+    name = model or identify(weights)
+    if name is None:
+        raise CheckpointError(
+            f"{checkpoint} holds {len(state)} tensors of no architecture that is recognised: "
+            "say which with --model"
+        )
+    description, images = _surroundings(name, data, *_ends(name, weights))
+    if classes not in (None, description.num_classes):
+        raise CheckpointError(
+            f"{checkpoint} has {description.num_classes} classes and --classes asks for {classes}"
+        )
+    network = build_model(
+        name, num_classes=description.num_classes, in_channels=description.input_size[0]
+    )
+    graph = analyse(network, description.input_size)
+    result, kept, gates = _without_gates(network, description.architecture, graph, checkpoint)
+    imported = {"file": checkpoint.name, "sha256": sha256_of(checkpoint), "gates": gates}
+    metrics = {"imported": imported, "proof": _difference(network, result, images)}
+    save_checkpoint(
+        output,
+        result.float(),
+        description=description.model_copy(update={"metrics": metrics}),
+        dense_graph=graph,
+        kept=kept,
+    )
+    return output
+
+
+def data_asked_for(folder: Path | None, settings: Iterable[str]) -> DataConfig | None:
+    """Return the data set that a folder and ``data.key=value`` settings name; None if none do.
+
+    Raises:
+        ConfigError: a setting that is not of the data.
+    """
+    document: dict[str, Any] = {"data": {"dataset": "imagefolder"} if folder else {}}
+    settings = [*settings, *([f"data.root={folder.expanduser().resolve()}"] if folder else [])]
+    for setting in settings:
+        if not setting.startswith("data."):
+            raise ConfigError(f"--set {setting}: an import takes nothing but data.key=value")
+        apply_setting(document, setting)
+    found = validated(RunConfig, document, source="--set").data
+    if folder and found.dataset == "digits":
+        raise ConfigError(f"--data {folder} would be ignored: data.dataset = 'digits' is embedded")
+    return found if settings else None
+
+
+def _check_paths(checkpoint: Path, output: Path, *, overwrite: bool) -> None:
+    if output.suffix != ".safetensors":
+        raise ConfigError(f"--output {output} must be the name of a file ending in .safetensors")
+    if output.exists() and not (overwrite and output.is_file()):
+        raise ConfigError(f"{output} exists: use --overwrite to replace it, or another --output")
+    if checkpoint.suffix == ".safetensors" and read_description(checkpoint):
+        raise CheckpointError(f"{checkpoint} is a file of this tool already: use it as it is")
+
+
+def _ends(name: str, weights: Mapping[str, torch.Tensor]) -> tuple[int, int]:
+    """Return the number of classes and of image channels that the weights have."""
+    first, last = (weights.get(f"{end}.weight", torch.empty(0)) for end in ends_of(name))
+    return len(last) if last.dim() == 2 else 1, first.shape[1] if first.dim() == 4 else 3
+
+
+def _without_gates(
+    network: nn.Module, architecture: str, graph: ChannelGraph, checkpoint: Path
+) -> tuple[nn.Module, Mask, int]:
+    """Load a checkpoint with its gates into a network, which becomes float64.
+
+    Returns:
+        The shrunk network without gates, the units that it kept, and how many gates there were.
+    """
+    result = copy.deepcopy(network)
+    foreign = set(read_state_dict(checkpoint)) - set(network.state_dict())
+    modules = [name.rpartition(".")[0] for name in foreign if is_gate(name)]
+    gates = find_gates(architecture, graph, modules, checkpoint) if modules else ()
+    attach(network, gates)
+    load_weights(checkpoint, network)  # which checks the names and lengths of gates as well
+    clean, kept = ungated(network.double().state_dict(), gates, graph, checkpoint)
+    result.double().load_state_dict(clean)
+    shrink_(result, graph, kept)
+    return result, kept, len(gates)
+
+
+def _surroundings(
+    name: str, data: DataConfig | None, width: int, channels: int
+) -> tuple[Description, torch.Tensor]:
+    """Return what the file will say besides weights, and an image for the proof."""
+    if data is not None:
+        images = load_data(data)
+        description = Description(
+            architecture=name,
+            classes=images.classes,
+            input_size=images.input_size,
+            mean=images.mean,
+            std=images.std,
+        )
+        return description, first_images(images, 1)
+    if name not in TORCHVISION_MODELS:
+        raise ConfigError(
+            f"the image size and the normalisation of a {name} are not known: add --data FOLDER, "
+            "or --set data.dataset=NAME"
+        )
+    description = Description(
+        architecture=name,
+        classes=tuple(str(label) for label in range(width)),
+        input_size=(channels, 224, 224),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+    noise = torch.randn(1, *description.input_size, generator=torch.Generator().manual_seed(0))
+    return description, noise
+
+
+@torch.no_grad()
+def _difference(gated: nn.Module, result: nn.Module, images: torch.Tensor) -> float:
+    """Compare both networks in float64: max |gated - result| / max |gated| over all logits.
+
+    Raises:
+        ModelError: they differ by more than PROOF_TOLERANCE.
+    """
+    expected = gated.eval()(images.double())
+    difference = (result.eval()(images.double()) - expected).abs().max() / expected.abs().max()
+    if not difference <= PROOF_TOLERANCE:
+        raise ModelError(
+            f"without its gates the network differs by {difference:.1e} relative, over "
+            f"{PROOF_TOLERANCE:.0e}: this is a defect of the import, please report it"
+        )
+    return float(difference)

@@ -1,0 +1,232 @@
+"""What ``compress oracle`` is asked for, and what it reads: checked before a file is written."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from compress.checkpoint import Checkpoint, load_checkpoint
+from compress.config import DEFAULT_CONFIG, RunConfig, load_config
+from compress.data import ImageData, require_images
+from compress.errors import CheckpointError, ConfigError, writing
+from compress.loading import Request, batches, image_set
+from compress.oracle_scores import check_names
+from compress.session import RunDirectory
+from compress.training import pick_device
+
+log = logging.getLogger("compress")
+
+
+@dataclass(frozen=True)
+class OracleRequest:
+    """What is asked for."""
+
+    checkpoint: Path
+    """A dense file of this tool, or a run directory."""
+    output: Path
+    config: str | None = None
+    settings: Sequence[str] = ()
+    """``section.key=value`` on top of the configuration."""
+    data: Path | None = None
+    """Folder of the data set."""
+    model: str | None = None
+    """The user's own architecture, which may be imported."""
+    images: int = 1024
+    split: str = "train"
+    """``train`` or ``val``; neither is augmented."""
+    batch_size: int | None = None
+    """Images of a minibatch of the criteria; default ``data.batch_size``."""
+    criteria: str | None = None
+    """Names with commas between them; default all that can score the network."""
+    pairs: str | None = None
+    """A group, or ``all``."""
+    seed: int | None = None
+    """Of the choice of images; default that of the configuration."""
+    resume: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class OracleFiles:
+    """The files that are written, by name."""
+
+    path: Path
+
+    @property
+    def changes(self) -> Path:
+        """The change of the loss for every unit, by batch of images."""
+        return self.path / "oracle.jsonl"
+
+    @property
+    def pair_changes(self) -> Path:
+        """The same for pairs."""
+        return self.path / "pairs.jsonl"
+
+    @property
+    def units(self) -> Path:
+        """One row for each unit."""
+        return self.path / "units.csv"
+
+    @property
+    def correlation(self) -> Path:
+        """All coefficients, and where they come from."""
+        return self.path / "correlation.json"
+
+    @property
+    def plot(self) -> Path:
+        """The picture."""
+        return self.path / "oracle.png"
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse a directory that must not be written.
+
+        Raises:
+            ConfigError: it is a file, not empty, or holds nothing to go on with or to overwrite.
+        """
+        if resume and overwrite:
+            raise ConfigError("--resume and --overwrite exclude each other")
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path} is a file, not a directory")
+        if resume and not self.changes.is_file():
+            raise ConfigError(f"{self.path} holds no {self.changes.name}: nothing to resume")
+        if resume or not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not overwrite:
+            raise ConfigError(
+                f"{self.path} is not empty: use --resume to go on, --overwrite to start anew, "
+                "or another --output"
+            )
+        if not self.changes.is_file():
+            raise ConfigError(
+                f"{self.path} is not empty and holds no {self.changes.name}, so --overwrite leaves "
+                "it alone: give another --output"
+            )
+
+    def clear(self) -> None:
+        """Remove the files of an earlier measurement, and only those."""
+        own = (self.changes, self.pair_changes, self.units, self.correlation, self.plot)
+        with writing(self.path):
+            for file in (*own, self.correlation.with_suffix(".md")):
+                file.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class ImageSample:
+    """The images that everything is measured on."""
+
+    images: torch.Tensor
+    """(N, C, H, W), normalised."""
+    labels: torch.Tensor
+    """(N,)."""
+    sha256: str
+    """Of both."""
+
+
+def read_sample(request: OracleRequest, config: RunConfig, data: ImageData) -> ImageSample:
+    """Read the first images of a seeded permutation, without augmentation.
+
+    Raises:
+        DataError: not one can be read.
+    """
+    images = image_set(data.train if request.split == "train" else data.val)
+    seed = config.seed if request.seed is None else request.seed
+    chosen = np.random.default_rng(seed).permutation(len(images))[: request.images]
+    if len(chosen) < request.images:
+        log.warning(
+            "--images %d asks for more than the %d of --split %s: all of them are used",
+            request.images,
+            len(chosen),
+            request.split,
+        )
+    size = config.data.eval_batch_size
+    asked = [Request(chosen[i : i + size], None) for i in range(0, len(chosen), size)]
+    read = list(batches(images, asked, workers=config.data.workers, pin_memory=False))
+    pixels, labels = torch.cat([b.images for b in read]), torch.cat([b.labels for b in read])
+    require_images(len(labels), sum(b.skipped for b in read), purpose="compress oracle")
+    digest = hashlib.sha256(f"{tuple(pixels.shape)}".encode())
+    digest.update(pixels.numpy().tobytes())
+    digest.update(labels.numpy().tobytes())
+    return ImageSample(pixels, labels, digest.hexdigest())
+
+
+def check_options(request: OracleRequest) -> None:
+    """Refuse options that cannot be understood before anything is loaded.
+
+    Raises:
+        ConfigError: one of them.
+    """
+    if request.images < 1:
+        raise ConfigError(f"--images {request.images} is no number of images: give 1 or more")
+    if request.batch_size is not None and request.batch_size < 1:
+        raise ConfigError(f"--batch-size {request.batch_size}: give 1 or more")
+    if request.split not in ("train", "val"):
+        raise ConfigError(f"--split {request.split}: there are train and val")
+    check_names(request.criteria)
+
+
+def opened(request: OracleRequest) -> tuple[Path, RunConfig]:
+    """Return the file of weights and the configuration.
+
+    Raises:
+        ConfigError: no such configuration, or two of them.
+    """
+    settings = list(request.settings)
+    if request.data:
+        settings.append(f"data.root={request.data.expanduser().resolve()}")
+    if request.checkpoint.is_dir():
+        run = RunDirectory(request.checkpoint)
+        run.saved_config()
+        if request.config:
+            raise ConfigError(
+                f"{request.checkpoint} is a run directory and brings its own configuration: "
+                "leave --config away"
+            )
+        path, config = run.dense, load_config(str(run.config), settings)
+    else:
+        path, config = request.checkpoint, load_config(request.config or DEFAULT_CONFIG, settings)
+    if request.data and config.data.dataset == "digits":
+        raise ConfigError(
+            f"--data {request.data} would be ignored, because data.dataset = 'digits' is embedded: "
+            "add --set data.dataset=imagefolder, or name another --config"
+        )
+    return path, config
+
+
+def loaded(path: Path, request: OracleRequest, config: RunConfig) -> Checkpoint:
+    """Return the dense network on the configured device.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of a pruned network.
+        EnvironmentUnfitError: the device is not there.
+    """
+    own = config.model.name if request.checkpoint.is_dir() and ":" in config.model.name else None
+    dense = load_checkpoint(path, request.model or own)
+    if dense.description.recipe:
+        raise CheckpointError(f"{path} is pruned already: measure its dense parent instead")
+    dense.model.to(pick_device(config.device))
+    return dense
+
+
+def check_data(dense: Checkpoint, data: ImageData, path: Path) -> None:
+    """Refuse data of other classes or of another image size than the network's.
+
+    Raises:
+        CheckpointError: the data does not fit.
+    """
+    if dense.classes != data.classes:
+        raise CheckpointError(
+            f"{path} was trained on {dense.num_classes} classes and the data has "
+            f"{data.num_classes}, or other ones: give --data, or --config, of its classes"
+        )
+    if dense.input_size != data.input_size:
+        there, here = ("x".join(map(str, size)) for size in (dense.input_size, data.input_size))
+        raise CheckpointError(
+            f"{path} takes images of {there} and the data gives {here}: "
+            "add --set data.image_size, or give the --config that it was trained with"
+        )

@@ -1,0 +1,301 @@
+"""Two pictures of a run: the channels that every group kept, and the course of the run.
+
+Drawn through matplotlib's objects, never through pyplot, so nothing global is touched. The colours
+are those of Okabe and Ito, which people who see fewer colours tell apart as well.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from compress import cost
+from compress.files import write_atomically
+from compress.groups import ChannelGraph, Mask
+
+if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+INK, FAINT, PALE = "#222222", "#8C8C8C", "#F2F2F2"
+
+DPI = 120
+MOST_PIXELS = 32_000
+"""Highest picture; beyond it the resolution falls."""
+WIDTH = 9.0
+"""Of both pictures, in inches; heights are in inches as well."""
+ROW = 0.2
+"""Height of one group."""
+
+MOST_MARKERS = 100
+"""Points of a curve, above which they are not marked one by one."""
+PHASES = {"train": "dense training", "prune": "pruning", "finetune": "finetuning"}
+
+
+@dataclass(frozen=True)
+class GroupWidths:
+    """One group before and after pruning, in channels."""
+
+    name: str
+    dense: int
+    kept: int
+    residual: bool = False
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What pruning made of a network: its groups in the order of the network, and its costs."""
+
+    architecture: str
+    groups: tuple[GroupWidths, ...]
+    dense: Mapping[str, int]
+    """Costs of the dense network: ``macs`` of one image, ``params``, ``channels``."""
+    now: Mapping[str, int]
+    """The same of the pruned network."""
+
+
+def widths_of(architecture: str, graph: ChannelGraph, kept: Mask) -> Widths:
+    """Return what is drawn of a mask on a dense graph, as a Checkpoint holds both."""
+    groups = tuple(
+        GroupWidths(
+            group.name,
+            dense=group.size * group.width,
+            kept=int(np.count_nonzero(kept[group.units])) * group.width,
+            residual=group.residual,
+        )
+        for group in graph.prunable
+    )
+    dense = cost.totals(graph, graph.everything())
+    return Widths(architecture, groups, dense, cost.totals(graph, kept))
+
+
+def plot_widths(path: Path, widths: Widths) -> None:
+    """Draw the channels of every group, dense and kept, and write a PNG atomically.
+
+    Raises:
+        OutputError: the file cannot be written; an earlier one is kept.
+    """
+    _write(path, draw_widths(widths))
+
+
+def plot_history(path: Path, events: Sequence[Mapping[str, Any]]) -> None:
+    """Draw loss, accuracy and MACs over the steps of a run, and write a PNG atomically.
+
+    Nothing is written if there is nothing to draw.
+
+    Args:
+        path: the file.
+        events: the lines of ``history.jsonl``.
+
+    Raises:
+        OutputError: the file cannot be written; an earlier one is kept.
+    """
+    course = course_of(events)
+    if course.end:
+        _write(path, draw_history(course))
+
+
+# Channels kept
+
+
+def draw_widths(widths: Widths) -> Figure:
+    """Return the figure of ``plot_widths``: one row per group, from the input down."""
+    from matplotlib.figure import Figure
+
+    groups = widths.groups
+    figure = Figure(figsize=(WIDTH, 1.7 + ROW * len(groups)), layout="constrained")
+    axes = figure.add_subplot()
+    rows = range(len(groups))
+    dense, kept = [g.dense for g in groups], [g.kept for g in groups]
+    colours = [ORANGE if group.residual else BLUE for group in groups]
+    axes.barh(rows, dense, height=0.72, color=PALE, edgecolor=FAINT, linewidth=0.6)
+    axes.barh(rows, kept, height=0.72, color=colours)
+    for row, group in enumerate(groups):
+        share = 100 * group.kept / group.dense
+        text = f"{group.kept:,} of {group.dense:,}, {share:.0f} %"
+        label = axes.annotate(text, (group.dense, row), (4, 0), textcoords="offset points")
+        label.set(va="center", fontsize=7, color=INK, in_layout=False)
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.set_xlim(0, 1.22 * max(dense, default=1))  # room for the label of the widest
+    axes.set_xlabel("channels", fontsize=8)
+    _plain(axes, "x")
+    axes.set_yticks(rows, [group.name for group in groups], fontsize=7)
+    _explain_colours(axes, any(group.residual for group in groups))
+    figure.suptitle(_headline(widths), x=0.01, ha="left", fontsize=10, color=INK)
+    return figure
+
+
+def _explain_colours(axes: Axes, residual: bool) -> None:
+    from matplotlib.patches import Patch
+
+    patches = [
+        Patch(color=BLUE, label="kept"),
+        *([Patch(color=ORANGE, label="kept, residual stream")] if residual else []),
+        Patch(facecolor=PALE, edgecolor=FAINT, linewidth=0.6, label="dense"),
+    ]
+    legend = axes.legend(handles=patches, loc="lower left", ncols=3, fontsize=8, frameon=False)
+    legend.set_bbox_to_anchor((0, 1), transform=axes.transAxes)  # above the bars
+
+
+def _headline(widths: Widths) -> str:
+    names = {"macs": "MACs", "params": "parameters", "channels": "channels"}
+    changes = [
+        f"{name} {_short(widths.dense[key])} \N{RIGHTWARDS ARROW} {_short(widths.now[key])} "
+        f"({100 * widths.now[key] / widths.dense[key]:.1f} %)"
+        for key, name in names.items()
+        if widths.dense[key]
+    ]
+    return f"{widths.architecture}: channels kept in each group\n{'     '.join(changes)}"
+
+
+# The course of a run
+
+
+@dataclass(frozen=True)
+class Course:
+    """Curves over the steps of a whole run: those of pruning follow those of dense training.
+
+    A curve is a table from step to value, so steps that a resumed run took twice count once.
+    """
+
+    loss: dict[int, float] = field(default_factory=dict)
+    top1: dict[int, float] = field(default_factory=dict)
+    macs: dict[int, float] = field(default_factory=dict)
+    pruning_steps: set[int] = field(default_factory=set)
+    ends: dict[str, int] = field(default_factory=dict)
+    """The last step of each phase, in the order of the phases."""
+
+    @property
+    def end(self) -> int:
+        """The last step of all."""
+        return max(self.ends.values(), default=0)
+
+    @property
+    def macs_to_the_end(self) -> dict[int, float]:
+        """The MACs, and that finetuning leaves them as they are."""
+        return {**self.macs, self.end: self.macs[max(self.macs)]} if self.macs else {}
+
+
+def course_of(events: Sequence[Mapping[str, Any]]) -> Course:
+    """Gather the curves from a history; facts that are absent or not finite are left out."""
+    course = Course()
+    trained = max((e.get("step", 0) for e in events if e.get("phase") == "train"), default=0)
+    for event in events:
+        step = _position(event, trained, course)
+        if step is None:
+            continue
+        for fact, curve in (("loss", course.loss), ("top1", course.top1), ("macs", course.macs)):
+            if math.isfinite(event.get(fact, math.nan)):
+                curve[step] = event[fact]
+        if event["event"] == "prune_step":
+            course.pruning_steps.add(step)
+        phase = event.get("phase", "prune")
+        course.ends[phase] = max(step, course.ends.get(phase, 0))
+    return course
+
+
+def draw_history(course: Course) -> Figure:
+    """Return the figure of ``plot_history``: one panel per curve, over the same steps."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    panels = [
+        Panel("training loss", course.loss, BLUE, "{:.3f}".format),
+        Panel("top-1 (%)", course.top1, GREEN, "{:.2f}".format),
+        Panel("MACs left", course.macs_to_the_end, VERMILION, _short),
+    ]
+    panels = [panel for panel in panels if panel.curve]
+    size = (WIDTH, 0.8 + 1.9 * len(panels))
+    figure = Figure(figsize=size, layout="constrained")
+    column = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, panel in zip(column, panels, strict=True):
+        _shade_phases(axes, course, named=axes is column[0])
+        _draw_curve(axes, panel)
+        _plain(axes, "y")
+        axes.set_ylabel(panel.title, fontsize=8)
+    if course.macs:
+        column[-1].set_ylim(0, 1.1 * max(course.macs.values()))
+        column[-1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    column[-1].set_xlim(0, 1.08 * course.end)  # room for the last values
+    marked = "; orange marks are pruning steps" if course.pruning_steps else ""
+    column[-1].set_xlabel(f"training steps{marked}", fontsize=8)
+    figure.align_ylabels()
+    return figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One curve and how it is drawn."""
+
+    title: str
+    curve: Mapping[int, float]
+    colour: str
+    write: Callable[[float], str]
+    """Puts the last value into words."""
+
+
+def _position(event: Mapping[str, Any], trained: int, course: Course) -> int | None:
+    """Return where an event lies on the axis of all steps, or None where it is of no step."""
+    if "step" in event:
+        return event["step"] + (0 if event.get("phase") == "train" else trained)
+    return {"dense": trained, "pruned": course.end}.get(event["event"])
+
+
+def _shade_phases(axes: Axes, course: Course, *, named: bool) -> None:
+    """Shade every second phase, and mark the pruning steps at the bottom."""
+    start, across = 0, axes.get_xaxis_transform()
+    for number, (phase, end) in enumerate(course.ends.items()):
+        if number % 2 == 0:
+            axes.axvspan(start, end, color=PALE, linewidth=0, zorder=0)
+        if named and end - start > 0.08 * course.end:  # else the name is wider than the phase
+            middle, name = (start + end) / 2, PHASES.get(phase, phase)
+            axes.text(middle, 1.03, name, transform=across, ha="center", fontsize=8, color=FAINT)
+        start = end
+    marks = sorted(course.pruning_steps)
+    axes.vlines(marks, 0, 0.05, transform=across, color=ORANGE, linewidth=1)
+
+
+def _draw_curve(axes: Axes, panel: Panel) -> None:
+    """Draw one curve, with its last value in words."""
+    steps = sorted(panel.curve)
+    values = [panel.curve[step] for step in steps]
+    marker = "o" if len(steps) <= MOST_MARKERS else ""
+    axes.plot(steps, values, color=panel.colour, linewidth=1.3, marker=marker, markersize=2.5)
+    axes.margins(y=0.1)  # the marks of the pruning steps lie below
+    last, text = (steps[-1], values[-1]), panel.write(values[-1])
+    label = axes.annotate(text, last, (5, 0), textcoords="offset points")
+    label.set(va="center", fontsize=8, color=panel.colour)
+
+
+def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:
+    """Take the frame off, and lay a faint grid under what is drawn."""
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.grid(axis=grid, color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=8)
+
+
+def _short(count: float) -> str:
+    """Write a count with three digits and a unit."""
+    for scale, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= 0.9995 * scale:
+            return f"{count / scale:#.3g}".rstrip(".") + unit
+    return f"{count:,.0f}"
+
+
+def _write(path: Path, figure: Figure) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    dpi = min(DPI, MOST_PIXELS / figure.get_figheight())
+    figure.savefig(buffer, format="png", dpi=dpi)
+    write_atomically(path, buffer.getvalue())
