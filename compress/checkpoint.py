@@ -362,6 +362,10 @@ def _names_message(path: Path, model: nn.Module, missing: list[str], extra: list
         for names, verb in ((missing, "are missing"), (extra, "do not belong"))
         if names
     ]
+    if any(name.rpartition(".")[0].rpartition(".")[2].startswith("gate") for name in extra):
+        return (
+            f"{path} has the gates of the research code of 2019: take them out with compress import"
+        )
     return f"{path} is of another architecture than {type(model).__name__}: {' and '.join(parts)}"
 
 

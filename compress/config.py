@@ -440,6 +440,8 @@ def save_config(config: Section, path: Path) -> None:
     """Write a configuration as TOML; keys that hold None are left out."""
     document = _without_none(config.model_dump(mode="json"))
     if "prune" in document:
+        if not document["prune"].keys() >= SEED2019_PRUNE.keys():
+            document["prune"]["recipe"] = "default"  # it would fill in a key that holds None
         document["prune"]["budget"] = str(config.prune.budget)  # type: ignore[attr-defined]
     write_atomically(path, tomli_w.dumps(document))
 

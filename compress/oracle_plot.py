@@ -90,7 +90,7 @@ def _bars(axes: Axes, criteria: Mapping[str, Any], names: list[str]) -> None:
     axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("Spearman's correlation with the squared change of the loss", fontsize=8)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     axes.set_title("Criteria", loc="left", fontsize=10)
 
 
@@ -139,7 +139,7 @@ def _heat(axes: Axes, criteria: Mapping[str, Any], names: list[str]) -> None:
     if len(layers) <= 24:
         for row, column in np.argwhere(np.isfinite(values)):
             value = values[row, column]
-            ink = "white" if abs(value) > 0.75 else "black"
+            ink = "white" if abs(value) > 0.6 else "black"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
     axes.figure.colorbar(image, ax=axes, fraction=0.02, pad=0.01)
     axes.set_title("Spearman's correlation by layer (grey: not defined)", loc="left", fontsize=10)

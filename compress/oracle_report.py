@@ -147,10 +147,13 @@ def _notes(found: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _pair_sheet(pairs: Mapping[str, Any]) -> Sheet:
+    several = pairs["scope"] == "all"
     rows = tuple(
         (
             pick["by"],
-            " + ".join(f"{group} {unit}" for group, unit in pick["units"]),
+            " + ".join(
+                f"{group} {unit}" if several else f"{unit}" for group, unit in pick["units"]
+            ),
             f"{pick['loss_change']:+.3g}",
             f"{pick['regret']:.3g}",
             f"{pick['rank']:,}",

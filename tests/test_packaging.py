@@ -21,13 +21,18 @@ LAYERS = ("cli", "bench", "export", "compress")
 """A module imports from its own layer and from those to the right of it."""
 HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "numpy", "sklearn", "scipy")
 COMMANDS = {
-    "run": "config set output model data resume overwrite json",
+    "run": "config set output model data criterion resume overwrite json",
     "train": "config set output model data resume overwrite json",
-    "prune": "config set output model data resume overwrite json checkpoint budget",
+    "prune": "config set output model data resume overwrite json checkpoint budget criterion",
     "export": "target set output model data json",
     "bench": "budgets set output data json",
     "gate": "budgets set output json",
     "inspect": "model json",
+    "import": "output model data set classes overwrite json",
+    "oracle": (
+        "checkpoint output config data model images split batch-size criteria pairs seed set "
+        "resume overwrite json"
+    ),
 }
 
 needs_checkout = pytest.mark.skipif(

@@ -559,3 +559,10 @@ def test_what_is_not_recognised() -> None:
     assert identify({**state, "fc.weight": torch.zeros(())}) is None
     assert identify({**state, "conv1.weight": torch.zeros(4)}) is None
     assert identify({**state, "layer2.0.conv1.weight": torch.zeros(31, 16, 3, 3)}) is None
+
+
+def test_weights_with_gates_are_sent_to_the_import(tmp_path: Path) -> None:
+    model = build_model("resnet18", num_classes=3)
+    torch.save({**model.state_dict(), "layer1.0.gate1.weight": torch.ones(64)}, tmp_path / "g.pth")
+    with pytest.raises(CheckpointError, match=r"g\.pth has the gates .* with compress import"):
+        load_weights(tmp_path / "g.pth", model)

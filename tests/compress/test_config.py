@@ -283,3 +283,24 @@ def test_every_key_has_a_sentence_and_nothing_changes_later(
     config = validated(section, values, source="test")
     with pytest.raises(ValueError, match="frozen"):
         setattr(config, next(iter(section.model_fields)), 1)
+
+
+def test_a_recipe_does_not_bring_back_a_key_that_was_taken_out(tmp_path: Path) -> None:
+    config = load_config("digits-resnet20", ["prune.recipe=seed2019", "prune.step_size=null"])
+    assert (config.prune.step_size, config.prune.interval) == (None, 30)
+    save_config(config, tmp_path / "config.toml")
+    again = load_config(str(tmp_path / "config.toml"))
+    assert again.prune.model_copy(update={"recipe": "seed2019"}) == config.prune
+
+
+def test_extends_lays_a_document_over_a_named_one(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "imagenet-resnet50-seed2019"\n[prune]\nbudget = "removed=7"\n')
+    base, mine = load_config("imagenet-resnet50-seed2019"), load_config(str(path))
+    assert str(mine.prune.budget) == "removed=7"
+    assert mine.finetune == base.finetune
+    assert mine.prune.model_copy(update={"budget": base.prune.budget}) == base.prune
+    for wrong in ('"nothing"', "7", '"../digits-resnet20"'):
+        path.write_text(f"extends = {wrong}\n")
+        with pytest.raises(ConfigError, match="must be the name of another configuration"):
+            load_config(str(path))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import lived_in
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
@@ -134,7 +134,7 @@ def saved(folder: Path, name: str, state: State, **around: Any) -> Path:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3, deadline=None, phases=[Phase.generate])
 @given(seed=st.integers(0, 10_000), share=st.floats(0.1, 0.95), streams=st.booleans())
 def test_a_network_without_its_gates_computes_the_same(
     name: str, seed: int, share: float, streams: bool
