@@ -289,9 +289,9 @@ def oracle_command(
     as_json: Json = False,
 ) -> None:
     """Measure what removing each channel really does, and which criterion predicts it."""
-    from compress.oracle_report import render_tables
-    from compress.oracle_request import OracleRequest
-    from compress.oracle_run import run_oracle
+    from compress.oracle.report import render_tables
+    from compress.oracle.request import OracleRequest
+    from compress.oracle.run import run_oracle
 
     request = OracleRequest(
         checkpoint=checkpoint,

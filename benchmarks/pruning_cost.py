@@ -26,12 +26,12 @@ from compress import cost
 from compress.analysis import analyse
 from compress.config import TrainConfig, load_config
 from compress.criteria import bind
+from compress.criteria.scoring import Context
 from compress.data import Batch
 from compress.decision import prunable
 from compress.importance import Importance
 from compress.masking import Scores, goal_for, prune_to
 from compress.models import build_model
-from compress.scoring import Context
 from compress.shrink import mask_, proof, shrink, shrink_
 from compress.training import Trainer, pick_device
 

@@ -17,7 +17,6 @@ from torch import nn
 
 from compress.errors import CheckpointError
 from compress.groups import ChannelGraph, Layer, Mask, Units
-from compress.scoring import residual_units
 
 State = dict[str, torch.Tensor]
 
@@ -138,7 +137,7 @@ def ungated(
         else:
             _fold(clean, gate.modules[0], factors)
             # A residual stream has other sources than this one.
-            closed.append(np.setdiff1d(shut, residual_units(graph)))
+            closed.append(np.setdiff1d(shut, graph.residual_units))
     return clean, _left(graph, np.concatenate([np.zeros(0, np.int64), *closed]))
 
 

@@ -1,8 +1,8 @@
 """Explicit gates and probes: layers put into the traced network where channels are read.
 
-The folded gate (compress.taylor) needs no extra layer. Explicit gates are its reference, the way to
-place gates where no parameter can stand for them (after add+ReLU of residual blocks), and what
-second derivatives are taken of. Probes see what parameters average away: single examples.
+The folded gate (compress.criteria.taylor) needs no extra layer. Explicit gates are its reference,
+the way to place gates where no parameter can stand for them (after add+ReLU of residual blocks),
+and what second derivatives are taken of. Probes see what parameters average away: single examples.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import fx, nn
 
 from compress.groups import ChannelGraph, GateSite
-from compress.scoring import residual_units
 from compress.tracing import trace
 
 
@@ -118,7 +117,7 @@ def insert(
     """
     device = next(network.parameters()).device
     nodes = {node.name: node for node in network.graph.nodes}
-    residual = residual_units(graph)
+    residual = graph.residual_units
     inner = [s for s in graph.read_sites if sites == "read" or not np.isin(s.units, residual).any()]
     chosen: list[tuple[GateSite, bool]] = []
     if sites != "residual":

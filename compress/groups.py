@@ -117,6 +117,12 @@ class ChannelGraph:
         """Groups that may lose units."""
         return tuple(group for group in self.groups if group.frozen is None)
 
+    @property
+    def residual_units(self) -> Units:
+        """Units that residual additions tie."""
+        found = [group.units for group in self.groups if group.residual]
+        return np.concatenate([np.zeros(0, np.int64), *found])
+
     def everything(self) -> Mask:
         """Return the mask that keeps every unit."""
         return np.ones(self.num_units, dtype=bool)

@@ -16,13 +16,13 @@ from torch import nn
 from compress import cost
 from compress.config import RunConfig
 from compress.criteria import bind
+from compress.criteria.scoring import Context, Scoring
 from compress.data import Batch
 from compress.decision import decide, prunable
 from compress.errors import CheckpointError
 from compress.groups import ChannelGraph, Mask
 from compress.importance import Importance, ranked, summary
 from compress.masking import goal_for, smallest
-from compress.scoring import Context, Scoring
 from compress.session import Session
 from compress.shrink import mask_, proof, shrink_
 from compress.training import OTHER_NETWORK, Trainer

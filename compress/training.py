@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from compress.config import TrainConfig
+from compress.criteria.scoring import Scoring
 from compress.data import Batch
 from compress.distill import distillation_loss
 from compress.errors import CheckpointError, EnvironmentUnfitError, TrainingError
-from compress.scoring import Scoring
 
 OTHER_NETWORK = "the state to go on from is of another network: start anew with --overwrite"
 

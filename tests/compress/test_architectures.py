@@ -29,11 +29,11 @@ from compress.architectures import (
     PreActBottleneck,
 )
 from compress.checkpoint import Description, identify, load_checkpoint, save_checkpoint
+from compress.criteria.taylor import FoldedGate
 from compress.gates import GatedNetwork
 from compress.groups import ChannelGraph
 from compress.models import BUILTIN_MODELS, SMALL_IMAGE_MODELS, build_model, ends_of
 from compress.shrink import mask_, shrink, shrink_
-from compress.taylor import FoldedGate
 
 NEW = tuple(name for name in BUILTIN_MODELS if name not in RESNETS)
 PREACT = {

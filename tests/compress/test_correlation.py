@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from compress.correlation import COEFFICIENTS, Coefficient, Span, agreement, correlation
+from compress.oracle.correlation import COEFFICIENTS, Coefficient, Span, agreement, correlation
 
 FUNCTIONS = {
     "spearman": stats.spearmanr,

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from compress.analysis import analyse
 from compress.criteria import bind
+from compress.criteria.scoring import Context
+from compress.criteria.taylor import FoldedGate
 from compress.errors import ConfigError
 from compress.gates import GatedNetwork
 from compress.groups import ChannelGraph
 from compress.importance import Importance
 from compress.models import BUILTIN_MODELS
-from compress.scoring import Context
-from compress.taylor import FoldedGate
 
 
 def gradients(

@@ -2,7 +2,8 @@
 
 The network of the hand computation is linear, so that every figure can be followed on paper:
 x = 2 -> conv A (1 -> 2 channels, weights 1 and -3) -> BatchNorm in eval mode with mean 0 and
-variance 1 (gamma 2 and 0.5, beta 1 and 4) -> conv B (2 -> 1 channel, weights 3 and 1) -> a loss f(logit).
+variance 1 (gamma 2 and 0.5, beta 1 and 4) -> conv B (2 -> 1 channel, weights 3 and 1) -> a loss
+f(logit).
 
     a = (2, -6), y = gamma a + beta = (5, 1), logit = 3 * 5 + 1 * 1 = 16
 """
@@ -22,10 +23,10 @@ from torch.nn import functional as F
 from compress.analysis import analyse
 from compress.config import CRITERION_NUMBERS
 from compress.criteria import CRITERIA, bind, serving
+from compress.criteria.scoring import Context
 from compress.errors import ConfigError
 from compress.gates import GatedNetwork
 from compress.groups import ChannelGraph
-from compress.scoring import Context
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
@@ -282,8 +283,8 @@ def test_taylor_output_behind_a_flatten_averages_over_positions() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet50"])
-def test_bn_taylor_equals_the_gate_inside_a_block(name: str) -> None:
-    """For a group with one writer, its BatchNorm and its readers tell the same gradient."""
+def test_bn_taylor_equals_the_gate_where_activations_are_relu(name: str) -> None:
+    """Scaling all that a channel is written by scales what its readers see, also of a stream."""
     model, graph = built(name)
     size = 32 if name == "resnet50" else 16
     images = torch.randn(3, 3, size, size, dtype=torch.float64)
@@ -293,8 +294,8 @@ def test_bn_taylor_equals_the_gate_inside_a_block(name: str) -> None:
         scores_of(criterion, model, graph, images, loss)
         for criterion in ("taylor-gate", "bn-taylor")
     )
-    inner = np.concatenate([g.units for g in graph.prunable if not g.residual])
-    np.testing.assert_allclose(norm[inner], gate[inner], rtol=1e-6, atol=1e-9 * gate.max())
+    units = np.concatenate([g.units for g in graph.prunable])
+    np.testing.assert_allclose(norm[units], gate[units], rtol=1e-6, atol=1e-9 * gate.max())
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,7 @@ def test_bn_taylor_equals_the_gate_inside_a_block(name: str) -> None:
 )
 def test_published_divisors(name: str, streams: list[int]) -> None:
     """The research code divides every layer by 3, and only two streams by their blocks."""
-    from compress.taylor import blocks_per_unit, published_divisors
+    from compress.criteria.taylor import blocks_per_unit, published_divisors
 
     model, graph = built(name)
     divisors = published_divisors(graph)

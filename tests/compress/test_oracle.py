@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import cli
-from compress import cost, oracle_replay
+from compress import cost
 from compress.analysis import analyse
 from compress.checkpoint import Description, load_checkpoint, save_checkpoint
-from compress.correlation import COEFFICIENTS
+from compress.criteria.scoring import Context
 from compress.errors import (
     CheckpointError,
     CompressError,
@@ -31,7 +31,8 @@ from compress.errors import (
 from compress.gates import GatedNetwork
 from compress.groups import ChannelGraph
 from compress.models import CifarResNet
-from compress.oracle import (
+from compress.oracle import replay as oracle_replay
+from compress.oracle.changes import (
     Job,
     Measured,
     images_at_once,
@@ -40,15 +41,15 @@ from compress.oracle import (
     pair_jobs,
     single_jobs,
 )
-from compress.oracle_log import ChangeLog
-from compress.oracle_network import unwritten
-from compress.oracle_pairs import BY_CHANGE, BY_SQUARE, judge_pairs
-from compress.oracle_plot import plot_oracle
-from compress.oracle_replay import DensePass, Replay
-from compress.oracle_request import OracleFiles, OracleRequest
-from compress.oracle_run import run_oracle
-from compress.oracle_scores import importance_of, row_names
-from compress.scoring import Context
+from compress.oracle.correlation import COEFFICIENTS
+from compress.oracle.log import ChangeLog
+from compress.oracle.network import unwritten
+from compress.oracle.pairs import BY_CHANGE, BY_SQUARE, judge_pairs
+from compress.oracle.plot import plot_oracle
+from compress.oracle.replay import DensePass, Replay
+from compress.oracle.request import OracleFiles, OracleRequest
+from compress.oracle.run import run_oracle
+from compress.oracle.scores import importance_of, row_names
 from compress.shrink import shrink
 from compress.tracing import trace
 
@@ -211,7 +212,7 @@ def test_chunks_do_not_matter(
     plain = measured(jobs, replay, images, labels, tmp_path / "plain")
     monkeypatch.setitem(oracle_replay.TENSOR_BYTES, "cpu", limit)
     if piece:
-        monkeypatch.setattr("compress.oracle.PIECE_MACS", piece)
+        monkeypatch.setattr("compress.oracle.changes.PIECE_MACS", piece)
     other = measured(jobs, replay, images, labels, tmp_path / "other", batch_size)
     np.testing.assert_allclose(other.changes, plain.changes, rtol=0, atol=1e-13)
     lines = (tmp_path / "other").read_text().count("\n")
@@ -225,7 +226,7 @@ def test_in_place_operations_would_corrupt_what_is_kept(
     """Without the copy that overwrites nothing, the naive loop is missed by far."""
     model, graph, images, labels = small("InPlace")
     monkeypatch.setattr(
-        "compress.oracle_replay.unwritten", lambda model, sample: trace(copy.deepcopy(model))
+        "compress.oracle.replay.unwritten", lambda model, sample: trace(copy.deepcopy(model))
     )
     replay = Replay(model, graph, images[:2])
     found = measured(single_jobs(replay, graph), replay, images, labels, tmp_path / "log")
@@ -340,7 +341,7 @@ def test_pairs_that_cannot_be_tried(wanted: str, message: str) -> None:
 def test_resumed_equals_uninterrupted(
     stop_after: int, cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compress.oracle.PIECE_MACS", 10**6)
+    monkeypatch.setattr("compress.oracle.changes.PIECE_MACS", 10**6)
     model, graph, images, labels = small("PreActivation")
     replay = Replay(model, graph, images[:2])
     jobs = single_jobs(replay, graph)
@@ -477,7 +478,7 @@ def dense(tmp_path: Path) -> Path:
 @pytest.fixture
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than everything else here together."""
-    monkeypatch.setattr("compress.oracle_run.plot_oracle", lambda *arguments: None)
+    monkeypatch.setattr("compress.oracle.run.plot_oracle", lambda *arguments: None)
 
 
 def describe(**changes: Any) -> Description:
@@ -548,7 +549,7 @@ def test_a_criterion_equal_to_the_truth_has_a_spearman_of_one(
     truth = np.zeros(graph.num_units)
     units = np.concatenate([group.units for group in graph.prunable])
     truth[units] = [float(row[3]) ** 2 for row in lines]
-    monkeypatch.setattr("compress.oracle_run.importance_of", lambda *a, **k: truth)
+    monkeypatch.setattr("compress.oracle.run.importance_of", lambda *a, **k: truth)
     document = run_oracle(request(dense, tmp_path / "out", criteria="random", resume=True))
     for coefficient in COEFFICIENTS:
         found = document["criteria"]["random"][coefficient]
@@ -571,7 +572,7 @@ def test_command(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     again = CliRunner().invoke(cli.app, arguments)
     assert again.exit_code == 2
     assert "use --resume to go on" in again.stderr
-    monkeypatch.setattr("compress.oracle_run.plot_oracle", lambda *arguments: None)
+    monkeypatch.setattr("compress.oracle.run.plot_oracle", lambda *arguments: None)
     table = CliRunner().invoke(cli.app, [*arguments, "--resume"])
     assert "Spearman" in table.stdout
     assert "weight-norm" in table.stdout

@@ -26,11 +26,11 @@ from torch.nn import functional as F
 from compress import cost
 from compress.config import RunConfig
 from compress.criteria import CRITERIA, bind
+from compress.criteria.scoring import Context
 from compress.data import Batch
 from compress.errors import ConfigError, InterruptedRunError
 from compress.loop import train_batches
 from compress.pruner import check_budget, prune
-from compress.scoring import Context
 from compress.session import RunDirectory, Session
 from compress.training import Trainer
 

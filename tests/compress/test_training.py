@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from compress.config import SEED2019, TrainConfig
+from compress.criteria.scoring import Scoring
 from compress.data import Batch
 from compress.errors import CheckpointError, EnvironmentUnfitError, TrainingError
 from compress.models import CifarResNet
-from compress.scoring import Scoring
 from compress.training import Trainer, learning_rate, memory_format_for, pick_device, sgd
 
 STEPS_PER_EPOCH = 10

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from compress.criteria.scoring import Context, Scoring, UnservedError, mean_per_unit
 from compress.groups import Units
-from compress.scoring import Context, Scoring, UnservedError, mean_per_unit
 
 
 def filters_of(context: Context) -> list[tuple[Units, nn.Parameter]]:

@@ -14,8 +14,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from compress.correlation import COEFFICIENTS, Values
 from compress.groups import ChannelGraph
+from compress.oracle.correlation import COEFFICIENTS, Values
 
 SCOPE_TITLES = {
     "layers": "mean over layers",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from compress import activation, hessian, magnitude, taylor
+from compress.criteria import activation, hessian, magnitude, taylor
+from compress.criteria.scoring import Context, Scoring, UnservedError
 from compress.errors import ConfigError, nearest
-from compress.scoring import Context, Scoring, UnservedError
 
 CRITERIA: dict[str, Callable[[Context], Scoring]] = {
     "taylor-gate": taylor.taylor_gate,

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from compress.errors import ModelError
 from compress.groups import ChannelGraph, Units
-from compress.oracle_network import Watched, unwritten
+from compress.oracle.network import Watched, unwritten
 from compress.tracing import CONVS
 from compress.training import memory_format_for
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from compress.correlation import Values
 from compress.criteria import CRITERIA, bind, serving
+from compress.criteria.scoring import Context, Scoring
 from compress.errors import ConfigError, nearest
 from compress.importance import Importance
-from compress.scoring import Context, Scoring, residual_units
+from compress.oracle.correlation import Values
 
 BLOCK = ":block"
 """Behind the name of a criterion: with one gate after each residual block, as published."""
@@ -33,7 +33,7 @@ def row_names(context: Context, wanted: str | None) -> list[str]:
         ConfigError: a criterion is not known, cannot score the network, or has no gates to move.
     """
     if wanted is None:
-        block = ["taylor-gate" + BLOCK] if len(residual_units(context.graph)) else []
+        block = ["taylor-gate" + BLOCK] if len(context.graph.residual_units) else []
         return [*serving(context), *block]
     names = list(dict.fromkeys(name.strip() for name in wanted.split(",")))
     for name in names:
@@ -104,6 +104,6 @@ def _bound(context: Context, name: str) -> Scoring:
             f"{name} is not possible, because {plain} has no gates: {BLOCK} goes with "
             f"{', '.join(GATED)}"
         )
-    if not len(residual_units(context.graph)):
+    if not len(context.graph.residual_units):
         raise ConfigError(f"{name} is not possible: the network has no residual blocks")
     return bind(plain, replace(context, residual_gate="block"))

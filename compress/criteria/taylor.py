@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from compress.criteria.magnitude import batchnorms_of, filters_of
+from compress.criteria.scoring import Context, Scoring, mean_per_unit
 from compress.gates import GatedNetwork
 from compress.groups import ChannelGraph, Layer
-from compress.magnitude import batchnorms_of, filters_of
-from compress.scoring import Context, Scoring, mean_per_unit
 
 
 class FoldedGate:

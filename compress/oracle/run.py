@@ -12,12 +12,12 @@ import torch
 from compress.analysis import analyse
 from compress.checkpoint import Checkpoint, tool_versions
 from compress.config import RunConfig
-from compress.correlation import COEFFICIENTS, Span, Values, agreement
+from compress.criteria.scoring import Context
 from compress.data import load_data
 from compress.errors import InterruptedRunError, ModelError
 from compress.files import write_atomically, write_json
 from compress.groups import ChannelGraph
-from compress.oracle import (
+from compress.oracle.changes import (
     Job,
     Measured,
     images_at_once,
@@ -26,12 +26,13 @@ from compress.oracle import (
     pair_jobs,
     single_jobs,
 )
-from compress.oracle_log import ChangeLog
-from compress.oracle_pairs import Pairs, Pick, judge_pairs
-from compress.oracle_plot import plot_oracle
-from compress.oracle_replay import Replay
-from compress.oracle_report import render_markdown, units_csv
-from compress.oracle_request import (
+from compress.oracle.correlation import COEFFICIENTS, Span, Values, agreement
+from compress.oracle.log import ChangeLog
+from compress.oracle.pairs import Pairs, Pick, judge_pairs
+from compress.oracle.plot import plot_oracle
+from compress.oracle.replay import Replay
+from compress.oracle.report import render_markdown, units_csv
+from compress.oracle.request import (
     ImageSample,
     OracleFiles,
     OracleRequest,
@@ -41,9 +42,8 @@ from compress.oracle_request import (
     opened,
     read_sample,
 )
-from compress.oracle_scores import importance_of, row_names
+from compress.oracle.scores import importance_of, row_names
 from compress.progress import bar
-from compress.scoring import Context
 from compress.session import RunDirectory, Session
 
 SCHEMA_VERSION = 1

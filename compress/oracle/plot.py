@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.correlation import Values
 from compress.files import write_atomically
 from compress.groups import ChannelGraph
-from compress.oracle_report import by_spearman
+from compress.oracle.correlation import Values
+from compress.oracle.report import by_spearman
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
     from matplotlib.axes import Axes

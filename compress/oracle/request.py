@@ -16,7 +16,7 @@ from compress.config import DEFAULT_CONFIG, RunConfig, load_config
 from compress.data import ImageData, require_images
 from compress.errors import CheckpointError, ConfigError, writing
 from compress.loading import Request, batches, image_set
-from compress.oracle_scores import check_names
+from compress.oracle.scores import check_names
 from compress.session import RunDirectory
 from compress.training import pick_device
 

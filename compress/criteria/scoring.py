@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -80,9 +79,3 @@ def mean_per_unit(
         sums.index_add_(0, index, values.to(dtype))
         counts.index_add_(0, index, torch.ones_like(values, dtype=dtype))
     return sums if total else sums / counts.clamp(min=1)
-
-
-def residual_units(graph: ChannelGraph) -> Units:
-    """Return the units that residual additions tie."""
-    found = [group.units for group in graph.groups if group.residual]
-    return np.concatenate([np.zeros(0, np.int64), *found])

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress.correlation import Values, correlation
 from compress.groups import Units
+from compress.oracle.correlation import Values, correlation
 
 BY_SQUARE = "oracle, squared change"
 BY_CHANGE = "oracle, signed change"

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from compress.errors import ConfigError, ModelError, nearest
 from compress.groups import ChannelGraph, Group, Units
-from compress.oracle_log import ChangeLog, Key
-from compress.oracle_replay import TENSOR_BYTES, DensePass, Plan, Replay
+from compress.oracle.log import ChangeLog, Key
+from compress.oracle.replay import TENSOR_BYTES, DensePass, Plan, Replay
 
 PIECE_MACS = 50 * 10**9
 """Work between two lines of the log: a few seconds of one core."""

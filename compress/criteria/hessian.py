@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from compress.criteria.scoring import Context, Scoring
 from compress.gates import GatedNetwork
-from compress.scoring import Context, Scoring
 
 
 class GateHessian:
