@@ -185,10 +185,9 @@ class Trainer:
         if scoring and scoring.before_backward:
             scoring.before_backward(loss)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        scale = self.scaler.get_scale()
         self.scaler.unscale_(self.optimizer)
         if scoring and scored:
-            scored(scoring.score(scale))
+            scored(scoring.score(self.scaler.get_scale()))
         if self.config.group_lasso:  # like weight decay, of the update but not of the loss
             _add_lasso_gradient(self.model, self.config.group_lasso)
         self.scaler.step(self.optimizer)
