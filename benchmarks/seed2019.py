@@ -87,6 +87,9 @@ def check(config: RunConfig, history: list[dict[str, Any]], dense: int) -> list[
     assert all(min(line["widths"].values()) >= 1 for line in steps)
     epochs = [line for line in history if line["event"] == "epoch"]
     assert len(epochs) == finetune.epochs
+    # Recorded at the end of an epoch is the rate of the next one; the decays are at 10 and 20.
+    rates = [1e-3 * 0.1 ** ((epoch + 1) // 10) for epoch in range(1, finetune.epochs + 1)]
+    assert np.allclose([line["lr"] for line in epochs], rates, rtol=1e-6)
     differences = [line["difference"] for line in history if line["event"] == "shrink"]
     assert differences
     assert max(differences) < 1e-9
@@ -94,7 +97,7 @@ def check(config: RunConfig, history: list[dict[str, Any]], dense: int) -> list[
         f"{len(steps)} pruning steps, one every {interval} minibatches",
         f"each removes {size} channels: {left[0]} -> {left[-1]} (with the dense stem)",
         f"{len(differences)} shrinks, masked = shrunk to {max(differences):.1e}",
-        f"{len(epochs)} epochs of finetuning",
+        f"{len(epochs)} epochs of finetuning, rate divided by 10 from epochs 10 and 20 on",
     ]
 
 
