@@ -274,7 +274,7 @@ def test_a_dense_state_dict_becomes_a_dense_file(tmp_path: Path) -> None:
 def test_a_layer_that_is_called_a_gate_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "own_network.py").write_text(
+    (tmp_path / "network_with_a_layer_called_gate.py").write_text(
         "from torch import nn\n"
         "def build(num_classes, in_channels):\n"
         "    layers = {'gate': nn.Conv2d(in_channels, 4, 3), 'pool': nn.AdaptiveAvgPool2d(1)}\n"
@@ -284,12 +284,12 @@ def test_a_layer_that_is_called_a_gate_is_none(
         "    return net\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    model = build_model("own_network:build", num_classes=10, in_channels=1)
+    model = build_model("network_with_a_layer_called_gate:build", num_classes=10, in_channels=1)
     path = saved(tmp_path, "own", model.state_dict())
     digits = data_asked_for(None, ["data.dataset=digits"])
     output = tmp_path / "own.safetensors"
-    import_checkpoint(path, output, model="own_network:build", data=digits)
-    loaded = compress.load_model(output, "own_network:build")
+    import_checkpoint(path, output, model="network_with_a_layer_called_gate:build", data=digits)
+    loaded = compress.load_model(output, "network_with_a_layer_called_gate:build")
     assert torch.equal(loaded.state_dict()["gate.weight"], model.state_dict()["gate.weight"])
 
 
