@@ -177,7 +177,7 @@ def prune_command(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Prune a dense network by Taylor gates, shrink and finetune it; writes pruned.safetensors."""
+    """Prune a dense network step by step, shrink and finetune it; writes pruned.safetensors."""
     if (checkpoint is None) != resume:
         raise ConfigError("compress prune needs --checkpoint FILE, or --resume --output DIR")
     request = _request(
