@@ -62,7 +62,7 @@ app = typer.Typer(
 
 Run = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
 ConfigName = Annotated[
-    str | None, typer.Option("--config", help="Named configuration, or a path to a TOML file.")
+    str | None, typer.Option("--config", help="Named configuration, or a TOML or JSON file.")
 ]
 Settings = Annotated[
     list[str] | None,

@@ -6,13 +6,13 @@ Both forms print the same ``Sheet`` objects, so they cannot disagree.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench import units
 from bench.quality_gate import Status, Verdict
 from bench.schema import NetworkRecord, Report
 from bench.stats import RatioInterval
+from compress.sheet import Row, Sheet, fill, markdown_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,19 +25,6 @@ _STYLES: dict[Status, str] = {
     "INCONCLUSIVE": "yellow",
     "SKIPPED": "yellow",
 }
-
-Row = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """One table of text: the first column names the row."""
-
-    title: str
-    header: Row
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-    """Sentences under the table."""
 
 
 def comparison_sheet(report: Report) -> Sheet:
@@ -78,10 +65,7 @@ def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
         caption=Text("\n".join(judged.notes)) if judged.notes else None,
         caption_justify="left",
     )
-    for index, name in enumerate(sheet.header):
-        table.add_column(name, justify="right" if index else "left", overflow="fold")
-    for row in sheet.rows:
-        table.add_row(*map(Text, row))
+    fill(table, sheet)
     if judged.rows:
         table.add_section()
         table.add_row(*(Text(name, style="bold") for name in judged.header))
@@ -114,19 +98,10 @@ def _sheets(report: Report, verdicts: Sequence[Verdict]) -> Iterator[Sheet]:
 
 
 def _markdown(sheet: Sheet) -> Iterator[str]:
-    yield f"## {sheet.title}"
-    yield ""
-    yield _markdown_row(sheet.header)
-    yield _markdown_row(["---", *["---:"] * (len(sheet.header) - 1)])
-    yield from map(_markdown_row, sheet.rows)
+    yield from markdown_lines(sheet)
     if sheet.notes:
         yield ""
         yield from (f"- {note}" for note in sheet.notes)
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    escaped = (cell.replace("|", r"\|") for cell in cells)
-    return f"| {' | '.join(escaped)} |"
 
 
 def _headline(report: Report) -> str:

@@ -56,7 +56,7 @@ def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
             each_epoch=lambda epoch: loop.record_epoch("train", epoch),
         )
         accuracy = loop.accuracy()
-    description = _describe(config.model.name, data, {"accuracy": accuracy.as_dict()})
+    description = describe(config.model.name, data, {"accuracy": accuracy.as_dict()})
     save_checkpoint(session.run.dense, trainer.result, description=description)
     session.finish()
     return session.run.dense
@@ -75,7 +75,7 @@ def import_dense(config: RunConfig, data: ImageData, session: Session, checkpoin
     model = _new_model(config, data)
     load_weights(checkpoint, model)
     accuracy = accuracy_of(model.to(device), data, config)
-    description = _describe(config.model.name, data, {"accuracy": accuracy.as_dict()})
+    description = describe(config.model.name, data, {"accuracy": accuracy.as_dict()})
     save_checkpoint(session.run.dense, model, description=description)
     session.record("dense", checkpoint=checkpoint.name, **accuracy.as_dict())
     return session.run.dense
@@ -109,7 +109,8 @@ def _preview(classes: tuple[str, ...]) -> str:
     return ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
 
 
-def _describe(architecture: str, data: ImageData, metrics: dict[str, object]) -> Description:
+def describe(architecture: str, data: ImageData, metrics: dict[str, object]) -> Description:
+    """Return what a file of weights says of itself when its network was fed with this data."""
     return Description(
         architecture=architecture,
         classes=data.classes,

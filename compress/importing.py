@@ -21,6 +21,7 @@ from compress.checkpoint import (
 )
 from compress.config import DataConfig, RunConfig, apply_setting, validated
 from compress.data import IMAGENET_MEAN, IMAGENET_STD, first_images, load_data
+from compress.dense import describe
 from compress.errors import CheckpointError, ConfigError, ModelError
 from compress.files import sha256_of
 from compress.gated import attach, find_gates, is_gate, ungated
@@ -78,7 +79,7 @@ def import_checkpoint(
         name, num_classes=description.num_classes, in_channels=description.input_size[0]
     )
     graph = analyse(network, description.input_size)
-    result, kept, gates = _without_gates(network, description.architecture, graph, checkpoint)
+    result, kept, gates = _without_gates(network, name, graph, checkpoint, state)
     imported = {"file": checkpoint.name, "sha256": sha256_of(checkpoint), "gates": gates}
     metrics = {"imported": imported, "proof": _difference(network, result, images)}
     save_checkpoint(
@@ -125,15 +126,26 @@ def _ends(name: str, weights: Mapping[str, torch.Tensor]) -> tuple[int, int]:
 
 
 def _without_gates(
-    network: nn.Module, architecture: str, graph: ChannelGraph, checkpoint: Path
+    network: nn.Module,
+    architecture: str,
+    graph: ChannelGraph,
+    checkpoint: Path,
+    tensors: Iterable[str],
 ) -> tuple[nn.Module, Mask, int]:
     """Load a checkpoint with its gates into a network, which becomes float64.
+
+    Args:
+        network: as the architecture is built.
+        architecture: its name.
+        graph: its channel graph.
+        checkpoint: the file.
+        tensors: the names of all that it holds.
 
     Returns:
         The shrunk network without gates, the units that it kept, and how many gates there were.
     """
     result = copy.deepcopy(network)
-    foreign = set(read_state_dict(checkpoint)) - set(network.state_dict())
+    foreign = set(tensors) - set(network.state_dict())
     modules = [name.rpartition(".")[0] for name in foreign if is_gate(name)]
     gates = find_gates(architecture, graph, modules, checkpoint) if modules else ()
     attach(network, gates)
@@ -150,14 +162,7 @@ def _surroundings(
     """Return what the file will say besides weights, and an image for the proof."""
     if data is not None:
         images = load_data(data)
-        description = Description(
-            architecture=name,
-            classes=images.classes,
-            input_size=images.input_size,
-            mean=images.mean,
-            std=images.std,
-        )
-        return description, first_images(images, 1)
+        return describe(name, images, {}), first_images(images, 1)
     if name not in TORCHVISION_MODELS:
         raise ConfigError(
             f"the image size and the normalisation of a {name} are not known: add --data FOLDER, "

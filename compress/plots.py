@@ -82,7 +82,7 @@ def plot_widths(path: Path, widths: Widths) -> None:
     Raises:
         OutputError: the file cannot be written; an earlier one is kept.
     """
-    _write(path, draw_widths(widths))
+    write_figure(path, draw_widths(widths))
 
 
 def plot_history(path: Path, events: Sequence[Mapping[str, Any]]) -> None:
@@ -99,7 +99,7 @@ def plot_history(path: Path, events: Sequence[Mapping[str, Any]]) -> None:
     """
     course = course_of(events)
     if course.end:
-        _write(path, draw_history(course))
+        write_figure(path, draw_history(course))
 
 
 # Channels kept
@@ -291,7 +291,12 @@ def _short(count: float) -> str:
     return f"{count:,.0f}"
 
 
-def _write(path: Path, figure: Figure) -> None:
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, atomically.
+
+    Raises:
+        OutputError: the file cannot be written; an earlier one is kept.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,6 @@ from compress.plots import plot_history, plot_widths, widths_of
 from compress.progress import bar
 from compress.session import Session, State
 from compress.training import Trainer, memory_format_for, pick_device
-
-log = logging.getLogger("compress")
 
 UNKNOWN_END = 10**9
 """Stands for the end of pruning while it is not known."""

@@ -14,13 +14,13 @@ from torch import nn
 from compress import cost
 from compress.checkpoint import (
     Checkpoint,
-    Description,
     load_checkpoint,
     read_description,
     save_checkpoint,
 )
 from compress.config import RunConfig
 from compress.data import ImageData, eval_batches
+from compress.dense import describe
 from compress.evaluate import evaluate
 from compress.groups import ChannelGraph, Mask
 from compress.loading import TensorImages, View
@@ -80,14 +80,8 @@ def start(path: Path, config: RunConfig, data: ImageData = DATA) -> RunDirectory
     run.begin(config)
     torch.manual_seed(3)
     model = lived_in(build_model(config.model.name, num_classes=data.num_classes))
-    description = Description(
-        architecture=config.model.name,
-        classes=data.classes,
-        input_size=data.input_size,
-        mean=data.mean,
-        std=data.std,
-        metrics={"accuracy": {"top1": 12.5, "top5": 100.0, "images": 64, "skipped": 0}},
-    )
+    accuracy = {"top1": 12.5, "top5": 100.0, "images": 64, "skipped": 0}
+    description = describe(config.model.name, data, {"accuracy": accuracy})
     save_checkpoint(run.dense, model, description=description)
     return run
 

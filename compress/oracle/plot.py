@@ -5,25 +5,22 @@ Drawn through matplotlib's objects, never through pyplot, so nothing global is t
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.files import write_atomically
 from compress.groups import ChannelGraph
 from compress.oracle.correlation import Values
 from compress.oracle.report import by_spearman
+from compress.plots import BLUE, FAINT, GREEN, ORANGE, write_figure
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, FAINT = "#0072B2", "#E69F00", "#009E73", "#8C8C8C"  # of Okabe and Ito
 BARS = {"layers": ("mean over layers", BLUE), "all": ("all layers", GREEN)}
-DPI = 120
 WIDTH = 13.0
 """In inches; heights are in inches as well."""
 ROW = 0.28
@@ -51,13 +48,7 @@ def plot_oracle(
     Raises:
         OutputError: the file cannot be written; an earlier one is kept.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure = draw_oracle(criteria, graph, changes, importances)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    write_figure(path, draw_oracle(criteria, graph, changes, importances))
 
 
 def draw_oracle(
@@ -72,7 +63,7 @@ def draw_oracle(
     names = by_spearman(criteria)
     shown = "taylor-gate" if "taylor-gate" in importances else names[0]
     height = max(3.6, 1.2 + 1.3 * ROW * len(names)), 2.2 + ROW * len(names)
-    figure = Figure(figsize=(WIDTH, sum(height)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH, sum(height)), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=height)
     _bars(figure.add_subplot(grid[0, 0]), criteria, names)
     _scatter(figure.add_subplot(grid[0, 1]), graph, np.square(changes), importances[shown], shown)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from rich.text import Text
 
 from compress.groups import ChannelGraph
 from compress.oracle.correlation import COEFFICIENTS, Values
+from compress.sheet import Sheet, fill, markdown_lines
 
 SCOPE_TITLES = {
     "layers": "mean over layers",
@@ -31,16 +31,6 @@ MEANING = {
 UNDEFINED = "-"
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """One table of text: the first column names the row."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-
-
 def render_tables(document: Mapping[str, Any]) -> RenderableType:
     """Return what ``compress oracle`` prints."""
     parts: list[RenderableType] = [Text(_headline(document)), Text(_costs(document))]
@@ -51,10 +41,7 @@ def render_tables(document: Mapping[str, Any]) -> RenderableType:
             caption=Text("\n".join(sheet.notes)) if sheet.notes else None,
             caption_justify="left",
         )
-        for index, name in enumerate(sheet.header):
-            table.add_column(name, justify="right" if index else "left", overflow="fold")
-        for row in sheet.rows:
-            table.add_row(*map(Text, row))
+        fill(table, sheet)
         parts += [Text(), table]
     return Stack(*parts)
 
@@ -63,9 +50,7 @@ def render_markdown(document: Mapping[str, Any]) -> str:
     """Return the same tables as a page."""
     lines = [f"# {_headline(document)}", "", _costs(document), ""]
     for sheet in _sheets(document):
-        lines += [f"## {sheet.title}", "", _row(sheet.header)]
-        lines.append(_row(("---", *("---:",) * (len(sheet.header) - 1))))
-        lines += [*map(_row, sheet.rows), ""]
+        lines += [*markdown_lines(sheet), ""]
         lines += [line for note in sheet.notes for line in (note, "")]
     return "\n".join(lines)
 
@@ -171,7 +156,3 @@ def _pair_sheet(pairs: Mapping[str, Any]) -> Sheet:
 
 def _number(value: float | None) -> str:
     return UNDEFINED if value is None else f"{value:.3f}"
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -15,6 +15,7 @@ from compress.checkpoint import Checkpoint, load_checkpoint
 from compress.config import DEFAULT_CONFIG, RunConfig, load_config
 from compress.data import ImageData, require_images
 from compress.errors import CheckpointError, ConfigError, writing
+from compress.launch import check_folder, with_flags
 from compress.loading import Request, batches, image_set
 from compress.oracle.scores import check_names
 from compress.session import RunDirectory
@@ -176,9 +177,7 @@ def opened(request: OracleRequest) -> tuple[Path, RunConfig]:
     Raises:
         ConfigError: no such configuration, or two of them.
     """
-    settings = list(request.settings)
-    if request.data:
-        settings.append(f"data.root={request.data.expanduser().resolve()}")
+    settings = with_flags(list(request.settings), None, request.data)
     if request.checkpoint.is_dir():
         run = RunDirectory(request.checkpoint)
         run.saved_config()
@@ -190,11 +189,7 @@ def opened(request: OracleRequest) -> tuple[Path, RunConfig]:
         path, config = run.dense, load_config(str(run.config), settings)
     else:
         path, config = request.checkpoint, load_config(request.config or DEFAULT_CONFIG, settings)
-    if request.data and config.data.dataset == "digits":
-        raise ConfigError(
-            f"--data {request.data} would be ignored, because data.dataset = 'digits' is embedded: "
-            "add --set data.dataset=imagefolder, or name another --config"
-        )
+    check_folder(config, request.data)
     return path, config
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import lived_in
 
-from compress.checkpoint import Description, read_description, save_checkpoint
+from compress.checkpoint import read_description, save_checkpoint
 from compress.config import DataConfig, RunConfig
 from compress.data import ImageData, load_data
-from compress.dense import train_dense
+from compress.dense import describe, train_dense
 from compress.errors import CheckpointError, InterruptedRunError
 from compress.loading import Reply, Request, TensorImages, View
 from compress.models import build_model
@@ -245,13 +245,7 @@ def dense_of(folder: Path, config: RunConfig, data: ImageData) -> Path:
     torch.manual_seed(6)
     channels = data.input_size[0]
     model = build_model(config.model.name, num_classes=data.num_classes, in_channels=channels)
-    description = Description(
-        architecture=config.model.name,
-        classes=data.classes,
-        input_size=data.input_size,
-        mean=data.mean,
-        std=data.std,
-    )
+    description = describe(config.model.name, data, {})
     save_checkpoint(folder / "start.safetensors", lived_in(model), description=description)
     return folder / "start.safetensors"
 
