@@ -27,6 +27,7 @@ from compress import cost
 from compress.analysis import analyse
 from compress.errors import CheckpointError, ModelError
 from compress.files import sha256_of, write_atomically
+from compress.gated import is_gate
 from compress.groups import ChannelGraph, Mask
 from compress.models import BUILTIN_MODELS, build_model, ends_of, is_custom
 from compress.recipe import mask_from_recipe, recipe_from_mask
@@ -362,7 +363,7 @@ def _names_message(path: Path, model: nn.Module, missing: list[str], extra: list
         for names, verb in ((missing, "are missing"), (extra, "do not belong"))
         if names
     ]
-    if any(name.rpartition(".")[0].rpartition(".")[2].startswith("gate") for name in extra):
+    if any(map(is_gate, extra)):
         return (
             f"{path} has the gates of the research code of 2019: take them out with compress import"
         )
