@@ -377,7 +377,7 @@ def _started(
         checks.append(check_budget)
     if exports:
         from bench.budgets import load_budgets
-        from export.targets import load_target
+        from compress.targets import load_target
 
         checks.append(lambda config, _: load_target(config.export.target))
         checks.append(lambda config, _: load_budgets(config.bench.budgets))

@@ -35,6 +35,8 @@ else:
 DEFAULT_CONFIG = "digits-resnet20"
 
 SectionT = TypeVar("SectionT", bound="Section")
+Precision = Literal["fp32", "fp16", "int8"]
+"""The number format of weights and activations in the deployed network."""
 BatchSizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
@@ -288,15 +290,80 @@ SEED2019_PRUNE: dict[str, Any] = {
 """Pruning settings of Molchanov et al., CVPR 2019, and the rules of their research code."""
 
 
+class ParityLimits(Section):
+    """How far logits may lie from torch's float32 ones; docs/export.md defines the figures."""
+
+    relative_error: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
+    """Largest difference of a logit over the largest logit."""
+    cosine: float = Field(default=-1.0, ge=-1, le=1)
+    """Least cosine similarity of all logits."""
+    top1_agreement: float = Field(default=0.0, ge=0, le=1)
+    """Least share of images with the same top-1 class."""
+
+
+class Fp16Limits(ParityLimits):
+    """For eleven significant bits."""
+
+    relative_error: float = Field(default=2e-2, gt=0, allow_inf_nan=False)
+    """Largest difference of a logit over the largest logit."""
+    cosine: float = Field(default=0.999, ge=-1, le=1)
+    """Least cosine similarity of all logits."""
+
+
+class Int8Limits(ParityLimits):
+    """For 255 levels a tensor."""
+
+    relative_error: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+    """Largest difference of a logit over the largest logit."""
+    cosine: float = Field(default=0.97, ge=-1, le=1)
+    """Least cosine similarity of all logits."""
+    top1_agreement: float = Field(default=0.9, ge=0, le=1)
+    """Least share of images with the same top-1 class."""
+
+
+class PrecisionLimits(Section):
+    """The limits of parity, by precision."""
+
+    fp32: ParityLimits = ParityLimits()
+    """Of two runtimes that round differently."""
+    fp16: Fp16Limits = Fp16Limits()
+    """Of weights and activations in half precision."""
+    int8: Int8Limits = Int8Limits()
+    """Of weights and activations in 8 bits."""
+
+
 class ExportConfig(Section):
     """What is exported, and for where."""
 
     target: str = "cpu"
     """A deployment profile under ``configs/targets``."""
+    precision: Precision = "fp32"
+    """Number format of weights and activations; inputs and outputs stay float32."""
+    batch: BatchSizes | Literal["dynamic"] = "dynamic"
+    """Batch sizes that an engine is optimised for, one profile each, or one profile for a range."""
+    dynamic_batch: tuple[int, int, int] = (1, 8, 32)
+    """Least, usual and largest batch of the profile of ``batch = "dynamic"``."""
+    workspace_mib: int = Field(default=1024, ge=1)
+    """Most scratch memory of a layer of an engine, in MiB."""
+    timing_cache: Path | None = None
+    """Folder of the timing caches of engine builds; default ``timing_cache`` beside the engine."""
+    calibration_images: int = Field(default=512, ge=1)
+    """Training images from which the ranges of INT8 are measured."""
+    calibration: Literal["max", "mse"] = "mse"
+    """Range of a tensor: its largest magnitude, or that with the least squared rounding error."""
     parity_batches: BatchSizes = (1, 3, 8)
     """Batch sizes at which ONNX Runtime must agree with torch."""
-    tolerance: float = Field(default=1e-4, gt=0)
-    """Largest difference of the logits, relative to the largest logit."""
+    parity_images: int = Field(default=64, ge=1)
+    """Validation images on which they are compared, at each of these batch sizes."""
+    limits: PrecisionLimits = PrecisionLimits()
+    """What counts as agreement."""
+
+    @field_validator("dynamic_batch")
+    @classmethod
+    def _check_range(cls, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+        if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+            raise ValueError("least, usual and largest batch must rise, from 1 on")
+        return sizes
 
 
 class BenchConfig(Section):

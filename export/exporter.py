@@ -16,7 +16,7 @@ from compress.files import write_json
 from export.onnx_check import OnnxFacts
 from export.onnx_export import staged_onnx
 from export.runners import OnnxRunner, TorchRunner
-from export.targets import Target, load_target
+from compress.targets import Target, load_target
 from export.verify import ParityResult, check_parity
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _prove(
             candidate,
             images,
             batch_sizes=config.parity_batches,
-            tolerance=config.tolerance,
+            tolerance=config.limits.fp32.relative_error,
         )
 
 

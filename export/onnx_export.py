@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-    from export.targets import Target
+    from compress.targets import Target
 
 NEWEST_OPSET = 20
 """The newest opset that torch's TorchScript exporter writes; a target's ceiling may be higher."""

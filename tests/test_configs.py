@@ -22,7 +22,7 @@ from compress.criteria import CRITERIA
 from compress.data import ImageData, load_data
 from compress.models import BUILTIN_MODELS
 from compress.pruner import check_budget
-from export.targets import load_target
+from compress.targets import load_target
 
 RUNS = sorted(named_files(""))
 CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "imagefolder": 1000}

@@ -18,7 +18,7 @@ from compress.config import ExportConfig
 from compress.errors import CheckpointError, ConfigError, DataError, OutputError, ParityError
 from export import exporter
 from export.exporter import export_checkpoint, read_sidecar
-from export.targets import load_target
+from compress.targets import load_target
 
 IMAGES = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import CheckpointError, ModelError
 from export.onnx_check import inspect_onnx
-from export.targets import Target, load_target
+from compress.targets import Target, load_target
 
 OWN = Target(
     name="own",
@@ -20,6 +20,7 @@ OWN = Target(
     ir_version=10,
     onnxruntime=("CPUExecutionProvider",),
     channel_multiple={"fp32": 1},
+    precisions=("fp32",),
 )
 
 

@@ -15,7 +15,7 @@ from torchvision import models
 from compress.errors import ModelError, OutputError
 from export.onnx_check import OnnxFacts
 from export.onnx_export import export_onnx
-from export.targets import load_target
+from compress.targets import load_target
 
 V100 = load_target("v100")
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from export.onnx_export import export_onnx
 from export.onnx_fold import fold_constants
-from export.targets import load_target
+from compress.targets import load_target
 
 
 def run(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:

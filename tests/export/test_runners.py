@@ -14,7 +14,7 @@ from torchvision import models
 from compress.errors import CheckpointError, DataError, EnvironmentUnfitError, ModelError
 from export.onnx_export import export_onnx
 from export.runners import OnnxRunner, TorchRunner
-from export.targets import load_target
+from compress.targets import load_target
 
 CUDA = "CUDAExecutionProvider"
 

@@ -15,7 +15,7 @@ from torch import nn
 from compress.errors import ConfigError, DataError, ParityError
 from export.onnx_export import export_onnx
 from export.runners import OnnxRunner, TorchRunner
-from export.targets import load_target
+from compress.targets import load_target
 from export.verify import ParityResult, check_parity
 
 ONE = np.zeros((1, 3, 8, 8), np.float32)

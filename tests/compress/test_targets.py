@@ -8,7 +8,7 @@ import pytest
 
 from compress.config import named_files
 from compress.errors import ConfigError
-from export.targets import load_target
+from compress.targets import load_target
 
 ROOT = Path(__file__).parents[2]
 A100 = """
@@ -16,9 +16,11 @@ description = "NVIDIA A100"
 opset = 20
 ir_version = 10
 sm = "8.0"
+builder = "tensorrt"
 tensorrt = ">=10.0"
 onnxruntime = ["CUDAExecutionProvider"]
 channel_multiple = { fp32 = 4, fp16 = 8, int8 = 32 }
+precisions = ["fp16"]
 """
 
 
