@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import io
-import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
 from typer.core import TyperGroup
 
-from compress.errors import CompressError, ConfigError, InterruptedRunError, OutputError
+from compress.console import print_json, print_table, say
+from compress.errors import (
+    CompressError,
+    ConfigError,
+    EnvironmentUnfitError,
+    InterruptedRunError,
+)
 
 # Nothing else is imported up here: --help must not wait for torch.
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from compress.data import ImageData
     from compress.launch import Check, Request, Started
     from compress.session import RunDirectory
+    from export.delivery import Delivery
 
 EXIT_CODES = (
     "Exit codes: 0 done, every budget holds; 1 the command could not do its job; 2 usage or "
@@ -44,10 +48,10 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except CompressError as error:
-            _say(f"error: {' '.join(str(error).split())}")  # one line, whatever a library said
+            say(f"error: {' '.join(str(error).split())}")  # one line, whatever a library said
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            _say("stopped")
+            say("stopped")
             raise typer.Exit(InterruptedRunError.exit_code) from error
 
 
@@ -84,6 +88,12 @@ Criterion = Annotated[
     str | None,
     typer.Option("--criterion", help="Importance formula, by name or the original's number."),
 ]
+TargetName = Annotated[
+    str | None, typer.Option("--target", help="Deployment profile: its name, or a TOML file.")
+]
+PrecisionName = Annotated[
+    str | None, typer.Option("--precision", help="fp32, fp16 or int8 in the deployed network.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 BudgetFile = Annotated[
     str | None, typer.Option("--budgets", help="Budget file, or a name under configs/budgets.")
@@ -111,6 +121,8 @@ def run_command(
     model: Model = None,
     data: Data = None,
     criterion: Criterion = None,
+    target: TargetName = None,
+    precision: PrecisionName = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -121,7 +133,16 @@ def run_command(
     """
     start = time.monotonic()
     request = _request(
-        config, settings, output, model, data, resume, overwrite, criterion=criterion
+        config,
+        _asked(
+            settings,
+            {
+                "prune.criterion": criterion,
+                "export.target": target,
+                "export.precision": precision,
+            },
+        ),
+        *(output, model, data, resume, overwrite),
     )
     with _started(request, prunes=True, exports=True) as on:
         run, model = on.run, _own_model(on.config)
@@ -129,14 +150,14 @@ def run_command(
         on.session.check_stop()
         _stage(run.pruned, f"pruning to {on.config.prune.budget}", lambda: _prune(on))
         on.session.check_stop()
-        exported = run.export / "pruned.json"
-        _stage(exported, "exporting", lambda: _export(run, run.export, on.config, on.data, model))
-        _say("measuring")
+        export = partial(_export, run, run.export, on.config, on.data, model)
+        _stage(_exported(on), "exporting", export)
+        say("measuring")
         report = _bench(run, on.config, on.data)
     verdicts = _judge(report, on.config.bench.budgets)
     _write_report(report, verdicts, run.path)
     _print_report(report, verdicts, as_json)
-    _say(f"{time.monotonic() - start:.0f} s; everything is in {run.path}")
+    say(f"{time.monotonic() - start:.0f} s; everything is in {run.path}")
     raise typer.Exit(_exit_code(verdicts))
 
 
@@ -171,6 +192,8 @@ def prune_command(
         typer.Option("--budget", help="macs=0.5, params=0.4, channels=0.72 or removed=3200."),
     ] = None,
     criterion: Criterion = None,
+    target: TargetName = None,
+    precision: PrecisionName = None,
     settings: Settings = None,
     output: Output = None,
     resume: Resume = False,
@@ -181,9 +204,17 @@ def prune_command(
     if (checkpoint is None) != resume:
         raise ConfigError("compress prune needs --checkpoint FILE, or --resume --output DIR")
     request = _request(
-        *(config, settings, output, model, data, resume, overwrite),
-        budget=budget,
-        criterion=criterion,
+        config,
+        _asked(
+            settings,
+            {
+                "prune.budget": budget,
+                "prune.criterion": criterion,
+                "export.target": target,
+                "export.precision": precision,
+            },
+        ),
+        *(output, model, data, resume, overwrite),
     )
     with _started(request, prunes=True, checkpoint=checkpoint) as on:
         if checkpoint is not None:
@@ -197,7 +228,18 @@ def prune_command(
 @app.command("export")
 def export_command(
     run: Run,
-    target: Annotated[str | None, typer.Option("--target", help="Deployment profile.")] = None,
+    target: TargetName = None,
+    precision: PrecisionName = None,
+    batch: Annotated[
+        str | None,
+        typer.Option("--batch", help="Batch sizes of an engine: 1,8,32 or dynamic."),
+    ] = None,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="Also build engines with the TensorRT installed here.")
+    ] = False,
+    triton: Annotated[
+        Path | None, typer.Option("--triton", help="Also write a Triton model repository.")
+    ] = None,
     data: Data = None,
     model: Model = None,
     settings: Settings = None,
@@ -206,26 +248,27 @@ def export_command(
 ) -> None:
     """Export the dense and the pruned network of a run to ONNX, and prove parity with torch."""
     from compress.launch import existing
+    from export.summary import render_delivery
 
-    settings = [*(settings or []), *([f"export.target={target}"] if target else [])]
-    directory, resolved, images = existing(run, settings, data)
-    documents = _export(directory, output or directory.export, resolved, images, model)
+    options = {"export.target": target, "export.precision": precision, "export.batch": batch}
+    directory, config, images = existing(run, _asked(settings, options), data)
+    folder = output or directory.export
+    delivery = _export(directory, folder, config, images, model, engine=engine, triton=triton)
+    for warning in delivery.warnings:
+        say(f"warning: {warning}")
     if as_json:
-        _print_json(documents)
-        return
-    for name, document in documents.items():
-        worst = max(result["relative_error"] for result in document["parity"])
-        onnx = document["onnx"]
-        _print(
-            f"{output or directory.export}/{name}.onnx: {onnx['bytes'] / 1e6:.2f} MB, "
-            f"opset {onnx['opset']}, IR {onnx['ir_version']}, "
-            f"largest relative difference from torch {worst:.1e}\n"
-        )
+        print_json(asdict(delivery))
+    else:
+        print_table(render_delivery(delivery, folder))
 
 
 @app.command("bench")
 def bench_command(
     run: Run,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="What runs the networks: onnxruntime-cpu, ...")
+    ] = None,
+    precision: PrecisionName = None,
     budgets: BudgetFile = None,
     data: Data = None,
     settings: Settings = None,
@@ -235,7 +278,8 @@ def bench_command(
     """Measure latency and accuracy of the pruned against the dense network of a run."""
     from compress.launch import existing
 
-    directory, resolved, images = existing(run, settings, data)
+    options = {"bench.runtime": runtime, "export.precision": precision}
+    directory, resolved, images = existing(run, _asked(settings, options), data)
     report = _bench(directory, resolved, images)
     verdicts = _judge(report, budgets) if budgets else []
     _write_report(report, verdicts, output or directory.path)
@@ -311,11 +355,24 @@ def oracle_command(
     )
     start = time.monotonic()
     document = run_oracle(request)
-    _say(f"{time.monotonic() - start:.0f} s; everything is in {output}")
+    say(f"{time.monotonic() - start:.0f} s; everything is in {output}")
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
-        _print(_rendered(render_tables(document)))
+        print_table(render_tables(document))
+
+
+@app.command("doctor")
+def doctor_command(target: TargetName = None, as_json: Json = False) -> None:
+    """Show what is installed here, whether it fits a target, and what mends each misfit."""
+    from export.doctor import render_findings, run_doctor
+
+    document = run_doctor(target)
+    if as_json:
+        print_json(document)
+    else:
+        print_table(render_findings(document))
+    raise typer.Exit(0 if document["fits"] else EnvironmentUnfitError.exit_code)
 
 
 @app.command("inspect")
@@ -377,9 +434,9 @@ def _started(
         checks.append(check_budget)
     if exports:
         from bench.budgets import load_budgets
-        from compress.targets import load_target
+        from export.exporter import target_of
 
-        checks.append(lambda config, _: load_target(config.export.target))
+        checks.append(lambda config, _: target_of(config.export))
         checks.append(lambda config, _: load_budgets(config.bench.budgets))
     return started(request, checks, checkpoint)
 
@@ -392,13 +449,17 @@ def _request(
     data: Path | None,
     resume: bool,
     overwrite: bool,
-    **prune: str | None,
 ) -> Request:
-    """Gather the options of a command that starts a run; ``prune`` are flags for that section."""
+    """Gather the options of a command that starts a run."""
     from compress.launch import Request
 
-    flags = [f"prune.{key}={value}" for key, value in prune.items() if value is not None]
-    return Request(config, [*(settings or []), *flags], output, model, data, resume, overwrite)
+    return Request(config, settings or [], output, model, data, resume, overwrite)
+
+
+def _asked(settings: list[str] | None, options: dict[str, str | None]) -> list[str]:
+    """Lay the options that were given, by the keys that they stand for, over --set."""
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    return [*(settings or []), *given]
 
 
 def _own_model(config: RunConfig) -> str | None:
@@ -412,12 +473,12 @@ def _own_model(config: RunConfig) -> str | None:
 def _stage(result: Path, title: str, work: Callable[[], object]) -> None:
     """Do the work unless its result is there from before the run was resumed."""
     if result.is_file():
-        _say(f"{title}: done before")
+        say(f"{title}: done before")
         return
     start = time.monotonic()
-    _say(title)
+    say(title)
     work()
-    _say(f"{title}: {time.monotonic() - start:.0f} s")
+    say(f"{title}: {time.monotonic() - start:.0f} s")
 
 
 def _train(on: Started) -> Path:
@@ -432,32 +493,58 @@ def _prune(on: Started) -> Path:
     return prune(on.config, on.data, on.session, _own_model(on.config))
 
 
-def _export(
-    run: RunDirectory, folder: Path, config: RunConfig, data: ImageData, model: str | None
-) -> dict[str, dict[str, Any]]:
-    from compress.data import first_images
-    from export.exporter import export_run
+def _exported(on: Started) -> Path:
+    """What an export of the run writes last."""
+    from export.exporter import onnx_path
 
-    images = first_images(data, max(config.export.parity_batches, default=1)).numpy()
-    return export_run(run, folder, config=config.export, images=images, model=model)
+    return onnx_path(on.run.export, "pruned", on.config.export.precision).with_suffix(".json")
+
+
+def _export(
+    run: RunDirectory,
+    folder: Path,
+    config: RunConfig,
+    data: ImageData,
+    model: str | None,
+    *,
+    engine: bool = False,
+    triton: Path | None = None,
+) -> Delivery:
+    from compress.progress import percent_bar
+    from export.delivery import deliver
+    from export.samples import samples_of
+
+    with percent_bar("exporting") as show:
+        return deliver(
+            run,
+            folder,
+            config=config.export,
+            samples=samples_of(data, config),
+            engine=engine,
+            triton=triton,
+            model=model,
+            progress=show,
+        )
 
 
 def _bench(run: RunDirectory, config: RunConfig, data: ImageData) -> Report:
     from bench.benchmark import benchmark
     from compress.checkpoint import read_description
     from compress.data import eval_batches
+    from compress.progress import percent_bar
 
     def batches() -> Iterator[Any]:
         size, workers = config.data.eval_batch_size, config.data.workers
         return eval_batches(data.val, batch_size=size, workers=workers)
 
     description = read_description(run.pruned)
-    with _percent_bar() as show:
+    with percent_bar("measuring") as show:
         return benchmark(
             run.path,
             config=config.bench,
             batches_factory=batches,
             identity=data.identity,
+            precision=config.export.precision,
             pruning=description.metrics if description else None,
             seed=config.seed,
             progress=show,
@@ -496,9 +583,9 @@ def _print_report(report: Report, verdicts: list[Verdict], as_json: bool) -> Non
 
     if as_json:
         judged = [asdict(verdict) for verdict in verdicts]
-        _print_json({"report": report.model_dump(mode="json"), "verdicts": judged})
+        print_json({"report": report.model_dump(mode="json"), "verdicts": judged})
     else:
-        _print(_rendered(render_table(report, verdicts)))
+        print_table(render_table(report, verdicts))
 
 
 def _print_summary(path: Path, model: str | None, as_json: bool) -> None:
@@ -506,49 +593,9 @@ def _print_summary(path: Path, model: str | None, as_json: bool) -> None:
 
     document = inspect_checkpoint(path, model)
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
-        _print(_rendered(render_summary(document)))
-
-
-def _print_json(document: Any) -> None:
-    _print(json.dumps(document, indent=2, default=str) + "\n")
-
-
-def _rendered(renderable: RenderableType) -> str:
-    # In the encoding of stdout, which may not have the lines of a table.
-    buffer = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)
-    Console(file=buffer, force_terminal=sys.stdout.isatty() or None).print(renderable)
-    buffer.seek(0)
-    return buffer.read()
-
-
-def _print(text: str) -> None:
-    """Print on stdout; a reader that went away does not change the exit code.
-
-    Raises:
-        OutputError: stdout is a file on a full disk.
-    """
-    try:
-        print(text, end="", flush=True)
-    except OSError as error:
-        # Python would try again at its exit, and end with a code of its own.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            reason = error.strerror or str(error)
-            raise OutputError(f"cannot write to the standard output: {reason}") from error
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-@contextmanager
-def _percent_bar() -> Iterator[Callable[[str, float], None]]:
-    from compress.progress import bar
-
-    with bar("measuring", 100) as shown:
-        yield lambda step, share: shown.at(round(100 * share), step)
+        print_table(render_summary(document))
 
 
 if __name__ == "__main__":

@@ -14,17 +14,16 @@ from bench.accuracy import LabelledImages, Predictions, compare, measure_accurac
 from bench.environment import default_threads, fingerprint
 from bench.latency import Images, LatencyResult, measure_latency
 from bench.report import build_report
-from bench.schema import Artefact, ParityRecord, Report
-from compress.config import BenchConfig
-from compress.errors import CheckpointError, DataError
+from bench.schema import Report
+from bench.subject import Subject, subjects
+from compress.config import BenchConfig, Precision
+from compress.errors import DataError
 
 if TYPE_CHECKING:
     from export.runners import Runner
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and the share of it that is done, 0 to 1."""
-
-_SAME = ("architecture", "target", "num_classes", "input_size", "mean", "std")
 
 
 def benchmark(
@@ -33,47 +32,51 @@ def benchmark(
     config: BenchConfig,
     batches_factory: Callable[[], Iterable[LabelledImages]],
     identity: str,
+    precision: Precision = "fp32",
     pruning: dict[str, Any] | None = None,
     progress: Progress | None = None,
     seed: int = 0,
-    open_runner: Callable[[Path, int], Runner] | None = None,
+    open_runner: Callable[[Subject, int], Runner] = Subject.open,
 ) -> Report:
-    """Measure ``export/pruned.onnx`` against ``export/dense.onnx`` of a run directory.
+    """Measure the pruned against the dense network of a run directory, in one runtime.
 
     Args:
         run_dir: Run directory; both exports lie there with their sidecars.
         config: How to measure.
         batches_factory: Returns the validation batches anew; read once per network.
         identity: Digest of the validation set.
+        precision: Of the exports that are measured.
         pruning: What the pruning stage says of itself; passed through.
         progress: Told about every step.
         seed: Of the order within rounds and of the bootstrap.
-        open_runner: Loads an ONNX file for so many threads; default ONNX Runtime on the CPU.
+        open_runner: Loads a network for so many threads, in the runtime of the configuration.
 
     Raises:
         CheckpointError: an export is missing or damaged, or the two do not belong together.
+        EnvironmentUnfitError: the runtime cannot work here.
         DataError: no image can be read, or the images are not those of the networks.
     """
-    paths = {name: run_dir / "export" / f"{name}.onnx" for name in ("dense", "pruned")}
-    sidecars = {name: _read_sidecar(path) for name, path in paths.items()}
-    _check_pair(sidecars["dense"], sidecars["pruned"])
+    found = subjects(run_dir, runtime=config.runtime, precision=precision)
     threads = config.threads or default_threads()
     # Before anything runs: the load average must not show our own work.
     environment = fingerprint(threads=threads)
     tell = progress or (lambda step, share: None)
     with ExitStack() as stack:
-        opener = open_runner or _onnx_runner
-        runners = {name: stack.enter_context(opener(path, threads)) for name, path in paths.items()}
+        runners = {
+            name: stack.enter_context(open_runner(subject, threads))
+            for name, subject in found.items()
+        }
         predictions = _predict(runners, batches_factory, tell)
         accuracy = compare(*predictions, config.confidence)
         latency = _time(runners, batches_factory, config=config, seed=seed, tell=tell)
         runtime = runners["pruned"].name
     return build_report(
-        architecture=sidecars["pruned"]["architecture"],
-        target=sidecars["pruned"]["target"],
+        architecture=found["pruned"].facts["architecture"],
+        target=found["pruned"].facts["target"],
+        precision=precision,
         runtime=runtime,
         identity=identity,
-        artefacts=(_artefact(sidecars["dense"]), _artefact(sidecars["pruned"])),
+        artefacts=(found["dense"].artefact, found["pruned"].artefact),
         predictions=predictions,
         accuracy=accuracy,
         latency=latency,
@@ -136,38 +139,3 @@ def _time(
         )
         for size in config.batch_sizes
     ]
-
-
-def _read_sidecar(path: Path) -> dict[str, Any]:
-    from export.exporter import read_sidecar
-
-    return read_sidecar(path)
-
-
-def _onnx_runner(path: Path, threads: int) -> Runner:
-    from export.runners import OnnxRunner
-
-    return OnnxRunner(path, threads=threads)
-
-
-def _check_pair(dense: dict[str, Any], pruned: dict[str, Any]) -> None:
-    for key in _SAME:
-        if dense[key] != pruned[key]:
-            raise CheckpointError(
-                f"dense.onnx and pruned.onnx differ in {key} ({dense[key]} and {pruned[key]}), "
-                "so one is not the parent of the other; export both again"
-            )
-
-
-def _artefact(sidecar: dict[str, Any]) -> Artefact:
-    return Artefact(
-        onnx_sha256=sidecar["onnx"]["sha256"],
-        weights_sha256=sidecar["weights_sha256"],
-        bytes=sidecar["onnx"]["bytes"],
-        macs=sidecar["macs"],
-        params=sidecar["params"],
-        parity=tuple(
-            ParityRecord(**{name: found[name] for name in ParityRecord.model_fields})
-            for found in sidecar["parity"]
-        ),
-    )

@@ -105,7 +105,8 @@ def _markdown(sheet: Sheet) -> Iterator[str]:
 
 
 def _headline(report: Report) -> str:
-    return f"{report.architecture} for {report.target}: pruned against dense"
+    precision = "" if report.precision == "fp32" else f", {report.precision}"
+    return f"{report.architecture} for {report.target}{precision}: pruned against dense"
 
 
 def _measured_on(report: Report) -> str:

@@ -26,7 +26,7 @@ from bench.schema import (
     ValidationSet,
 )
 from bench.stats import summary
-from compress.config import BenchConfig
+from compress.config import BenchConfig, Precision
 from compress.errors import CheckpointError
 from compress.files import staged, write_flushed
 
@@ -47,6 +47,7 @@ def build_report(
     target: str,
     runtime: str,
     identity: str,
+    precision: Precision = "fp32",
     artefacts: tuple[Artefact, Artefact],
     predictions: tuple[Predictions, Predictions],
     accuracy: AccuracyComparison,
@@ -63,6 +64,7 @@ def build_report(
         runtime=runtime,
         architecture=architecture,
         target=target,
+        precision=precision,
         validation=ValidationSet(
             identity=identity,
             images=len(predictions[0].labels),

@@ -15,7 +15,7 @@ from bench.accuracy import AccuracyComparison
 from bench.environment import Environment
 from bench.latency import Warmup
 from bench.stats import LatencySummary, RatioInterval
-from compress.config import BenchConfig, Section
+from compress.config import BenchConfig, Precision, Section
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -39,16 +39,17 @@ class ParityRecord(Record):
     cosine: float
     """Cosine of all logits of the batch."""
     top1_agreement: float
-    """Share of images with the same most likely class, near ties apart."""
+    """Share of images with the same most likely class."""
 
 
 class Artefact(Record):
     """An exported network, by what its sidecar says."""
 
     onnx_sha256: Sha256
+    """Of the ONNX file that is measured, or that the engine was built from."""
     weights_sha256: Sha256
     bytes: int = Field(ge=1)
-    """Size of the ONNX file."""
+    """Size of the file that the runtime reads."""
     macs: int | None = Field(default=None, ge=1)
     """Per image; None if the export did not count them."""
     params: int | None = Field(default=None, ge=1)
@@ -129,6 +130,8 @@ class Report(Record):
     """What ran the networks, as the runner names it."""
     architecture: str
     target: str
+    precision: Precision = "fp32"
+    """Number format of weights and activations."""
     validation: ValidationSet
     networks: Networks
     comparison: Comparison

@@ -226,7 +226,7 @@ class PruneConfig(Section):
     hessian_samples: int = Field(default=4, ge=0)
     """Random vectors per minibatch that estimate a Hessian's diagonal; 0 computes it exactly."""
     channel_multiple: int = Field(default=1, ge=1)
-    """Widths stay multiples of this number."""
+    """Widths stay multiples of this number; in a configuration that says nothing, the target's."""
     min_channels: int = Field(default=4, ge=1)
     """No group is pruned below this many channels."""
     min_share: float = Field(default=0.1, ge=0, le=1)
@@ -282,6 +282,7 @@ SEED2019_PRUNE: dict[str, Any] = {
     "step_size": 100,
     "interval": 30,
     "momentum": 0.9,
+    "channel_multiple": 1,
     "residual_gate": "block",
     "as_published": True,
     "min_channels": 1,
@@ -358,6 +359,20 @@ class ExportConfig(Section):
     limits: PrecisionLimits = PrecisionLimits()
     """What counts as agreement."""
 
+    @field_validator("batch", mode="before")
+    @classmethod
+    def _read_sizes(cls, value: Any) -> Any:
+        if value == "dynamic":
+            return value
+        sizes = str(value).split(",") if isinstance(value, str | int) else value
+        try:
+            found = tuple(int(str(size)) for size in sizes)
+        except (TypeError, ValueError):
+            found = ()
+        if min(found, default=0) < 1:
+            raise ValueError("batch sizes are whole numbers from 1 on, as 1,8,32, or dynamic")
+        return tuple(dict.fromkeys(found))
+
     @field_validator("dynamic_batch")
     @classmethod
     def _check_range(cls, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -366,8 +381,22 @@ class ExportConfig(Section):
         return sizes
 
 
+Runtime = Literal[
+    "torch-cpu",
+    "torch-cuda",
+    "onnxruntime-cpu",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "tensorrt",
+]
+"""What computes a network, and on what."""
+
+
 class BenchConfig(Section):
     """How latency and accuracy are measured."""
+
+    runtime: Runtime = "onnxruntime-cpu"
+    """What runs the networks; ``tensorrt`` runs the engines that ``compress export`` built."""
 
     batch_sizes: BatchSizes = (1, 8)
     """Batch sizes at which latency is measured."""
@@ -480,7 +509,19 @@ def load_config(name: str = DEFAULT_CONFIG, settings: Iterable[str] = ()) -> Run
     document = _read_original(name, settings) if name.endswith(".json") else read_toml(name)
     for setting in settings:
         apply_setting(document, setting)
-    return validated(RunConfig, document, source=name)
+    return _rounded(validated(RunConfig, document, source=name))
+
+
+def _rounded(config: RunConfig) -> RunConfig:
+    """Round widths as the target wants, unless the configuration says how."""
+    from compress.targets import load_target  # it is built on this module
+
+    target = load_target(config.export.target)
+    if "channel_multiple" in config.prune.model_fields_set:
+        return config
+    multiple = target.rounding(config.export.precision)
+    prune = config.prune.model_copy(update={"channel_multiple": multiple})
+    return config.model_copy(update={"prune": prune})
 
 
 def _read_original(path: str, settings: Iterable[str]) -> dict[str, Any]:

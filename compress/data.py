@@ -44,6 +44,7 @@ __all__ = [
     "first_images",
     "load_data",
     "require_images",
+    "spread_batches",
 ]
 
 AUTO_AUGMENT: dict[str, Augment] = {
@@ -158,6 +159,19 @@ def eval_batches(
     images = image_set(dataset)
     requests = _cut(np.arange(len(images)), None, batch_size)
     return batches(images, requests, workers=workers, pin_memory=pin_memory)
+
+
+def spread_batches(
+    dataset: Dataset[Any], count: int, *, batch_size: int, workers: int = 0
+) -> Iterator[Batch]:
+    """Yield at most ``count`` images that lie evenly over a data set, as ``eval_batches`` does.
+
+    Data sets are often sorted by class, so the first images would show one class alone.
+    """
+    images = image_set(dataset)
+    count = min(count, len(images))
+    indices = (np.arange(count) * len(images)) // max(count, 1)
+    yield from batches(images, _cut(indices, None, batch_size), workers=workers, pin_memory=False)
 
 
 def first_images(data: ImageData, count: int) -> torch.Tensor:

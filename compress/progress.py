@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -42,3 +42,10 @@ def bar(description: str, total: int) -> Iterator[Bar]:
     quiet = not sys.stderr.isatty()
     with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
         yield Bar(progress, total, description)
+
+
+@contextmanager
+def percent_bar(description: str) -> Iterator[Callable[[str, float], None]]:
+    """Yield what shows the step that is being done and its share that is done, 0 to 1."""
+    with bar(description, 100) as shown:
+        yield lambda step, share: shown.at(round(100 * share), step)

@@ -21,11 +21,18 @@ VersionRange = Annotated[
 """Versions as pip writes them: ``>=8.5,<10.5``."""
 
 
+Component = Literal[
+    "python", "torch", "onnxruntime", "cudnn", "tensorrt", "tensorrt_rtx", "gpu", "driver"
+]
+"""What a target can ask of a machine."""
+
+
 class Requirement(Section):
     """One thing that a machine must have to serve a target."""
 
-    versions: VersionRange
-    """Versions that fit."""
+    versions: VersionRange | None = None
+    """Versions that fit, of a GPU its compute capability; None where another key decides: ``sm``
+    for torch, ``tensorrt`` for TensorRT."""
     why: str
     """Half a sentence: what happens with another version."""
     mend: str
@@ -59,8 +66,8 @@ class Target(Section):
     """For a precision that is allowed and rarely pays: one sentence that says why."""
     two_input_reduce_mean: bool = True
     """Whether ReduceMean may read its axes from a second input, as it does since opset 18."""
-    requires: dict[str, Requirement] = Field(default_factory=dict)
-    """What must be installed, by the names that ``compress doctor`` prints."""
+    requires: dict[Component, Requirement] = Field(default_factory=dict)
+    """What a machine must have, beside what every machine must."""
 
     @field_validator("onnxruntime")
     @classmethod

@@ -5,85 +5,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.config import ExportConfig
-from compress.errors import CheckpointError, ConfigError
+from compress.errors import ConfigError
 from compress.files import write_json
-from export.onnx_check import OnnxFacts
-from export.onnx_export import staged_onnx
-from export.runners import OnnxRunner, TorchRunner
 from compress.targets import Target, load_target
+from export.onnx_check import OnnxFacts, standard_opset
+from export.onnx_export import onnx_from_network, staged_onnx
+from export.runners import OnnxRunner, TorchRunner
+from export.sidecar import SCHEMA_VERSION
 from export.verify import ParityResult, check_parity
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
 
     from compress.checkpoint import Checkpoint
     from compress.session import RunDirectory
+    from export.samples import Samples
 
-SCHEMA_VERSION = 1
-_REQUIRED = {
-    *("onnx", "target", "parity", "tools"),
-    *("architecture", "num_classes", "classes", "input_size", "mean", "std"),
-    *("weights_sha256", "macs", "params"),
-}
-
-
-def export_checkpoint(
-    checkpoint: Checkpoint,
-    path: Path,
-    *,
-    target: Target,
-    config: ExportConfig,
-    images: np.ndarray,
-) -> dict[str, Any]:
-    """Export a checkpoint for a target, prove it against torch and write both files.
-
-    Parity is that of ONNX Runtime on the CPU with torch on the CPU, in float32.
-
-    Args:
-        checkpoint: the network and what is known of it.
-        path: the file, ``*.onnx``; its sidecar is ``*.json`` beside it.
-        target: what the file must fit.
-        config: batch sizes and tolerance of the parity check.
-        images: (N, C, H, W) float32, real and normalised as the network expects them.
-
-    Returns:
-        The sidecar's document; docs/export.md describes it.
-
-    Raises:
-        ModelError: the network cannot be expressed for the target.
-        ParityError: ONNX Runtime computes something else.
-        OutputError: a file cannot be written.
-        ConfigError: ``path`` does not end in ``.onnx``.
-    """
-    if path.suffix != ".onnx":
-        raise ConfigError(f"an ONNX file is named *.onnx, not {path.name!r}")
-    network = _describe(checkpoint)
-    with staged_onnx(
-        checkpoint.model,
-        path,
-        target=target,
-        input_size=checkpoint.input_size,
-        metadata=_as_metadata({**network, "target": target.name}),
-    ) as facts:
-        parity = _prove(checkpoint, facts, config=config, images=images)
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "onnx": _file_facts(facts, path.name),
-            "target": target.name,
-            **network,
-            "macs": checkpoint.macs,
-            "params": checkpoint.params,
-            "parity": [result.to_dict() for result in parity],
-            "tools": _tools(),
-        }
-        write_json(path.with_suffix(".json"), document)
-    return document
+Progress = Callable[[str, float], None]
+"""Told what is being done, and the share of it that is done, 0 to 1."""
 
 
 def export_run(
@@ -91,17 +38,19 @@ def export_run(
     folder: Path,
     *,
     config: ExportConfig,
-    images: np.ndarray,
+    samples: Samples,
     model: str | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Export the dense and the pruned network of a run for its target.
 
     Args:
         run: the run directory; both networks lie there.
-        folder: where ``dense.onnx`` and ``pruned.onnx`` are written.
-        config: target and parity.
-        images: (N, C, H, W) float32 validation images, for parity.
+        folder: where the files of ``onnx_path`` are written.
+        config: target, precision and parity.
+        samples: images for parity and for calibration.
         model: ``package.module:callable``, where the networks are of the user's own architecture.
+        progress: told about the slow steps.
 
     Returns:
         The sidecar of each network, by name.
@@ -112,47 +61,131 @@ def export_run(
     """
     from compress.checkpoint import load_checkpoint
 
-    target = load_target(config.target)
+    target = target_of(config)
     return {
         path.stem: export_checkpoint(
             load_checkpoint(path, model),
-            folder / f"{path.stem}.onnx",
+            onnx_path(folder, path.stem, config.precision),
             target=target,
             config=config,
-            images=images,
+            samples=samples,
+            progress=progress,
         )
         for path in (run.dense, run.pruned)
     }
 
 
-def read_sidecar(path: Path) -> dict[str, Any]:
-    """Read the sidecar of an ONNX file and prove that it belongs to it.
+def onnx_path(folder: Path, network: str, precision: str) -> Path:
+    """Return where a network's export lies: ``pruned.onnx``, or ``pruned.fp16.onnx``."""
+    return folder / f"{network}{'' if precision == 'fp32' else f'.{precision}'}.onnx"
 
-    Args:
-        path: the ONNX file or its sidecar; both share one name but for the suffix.
+
+def engine_path(folder: Path, network: str, precision: str) -> Path:
+    """Return where the engine of a network's export lies: ``pruned.fp16.engine``."""
+    return onnx_path(folder, network, precision).with_suffix(".engine")
+
+
+def target_of(config: ExportConfig) -> Target:
+    """Return the target of an export.
 
     Raises:
-        CheckpointError: either file is missing, or the sidecar is damaged, of another version or
-            of another ONNX file.
+        ConfigError: there is none of this name, or it does not compute the precision.
     """
-    sidecar, model = path.with_suffix(".json"), path.with_suffix(".onnx")
-    try:
-        document = json.loads(_read(sidecar))
-    except ValueError as error:
-        raise CheckpointError(f"{sidecar} is not valid JSON; export again") from error
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{sidecar} has schema_version {version!r} and this tool reads {SCHEMA_VERSION}; "
-            "export again"
+    target = load_target(config.target)
+    if config.precision not in target.channel_multiple:
+        raise ConfigError(
+            f"target {target.name} does not compute {config.precision}; "
+            f"it computes {', '.join(target.channel_multiple)}"
         )
-    missing = _REQUIRED - document.keys()
-    if missing:
-        raise CheckpointError(f"{sidecar} lacks {', '.join(sorted(missing))}; export again")
-    digest = hashlib.sha256(_read(model)).hexdigest()
-    if not isinstance(document["onnx"], dict) or document["onnx"].get("sha256") != digest:
-        raise CheckpointError(f"{model} is not the file that {sidecar} describes; export again")
+    return target
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    target: Target,
+    config: ExportConfig,
+    samples: Samples,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Export a checkpoint for a target, prove it against torch and write both files.
+
+    Parity is that of ONNX Runtime on the CPU with torch on the CPU in float32.
+
+    Args:
+        checkpoint: the network and what is known of it.
+        path: the file, ``*.onnx``; its sidecar is ``*.json`` beside it.
+        target: what the file must fit.
+        config: precision, calibration and the limits of parity.
+        samples: images for parity and for calibration.
+        progress: told about the slow steps.
+
+    Returns:
+        The sidecar's document; docs/export.md describes it.
+
+    Raises:
+        ModelError: the network cannot be expressed for the target or in the precision.
+        DataError: the images cannot calibrate, or are not of the network's shape.
+        ParityError: ONNX Runtime computes something else.
+        OutputError: a file cannot be written.
+        ConfigError: ``path`` does not end in ``.onnx``.
+    """
+    if path.suffix != ".onnx":
+        raise ConfigError(f"an ONNX file is named *.onnx, not {path.name!r}")
+    tell = progress or (lambda step, share: None)
+    network = {**_describe(checkpoint), "target": target.name, "precision": config.precision}
+    proto = onnx_from_network(checkpoint.model, target=target, input_size=checkpoint.input_size)
+    conversion = _convert(proto, checkpoint, config=config, samples=samples, tell=tell)
+    with staged_onnx(proto, path, target=target, metadata=_as_metadata(network)) as facts:
+        tell("parity with torch", 0.0)
+        parity = _prove(checkpoint, facts, config=config, images=samples.validation)
+        tell("parity with torch", 1.0)
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "onnx": _file_facts(facts, path.name),
+            **network,
+            "macs": checkpoint.macs,
+            "params": checkpoint.params,
+            "conversion": conversion,
+            "parity": [result.to_dict() for result in parity],
+            "tools": _tools(),
+        }
+        write_json(path.with_suffix(".json"), document)
     return document
+
+
+def _convert(
+    proto: onnx.ModelProto,
+    checkpoint: Checkpoint,
+    *,
+    config: ExportConfig,
+    samples: Samples,
+    tell: Progress,
+) -> dict[str, Any] | None:
+    """Bring a float32 graph to the precision asked for, in place; return how that was done."""
+    if config.precision == "fp16":
+        from export.precision.fp16 import to_fp16
+
+        return asdict(to_fp16(proto))
+    if config.precision == "int8":
+        from export.precision.calibration import calibrate, require_calibration
+        from export.precision.int8 import HALF_OPSET, Rest, quantised_tensors, to_int8
+
+        labels = [int(label) for batch in samples.training() for label in batch.labels]
+        require_calibration(labels, checkpoint.num_classes, config.calibration_images)
+        ranges = calibrate(
+            proto.SerializeToString(),
+            quantised_tensors(proto),
+            lambda: (batch.images.numpy() for batch in samples.training()),
+            method=config.calibration,
+            progress=lambda share: tell("calibrating", share),
+        )
+        # A strongly typed engine computes the rest as the file says; FP32 there would cost time.
+        rest: Rest = "fp16" if standard_opset(proto) >= HALF_OPSET else "fp32"
+        found = asdict(to_int8(proto, ranges, rest=rest))
+        return {"calibration": config.calibration, "images": len(labels), **found}
+    return None
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -192,7 +225,7 @@ def _prove(
             candidate,
             images,
             batch_sizes=config.parity_batches,
-            tolerance=config.limits.fp32.relative_error,
+            limits=getattr(config.limits, config.precision),
         )
 
 
@@ -206,10 +239,3 @@ def _tools() -> dict[str, str]:
         "onnx": onnx.__version__,
         "onnxruntime": onnxruntime.__version__,
     }
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error

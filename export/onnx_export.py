@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from compress.errors import ModelError, writing
 from compress.files import staged, write_flushed
+from export.adaptive_pool import exportable_pools
 from export.onnx_check import INPUT, OUTPUT, OnnxFacts, first_line, inspect_onnx
 from export.onnx_fold import fold_constants
 
@@ -38,10 +39,7 @@ def export_onnx(
     input_size: tuple[int, int, int],
     metadata: Mapping[str, str],
 ) -> OnnxFacts:
-    """Write a network as ONNX in evaluation mode and verify the written file.
-
-    The graph reads ``input``, float32 of shape (batch, C, H, W), and returns ``logits``, float32
-    of shape (batch, classes); the batch is symbolic and BatchNorm is folded into convolutions.
+    """Write a network as float32 ONNX in evaluation mode and verify the written file.
 
     Args:
         model: the network; its mode and that of every submodule are put back.
@@ -54,28 +52,44 @@ def export_onnx(
         ModelError: the network cannot be traced, or not expressed for the target.
         OutputError: the file cannot be written.
     """
-    with staged_onnx(model, path, target=target, input_size=input_size, metadata=metadata) as facts:
+    proto = onnx_from_network(model, target=target, input_size=input_size)
+    with staged_onnx(proto, path, target=target, metadata=metadata) as facts:
         return replace(facts, path=path)
 
 
-@contextmanager
-def staged_onnx(
-    model: nn.Module,
-    path: Path,
-    *,
-    target: Target,
-    input_size: tuple[int, int, int],
-    metadata: Mapping[str, str],
-) -> Iterator[OnnxFacts]:
-    """Do what ``export_onnx`` does, but rename the file to ``path`` only if the block succeeds.
+def onnx_from_network(
+    model: nn.Module, *, target: Target, input_size: tuple[int, int, int]
+) -> onnx.ModelProto:
+    """Return a network as float32 ONNX in evaluation mode, in memory.
 
-    The facts name the temporary file, for proofs that a final name should wait for.
+    The graph reads ``input``, float32 of shape (batch, C, H, W), and returns ``logits``, float32
+    of shape (batch, classes); the batch is symbolic and BatchNorm is folded into convolutions.
+
+    Raises:
+        ModelError: the network cannot be traced, or not with the target's opset.
     """
     import onnx
 
     proto = onnx.load_model_from_string(_trace(model, target=target, input_size=input_size))
     fold_constants(proto)
     _lower_ir_version(proto, target.ir_version)
+    return proto
+
+
+@contextmanager
+def staged_onnx(
+    proto: onnx.ModelProto, path: Path, *, target: Target, metadata: Mapping[str, str]
+) -> Iterator[OnnxFacts]:
+    """Write and verify a network; the file is renamed to ``path`` only if the block succeeds.
+
+    The facts name the temporary file, for proofs that a final name should wait for.
+
+    Raises:
+        ModelError: the written file does not fit the target.
+        OutputError: it cannot be written.
+    """
+    import onnx
+
     onnx.helper.set_model_props(proto, dict(sorted(metadata.items())))
     with staged(path) as temporary:
         with writing(path):
@@ -93,7 +107,7 @@ def _trace(model: nn.Module, *, target: Target, input_size: tuple[int, int, int]
     images = torch.randn(_TRACED_BATCH, *input_size, generator=generator).to(weight.device)
     stream = io.BytesIO()
     try:
-        with evaluating(model), _quiet_exporter():
+        with evaluating(model), exportable_pools(), _quiet_exporter():
             torch.onnx.export(
                 model,
                 (images,),

@@ -1,23 +1,21 @@
 """Do two runtimes compute the same function?
 
-Conventions. Logits are compared in float64. The relative error of a batch is the largest
-difference of any logit over the largest magnitude among the reference's logits, so it has no unit
-and small logits cannot inflate it. The cosine similarity is that of the whole batch of logits.
-
-Within the tolerance every logit may move by ``tolerance * max|reference|``, so two logits may trade
-places when they are closer than twice that. A changed top-1 class counts as disagreement only when
-the reference's first two logits lie further apart. Disagreement therefore always comes with an
-error beyond the tolerance; the share says how much a failure would matter to a classifier.
+Conventions. Logits are compared in float64, over all images of a batch size at once. The relative
+error is the largest difference of any logit over the largest magnitude among the reference's
+logits, so it has no unit and small logits cannot inflate it. The cosine similarity is that of all
+logits as one vector. Top-1 agreement is the share of images for which both name the same class; two
+logits that nearly tie may trade places within the limit on the error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from compress.config import ParityLimits
 from compress.errors import ConfigError, DataError, ParityError
 from export.runners import Runner
 
@@ -31,15 +29,17 @@ class ParityResult:
     candidate: str
     """Name of the runner that is judged."""
     batch_size: int
-    """Images in the batch."""
+    """Images in a batch."""
+    images: int
+    """Images in all batches."""
     relative_error: float
     """Largest difference of a logit over the largest logit of the reference."""
     cosine: float
-    """Cosine similarity of all logits of the batch."""
+    """Cosine similarity of all logits."""
     top1_agreement: float
-    """Share of images, 0 to 1, whose top-1 class is the same or was nearly tied."""
-    tolerance: float
-    """Largest relative error that passes."""
+    """Share of images, 0 to 1, whose top-1 class is the same."""
+    limits: dict[str, float]
+    """The limits that these figures keep, by their names."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON holds them."""
@@ -52,16 +52,16 @@ def check_parity(
     images: np.ndarray,
     *,
     batch_sizes: Sequence[int] = (1, 3, 8),
-    tolerance: float,
+    limits: ParityLimits,
 ) -> list[ParityResult]:
     """Prove that two entered runners agree, at every batch size.
 
     Args:
         reference: the runner that is believed.
         candidate: the runner that is judged.
-        images: (N, C, H, W) float32; a batch takes the first of them, again and again if too few.
+        images: (N, C, H, W) float32; a last batch that is not full is filled from the start.
         batch_sizes: sizes to compare at, one result each.
-        tolerance: largest relative error that passes.
+        limits: what counts as agreement.
 
     Raises:
         ParityError: at the first batch size where they disagree or one gives NaN or infinity.
@@ -75,18 +75,18 @@ def check_parity(
             f"parity needs batch sizes of at least 1, not {list(batch_sizes)}; "
             "set export.parity_batches"
         )
-    return [
-        _check_batch(reference, candidate, images[np.arange(size) % len(images)], tolerance)
-        for size in batch_sizes
-    ]
+    return [_compare(reference, candidate, images, size, limits) for size in batch_sizes]
 
 
-def _check_batch(
-    reference: Runner, candidate: Runner, batch: np.ndarray, tolerance: float
+def _compare(
+    reference: Runner, candidate: Runner, images: np.ndarray, size: int, limits: ParityLimits
 ) -> ParityResult:
-    names = f"{candidate.name} disagrees with {reference.name} at batch size {len(batch)}"
-    expected = reference.infer(batch).astype(np.float64)
-    actual = candidate.infer(batch).astype(np.float64)
+    names = f"{candidate.name} disagrees with {reference.name} at batch size {size}"
+    batches = list(_batches(images, size))
+    expected, actual = (
+        np.concatenate([runner.infer(batch) for batch in batches]).astype(np.float64)
+        for runner in (reference, candidate)
+    )
     if expected.shape != actual.shape:
         raise ParityError(f"{names}: shape {actual.shape} instead of {expected.shape}")
     for runner, logits in ((reference, expected), (candidate, actual)):
@@ -95,18 +95,38 @@ def _check_batch(
     result = ParityResult(
         reference=reference.name,
         candidate=candidate.name,
-        batch_size=len(batch),
+        batch_size=size,
+        images=len(expected),
         relative_error=_relative_error(expected, actual),
         cosine=_cosine(expected, actual),
-        top1_agreement=_top1_agreement(expected, actual, tolerance),
-        tolerance=tolerance,
+        top1_agreement=float(np.mean(expected.argmax(axis=1) == actual.argmax(axis=1))),
+        limits=limits.model_dump(),
     )
-    if result.relative_error > tolerance:
-        raise ParityError(
-            f"{names}: relative error {result.relative_error:.1e} exceeds the tolerance "
-            f"{tolerance:.1e}, and top-1 agrees on {result.top1_agreement:.0%} of the images"
-        )
+    if broken := _broken(result, limits):
+        raise ParityError(f"{names}: {broken}")
     return result
+
+
+def _batches(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(images), size):
+        yield images[np.arange(start, start + size) % len(images)]
+
+
+def _broken(result: ParityResult, limits: ParityLimits) -> str | None:
+    """Return the first limit that a result breaks and all of its figures, as half a sentence."""
+    error, agreement = result.relative_error, result.top1_agreement
+    if error > limits.relative_error:
+        said = f"relative error {error:.1e} exceeds the limit {limits.relative_error:.1e}"
+    elif result.cosine < limits.cosine:
+        said = f"cosine {result.cosine:.5f} is below the limit {limits.cosine:g}"
+    elif agreement < limits.top1_agreement:
+        said = f"top-1 agreement {agreement:.0%} is below the limit {limits.top1_agreement:.0%}"
+    else:
+        return None
+    return (
+        f"{said} (error {error:.1e}, cosine {result.cosine:.5f}, "
+        f"top-1 agrees on {agreement:.0%} of {result.images} images)"
+    )
 
 
 def _relative_error(expected: np.ndarray, actual: np.ndarray) -> float:
@@ -122,12 +142,3 @@ def _cosine(expected: np.ndarray, actual: np.ndarray) -> float:
     if norms == 0:
         return 1.0 if np.array_equal(expected, actual) else 0.0
     return float(np.vdot(expected, actual)) / norms
-
-
-def _top1_agreement(expected: np.ndarray, actual: np.ndarray, tolerance: float) -> float:
-    same = expected.argmax(axis=1) == actual.argmax(axis=1)
-    if expected.shape[1] == 1:
-        return 1.0
-    second, first = np.partition(expected, -2, axis=1)[:, -2:].T
-    tied = first - second <= 2 * tolerance * np.abs(expected).max()
-    return float(np.mean(same | tied))

@@ -21,12 +21,16 @@ LAYERS = ("cli", "bench", "export", "compress")
 """A module imports from its own layer and from those to the right of it."""
 HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "numpy", "sklearn", "scipy")
 COMMANDS = {
-    "run": "config set output model data criterion resume overwrite json",
+    "run": "config set output model data criterion target precision resume overwrite json",
     "train": "config set output model data resume overwrite json",
-    "prune": "config set output model data resume overwrite json checkpoint budget criterion",
-    "export": "target set output model data json",
-    "bench": "budgets set output data json",
+    "prune": (
+        "config set output model data resume overwrite json checkpoint budget criterion target "
+        "precision"
+    ),
+    "export": "target precision batch engine triton set output model data json",
+    "bench": "runtime precision budgets set output data json",
     "gate": "budgets set output json",
+    "doctor": "target json",
     "inspect": "model json",
     "import": "output model data set classes overwrite json",
     "oracle": (

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.benchmark import benchmark, timing_batch
 from bench.report import load_report, render_markdown, save_report
+from bench.subject import subjects
 from compress.config import BenchConfig
-from compress.errors import CheckpointError, DataError
+from compress.errors import CheckpointError, ConfigError, DataError, EnvironmentUnfitError
 
 CONFIG = BenchConfig(
     batch_sizes=(1, 3), threads=1, block_ms=0.2, min_blocks=4, max_seconds=1.0, ratio_precision=1.0
@@ -54,7 +55,7 @@ def save_network(path: Path, weight: np.ndarray, **changes: Any) -> None:
     path.write_bytes(data)
     sha256 = hashlib.sha256(data).hexdigest()
     sidecar = {
-        "schema_version": 1,
+        "schema_version": 2,
         "onnx": {
             "file": path.name,
             "sha256": sha256,
@@ -63,6 +64,8 @@ def save_network(path: Path, weight: np.ndarray, **changes: Any) -> None:
             "ir_version": 8,
         },
         "target": "cpu",
+        "precision": "fp32",
+        "conversion": None,
         "architecture": "linear",
         "num_classes": 6,
         "classes": list("abcdef"),
@@ -77,10 +80,11 @@ def save_network(path: Path, weight: np.ndarray, **changes: Any) -> None:
                 "reference": "torch (cpu)",
                 "candidate": "ONNX Runtime (CPU)",
                 "batch_size": 1,
+                "images": 30,
                 "relative_error": 1e-7,
                 "cosine": 1.0,
                 "top1_agreement": 1.0,
-                "tolerance": 1e-4,
+                "limits": {"relative_error": 1e-4, "cosine": -1.0, "top1_agreement": 0.0},
             }
         ],
         "tools": {},
@@ -141,6 +145,35 @@ def test_exports_that_do_not_belong_together(run_dir: Path) -> None:
     save_network(run_dir / "export" / "pruned.onnx", np.eye(6), num_classes=7)
     with pytest.raises(CheckpointError, match=r"differ in num_classes \(6 and 7\)"):
         benchmark(run_dir, config=CONFIG, batches_factory=batches, identity="")
+
+
+def test_each_precision_has_files_of_its_own(run_dir: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"dense\.fp16\.json: No such file"):
+        subjects(run_dir, runtime="onnxruntime-cpu", precision="fp16")
+    save_network(run_dir / "export" / "dense.fp16.onnx", np.eye(6), precision="fp16")
+    save_network(run_dir / "export" / "pruned.fp16.onnx", np.eye(6))
+    with pytest.raises(CheckpointError, match=r"differ in precision \(fp16 and fp32\)"):
+        subjects(run_dir, runtime="onnxruntime-cpu", precision="fp16")
+
+
+def test_the_runtime_decides_which_file_is_measured(run_dir: Path) -> None:
+    (run_dir / "dense.safetensors").write_bytes(b"12345")
+    (run_dir / "pruned.safetensors").write_bytes(b"123")
+    found = subjects(run_dir, runtime="torch-cpu", precision="fp32")
+    assert found["pruned"].artefact.bytes == 3
+    assert subjects(run_dir, runtime="onnxruntime-cuda", precision="fp32")["dense"].path == (
+        run_dir / "export" / "dense.onnx"
+    )
+    with pytest.raises(ConfigError, match="torch does not run the INT8 network"):
+        subjects(run_dir, runtime="torch-cpu", precision="int8")
+    with pytest.raises(CheckpointError, match=r"dense\.engine"):
+        subjects(run_dir, runtime="tensorrt", precision="fp32")
+
+
+def test_a_runtime_that_cannot_work_here_is_refused(run_dir: Path) -> None:
+    config = CONFIG.model_copy(update={"runtime": "onnxruntime-cuda"})
+    with pytest.raises(EnvironmentUnfitError, match="CUDA"):
+        benchmark(run_dir, config=config, batches_factory=batches, identity="")
 
 
 def test_no_images_is_one_sentence(run_dir: Path) -> None:

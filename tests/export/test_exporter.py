@@ -16,9 +16,11 @@ from torch import nn
 
 from compress.config import ExportConfig
 from compress.errors import CheckpointError, ConfigError, DataError, OutputError, ParityError
-from export import exporter
-from export.exporter import export_checkpoint, read_sidecar
 from compress.targets import load_target
+from export import exporter
+from export.exporter import export_checkpoint
+from export.samples import Samples
+from export.sidecar import read_sidecar
 
 IMAGES = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
 
@@ -48,7 +50,7 @@ def export(path: Path, images: np.ndarray = IMAGES, **config: Any) -> dict[str, 
         path,
         target=load_target("v100"),
         config=ExportConfig(**config),
-        images=images,
+        samples=Samples(images, list),
     )
 
 
@@ -57,7 +59,7 @@ def test_both_files_and_what_they_say(tmp_path: Path) -> None:
     document = export(path)
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.json", "model.onnx"]
     assert json.loads((path.parent / "model.json").read_text()) == document
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["onnx"] == {
         "file": "model.onnx",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -114,7 +116,7 @@ def test_a_tolerance_that_float32_cannot_hold(tmp_path: Path) -> None:
             tmp_path / "model.onnx",
             target=load_target("cpu"),
             config=ExportConfig(),
-            images=IMAGES,
+            samples=Samples(IMAGES, list),
         )
     assert read_sidecar(tmp_path / "model.onnx") == earlier
 
@@ -171,7 +173,7 @@ def edited(path: Path, **changes: Any) -> None:
         (lambda path: path.with_suffix(".json").write_text("{"), "not valid JSON"),
         (lambda path: path.with_suffix(".json").write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
         (lambda path: path.with_suffix(".json").write_text("[]"), "schema_version None"),
-        (lambda path: edited(path, schema_version=2), "schema_version 2 and this tool reads 1"),
+        (lambda path: edited(path, schema_version=3), "schema_version 3 and this tool reads 2"),
         (lambda path: edited(path, macs="gone"), "lacks macs"),
         (lambda path: edited(path, onnx=None), "is not the file that"),
     ],

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import CheckpointError, ModelError
-from export.onnx_check import inspect_onnx
 from compress.targets import Target, load_target
+from export.onnx_check import inspect_onnx
 
 OWN = Target(
     name="own",

@@ -13,9 +13,9 @@ from torch import nn
 from torchvision import models
 
 from compress.errors import ModelError, OutputError
+from compress.targets import load_target
 from export.onnx_check import OnnxFacts
 from export.onnx_export import export_onnx
-from compress.targets import load_target
 
 V100 = load_target("v100")
 

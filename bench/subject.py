@@ -1,0 +1,94 @@
+"""What is measured: a network of a run as one runtime reads it, and what its sidecar says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.schema import Artefact, ParityRecord
+from compress.config import Precision, Runtime
+from compress.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from export.runners import Runner
+
+_SAME = ("architecture", "target", "precision", "num_classes", "input_size", "mean", "std")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One network as a runtime reads it."""
+
+    path: Path
+    """A checkpoint, an ONNX file or an engine."""
+    facts: dict[str, Any]
+    """What the sidecar of the export says of the network."""
+    runtime: Runtime
+
+    @property
+    def artefact(self) -> Artefact:
+        """The network as a report names it."""
+        facts = self.facts
+        return Artefact(
+            onnx_sha256=facts["onnx"]["sha256"],
+            weights_sha256=facts["weights_sha256"],
+            bytes=self.path.stat().st_size,
+            macs=facts["macs"],
+            params=facts["params"],
+            parity=tuple(
+                ParityRecord(**{name: found[name] for name in ParityRecord.model_fields})
+                for found in facts["parity"] or ()
+            ),
+        )
+
+    def open(self, threads: int) -> Runner:
+        """Return a runner of the network, not yet entered."""
+        from export.runners import open_runner
+
+        precision = self.facts["precision"]
+        if self.runtime.startswith("torch") and precision != "fp32":
+            return open_runner(self.path, self.runtime, threads=threads, precision=precision)
+        return open_runner(self.path, self.runtime, threads=threads)
+
+
+def subjects(run_dir: Path, *, runtime: Runtime, precision: Precision) -> dict[str, Subject]:
+    """Find the dense and the pruned network of a run directory, and check that they are a pair.
+
+    Raises:
+        CheckpointError: an export is missing or damaged, or the two do not belong together.
+        ConfigError: the runtime does not compute the precision.
+    """
+    if runtime.startswith("torch") and precision == "int8":
+        raise ConfigError("torch does not run the INT8 network; choose another bench.runtime")
+    found = {
+        name: _subject(run_dir, name, runtime=runtime, precision=precision)
+        for name in ("dense", "pruned")
+    }
+    _check_pair(found["dense"], found["pruned"])
+    return found
+
+
+def _subject(run_dir: Path, name: str, *, runtime: Runtime, precision: Precision) -> Subject:
+    from export.exporter import engine_path, onnx_path
+    from export.sidecar import read_sidecar
+
+    if runtime == "tensorrt":
+        from export.engines.sidecar import read_engine_sidecar
+
+        path = engine_path(run_dir / "export", name, precision)
+        return Subject(path, read_engine_sidecar(path), runtime)
+    path = onnx_path(run_dir / "export", name, precision)
+    facts = read_sidecar(path)
+    if runtime.startswith("torch"):
+        path = run_dir / f"{name}.safetensors"
+    return Subject(path, facts, runtime)
+
+
+def _check_pair(dense: Subject, pruned: Subject) -> None:
+    for key in _SAME:
+        if dense.facts[key] != pruned.facts[key]:
+            raise CheckpointError(
+                f"{dense.path.name} and {pruned.path.name} differ in {key} ({dense.facts[key]} and "
+                f"{pruned.facts[key]}), so one is not the parent of the other; export both again"
+            )

@@ -1,0 +1,197 @@
+"""Everything that a deployment takes: ONNX files, engines, a model repository.
+
+What can be refused is refused before the first file is written.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import writing
+from compress.files import write_json
+from export.exporter import Progress, engine_path, export_run, onnx_path, target_of
+from export.verify import check_parity
+
+if TYPE_CHECKING:
+    from compress.checkpoint import Checkpoint
+    from compress.config import ExportConfig
+    from compress.session import RunDirectory
+    from compress.targets import Target
+    from export.samples import Samples
+
+NETWORKS = ("dense", "pruned")
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What was written."""
+
+    onnx: dict[str, dict[str, Any]]
+    """The sidecar of each network's ONNX file."""
+    engines: dict[str, dict[str, Any]]
+    """The sidecar of each network's engine; empty where none were asked for."""
+    triton: dict[str, str]
+    """The folder of each model version in the repository; empty where none was asked for."""
+    warnings: tuple[str, ...]
+    """What the target has to say about the precision."""
+
+
+def deliver(
+    run: RunDirectory,
+    folder: Path,
+    *,
+    config: ExportConfig,
+    samples: Samples,
+    engine: bool = False,
+    triton: Path | None = None,
+    model: str | None = None,
+    progress: Progress | None = None,
+) -> Delivery:
+    """Export both networks of a run; on request build their engines and a model repository.
+
+    An engine is run against torch on the GPU that it was built on. A TensorRT-RTX engine that was
+    built without one cannot be, and its sidecar says so: ``parity`` is null.
+
+    Args:
+        run: the run directory; both networks lie there.
+        folder: where ONNX files, engines and their sidecars are written.
+        config: target, precision, batch sizes and the limits of parity.
+        samples: images for parity and for calibration.
+        engine: build engines with the TensorRT that is installed here.
+        triton: the model repository; it serves TensorRT engines if they are built, else ONNX files.
+        model: ``package.module:callable``, where the networks are of the user's own architecture.
+        progress: told about the slow steps.
+
+    Raises:
+        EnvironmentUnfitError: this machine cannot build the engines.
+        ParityError: a runtime computes something else than torch.
+        CompressError: see ``export_checkpoint``, ``build_engine`` and ``write_model_repository``.
+    """
+    target = target_of(config)
+    warning = target.warnings.get(config.precision)
+    if engine:
+        _refuse_machine(target, config)
+    onnx = export_run(
+        *(run, folder), config=config, samples=samples, model=model, progress=progress
+    )
+    engines = {}
+    if engine:
+        from compress.checkpoint import load_checkpoint
+
+        for name, path in zip(NETWORKS, (run.dense, run.pruned), strict=True):
+            engines[name] = _build(
+                *(load_checkpoint(path, model), name, folder, onnx[name]),
+                target=target,
+                config=config,
+                samples=samples,
+                progress=progress,
+            )
+    served = _serve(triton, folder, target, config, onnx, engines) if triton else {}
+    return Delivery(onnx, engines, served, (warning,) if warning else ())
+
+
+def _refuse_machine(target: Target, config: ExportConfig) -> None:
+    """Refuse engines that cannot be built here."""
+    from export.engines.api import load_tensorrt
+    from export.engines.checks import refuse_engine, refuse_version
+    from export.engines.gpu import find_gpu
+
+    # What is exported next keeps the target's ceiling.
+    refuse_engine(target, config.precision, gpu=find_gpu(), opset=target.opset)
+    if target.builder is not None:
+        refuse_version(target, load_tensorrt(target.builder).version)
+
+
+def _build(
+    checkpoint: Checkpoint,
+    name: str,
+    folder: Path,
+    onnx: dict[str, Any],
+    *,
+    target: Target,
+    config: ExportConfig,
+    samples: Samples,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Build an engine aside, run it against torch where it can run, then give it its name."""
+    from export.engines.build import build_engine
+    from export.engines.gpu import find_gpu
+    from export.engines.sidecar import sidecar_path
+
+    final = engine_path(folder, name, config.precision)
+    cache = config.timing_cache or folder / "timing_cache"
+    with _aside(final.parent) as scratch:
+        path = scratch / final.name
+        document = build_engine(
+            onnx_path(folder, name, config.precision),
+            path,
+            target=target,
+            config=config.model_copy(update={"timing_cache": cache}),
+            onnx_sha256=onnx["onnx"]["sha256"],
+            network=onnx,
+            progress=progress,
+        )
+        document["parity"] = _prove(checkpoint, path, config, samples) if find_gpu() else None
+        write_json(sidecar_path(path), document)
+        with writing(final):
+            path.replace(final)
+            sidecar_path(path).replace(sidecar_path(final))
+    return document
+
+
+def _prove(
+    checkpoint: Checkpoint, path: Path, config: ExportConfig, samples: Samples
+) -> list[dict[str, Any]]:
+    from export.runners import EngineRunner, TorchRunner
+
+    sizes = config.parity_batches if config.batch == "dynamic" else config.batch
+    with TorchRunner(checkpoint.model, "cpu") as reference, EngineRunner(path) as candidate:
+        found = check_parity(
+            *(reference, candidate, samples.validation),
+            batch_sizes=sizes,
+            limits=getattr(config.limits, config.precision),
+        )
+    return [result.to_dict() for result in found]
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """Yield a folder for files that have not earned their names; it is removed at the end."""
+    scratch = folder / f".building.{os.getpid()}"
+    with writing(scratch):
+        scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        yield scratch
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(scratch)
+
+
+def _serve(
+    repository: Path,
+    folder: Path,
+    target: Target,
+    config: ExportConfig,
+    onnx: dict[str, dict[str, Any]],
+    engines: dict[str, dict[str, Any]],
+) -> dict[str, str]:
+    from export.triton import TritonModel, model_name, write_model_repository
+
+    sizes = config.dynamic_batch[1:] if config.batch == "dynamic" else config.batch
+    # Triton has a backend for TensorRT and none for TensorRT-RTX.
+    documents = engines if engines and target.builder == "tensorrt" else onnx
+    place = engine_path if documents is engines else onnx_path
+    networks = {
+        model_name(document["architecture"], name, config.precision): TritonModel(
+            place(folder, name, config.precision), document, target, tuple(sizes)
+        )
+        for name, document in documents.items()
+    }
+    written = write_model_repository(repository, networks=networks)
+    return {name: str(path) for name, path in written.items()}

@@ -1,0 +1,125 @@
+"""One small interface to every runtime: enter, infer, exit.
+
+A runner takes float32 images of shape (N, C, H, W) and returns float32 logits of shape
+(N, classes). Timing and comparing live outside of it; on a GPU its ``stages`` are what to time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from compress.errors import ConfigError, nearest
+from export.runners.engine_runner import EngineRunner
+from export.runners.onnx_runner import CPU, CUDA, TENSORRT, OnnxRunner
+from export.runners.protocol import Runner
+from export.runners.stages import Stages
+from export.runners.torch_runner import TorchRunner
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compress.checkpoint import Checkpoint
+
+__all__ = [
+    "RUNTIMES",
+    "EngineRunner",
+    "OnnxRunner",
+    "Runner",
+    "Runtime",
+    "Stages",
+    "TorchRunner",
+    "artefact_suffix",
+    "open_runner",
+    "stages_of",
+]
+
+Runtime = Literal[
+    "torch-cpu",
+    "torch-cuda",
+    "onnxruntime-cpu",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "tensorrt",
+]
+"""What runs a network, and where."""
+RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
+
+_SUFFIXES = {"torch": ".safetensors", "onnxruntime": ".onnx", "tensorrt": ".engine"}
+_PROVIDERS = {
+    "onnxruntime-cpu": CPU,
+    "onnxruntime-cuda": CUDA,
+    "onnxruntime-tensorrt": TENSORRT,
+}
+
+
+def stages_of(runner: Runner) -> Stages | None:
+    """Return the steps of an entered runner on a GPU; None on the CPU, where there is but one."""
+    return getattr(runner, "stages", None)
+
+
+def artefact_suffix(runtime: Runtime) -> str:
+    """Return the suffix of the file that a runtime reads: what has to be there, or to be made.
+
+    Raises:
+        ConfigError: no such runtime.
+    """
+    if runtime not in RUNTIMES:
+        raise ConfigError(f"no runtime is named {runtime!r}: {nearest(runtime, RUNTIMES)}")
+    return _SUFFIXES[runtime.partition("-")[0]]
+
+
+def open_runner(
+    source: Path | Checkpoint,
+    runtime: Runtime,
+    *,
+    threads: int | None = None,
+    device: str = "cuda",
+    precision: Literal["fp32", "fp16"] = "fp32",
+    cuda_graph: bool = False,
+) -> Runner:
+    """Return a runner, not yet entered, of what a runtime reads.
+
+    Args:
+        source: the path of a checkpoint (``*.safetensors``), an ONNX file (``*.onnx``) or an engine
+            (``*.engine``), whichever the runtime reads; or a checkpoint that is loaded already.
+        runtime: what runs it.
+        threads: of a runtime on the CPU; None leaves the choice to it.
+        device: of a runtime on a GPU, ``cuda`` or ``cuda:N``.
+        precision: in which torch computes; ONNX files and engines bring their own.
+        cuda_graph: replay the network as a CUDA graph.
+
+    Raises:
+        ConfigError: no such runtime, a file that it does not read, or what it cannot do.
+        CheckpointError: a checkpoint that is missing or damaged.
+    """
+    suffix = artefact_suffix(runtime)
+    found = source.suffix if isinstance(source, Path) else _SUFFIXES["torch"]
+    if found != suffix:
+        given = source.name if isinstance(source, Path) else "a checkpoint"
+        raise ConfigError(f"runtime {runtime} reads a file *{suffix}, not {given}")
+    if not isinstance(source, Path) or runtime in ("torch-cpu", "torch-cuda"):
+        return TorchRunner(
+            _network(source),
+            "cpu" if runtime == "torch-cpu" else device,
+            precision=precision,
+            cuda_graph=cuda_graph,
+            threads=threads,
+        )
+    if runtime == "tensorrt":
+        return EngineRunner(source, device=device, cuda_graph=cuda_graph)
+    return OnnxRunner(
+        source,
+        provider=_PROVIDERS[runtime],
+        threads=threads,
+        device=device,
+        cuda_graph=cuda_graph,
+    )
+
+
+def _network(source: Path | Checkpoint) -> nn.Module:
+    if not isinstance(source, Path):
+        return source.model
+    from compress.checkpoint import load_checkpoint
+
+    return load_checkpoint(source).model

@@ -1,0 +1,82 @@
+"""What an export wrote, as people read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.sheet import Row, Sheet, fill
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from export.delivery import Delivery
+
+_HEADER = ("file", "size", "for", "error", "cosine", "top-1")
+
+
+def delivery_sheet(delivery: Delivery) -> Sheet:
+    """Return one row per file: its size and, of its batch sizes, the worst agreement with torch."""
+    rows = [
+        *map(_onnx_row, delivery.onnx.values()),
+        *map(_engine_row, delivery.engines.values()),
+    ]
+    return Sheet("Export", _HEADER, tuple(rows), tuple(_notes(delivery)))
+
+
+def render_delivery(delivery: Delivery, folder: Path) -> Table:
+    """Return the files of an export as a table for the terminal."""
+    from rich.table import Table
+
+    document = next(iter(delivery.onnx.values()))
+    title = f"{document['architecture']} for {document['target']}, {document['precision']}"
+    sheet, limits = delivery_sheet(delivery), document["parity"][0]["limits"]
+    allowed = f"limits: error {limits['relative_error']:.1e}"
+    allowed += f", cosine {limits['cosine']:g}" if limits["cosine"] > -1 else ""
+    agreement = limits["top1_agreement"]
+    allowed += f", top-1 agreement {agreement:.0%}" if agreement else ""
+    table = Table(
+        title=f"{title}: compared with torch in float32",
+        caption="\n".join((allowed, f"in {folder}", *sheet.notes)),
+        caption_justify="left",
+    )
+    fill(table, sheet)
+    return table
+
+
+def _onnx_row(document: dict[str, Any]) -> Row:
+    onnx = document["onnx"]
+    fits = f"opset {onnx['opset']}, IR {onnx['ir_version']}"
+    return (onnx["file"], _size(onnx), fits, *_agreement(document["parity"]))
+
+
+def _engine_row(document: dict[str, Any]) -> Row:
+    engine = document["engine"]
+    sm = f"SM {document['sm']}" if document["sm"] else "any GPU"
+    return (engine["file"], _size(engine), sm, *_agreement(document["parity"]))
+
+
+def _size(file: dict[str, Any]) -> str:
+    return f"{file['bytes'] / 1e6:.2f} MB"
+
+
+def _agreement(parity: list[dict[str, Any]] | None) -> Row:
+    if not parity:
+        return ("not run", "", "")
+    return (
+        f"{max(found['relative_error'] for found in parity):.1e}",
+        f"{min(found['cosine'] for found in parity):.6f}",
+        f"{min(found['top1_agreement'] for found in parity):.1%}",
+    )
+
+
+def _notes(delivery: Delivery) -> Iterator[str]:
+    for document in delivery.engines.values():
+        found = document["inspection"]
+        if found is not None:
+            yield f"{document['engine']['file']}: {found['layers']} layers, {found['fused']} fused"
+        if document["parity"] is None:
+            yield f"{document['engine']['file']} was not run: there is no GPU here"
+    for name, folder in delivery.triton.items():
+        yield f"Triton serves {name} from {folder}"

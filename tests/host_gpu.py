@@ -1,0 +1,82 @@
+"""A stand-in for a GPU on host memory, for runners whose GPU is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+Launch = Callable[[], torch.Tensor]
+
+
+class HostGpu:
+    """What ``export.runners.cuda.Cuda`` is, but for the GPU.
+
+    Copies back to the host happen when somebody waits for them, so that not to wait is seen.
+    """
+
+    memory = "cpu"
+    device = "cpu"
+    index = 0
+    stream = 4711
+    sm = "9.0"
+    name = "Host GPU"
+    opened: list[HostGpu]
+
+    def __init__(self, device: str = "cuda", *, asked: str | None = None) -> None:
+        self.asked = (device, asked)
+        self.pinned: set[int] = set()
+        self.device_shapes: list[tuple[int, ...]] = []
+        self.uploads: list[int] = []
+        self.captures = 0
+        self.replays = 0
+        self.closed = False
+        self._queued: list[tuple[torch.Tensor, torch.Tensor]] = []
+        type(self).opened.append(self)
+
+    def on_stream(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def host_memory(self, shape: tuple[int, ...]) -> torch.Tensor:
+        memory = torch.full(shape, torch.nan)
+        self.pinned.add(memory.data_ptr())
+        return memory
+
+    def device_memory(self, shape: tuple[int, ...]) -> torch.Tensor:
+        self.device_shapes.append(tuple(shape))
+        return torch.full(shape, torch.nan)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        if target.data_ptr() in self.pinned:
+            self._queued.append((target, source))
+        else:
+            self.uploads.append(source.data_ptr())
+            target.copy_(source)
+
+    def synchronize(self) -> None:
+        for target, source in self._queued:
+            target.copy_(source)
+        self._queued.clear()
+
+    def settle(self) -> None:
+        self.synchronize()
+
+    def capture(self, launch: Launch) -> Launch:
+        self.captures += 1
+        logits = launch()
+
+        def replay() -> torch.Tensor:
+            self.replays += 1
+            with torch.inference_mode():
+                return logits.copy_(launch())
+
+        return replay
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def fresh_host_gpu() -> type[HostGpu]:
+    """Return the stand-in with a list of its own of what was opened."""
+    return type("FreshHostGpu", (HostGpu,), {"opened": []})

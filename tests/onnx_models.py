@@ -1,0 +1,119 @@
+"""ONNX models in memory for tests: exported, written by hand, run, and built by TensorRT."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from torch import nn
+
+from compress.targets import load_target
+from export.onnx_export import onnx_from_network
+
+TARGETS = {17: "cpu", 20: "rtx"}
+"""A target for each opset."""
+
+
+def exported(model: nn.Module, size: tuple[int, int, int], opset: int = 17) -> onnx.ModelProto:
+    """Return a network as ``compress export`` writes it in float32."""
+    proto = onnx_from_network(model.eval(), target=load_target(TARGETS[opset]), input_size=size)
+    (entry,) = proto.opset_import
+    assert entry.version == opset
+    return proto
+
+
+def handmade(
+    nodes: list[onnx.NodeProto],
+    weights: dict[str, np.ndarray],
+    shape: tuple[int | str, ...],
+    *,
+    opset: int = 17,
+) -> onnx.ModelProto:
+    """Return a model of these nodes from ``input`` to ``logits``, float32 and of one rank."""
+    graph = helper.make_graph(
+        nodes,
+        "handmade",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [None] * len(shape))],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy that can be rewritten."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def arrays(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Return the weights by name."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def census(model: onnx.ModelProto) -> Counter[str]:
+    """Count the operators."""
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """Return the node that makes each tensor."""
+    return {name: node for node in model.graph.node for name in node.output}
+
+
+def check(model: onnx.ModelProto) -> None:
+    """Fail unless the checker and strict type inference accept a model."""
+    onnx.checker.check_model(model, full_check=True)
+    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+
+
+def run(model: onnx.ModelProto, images: np.ndarray, *, optimised: bool = True) -> np.ndarray:
+    """Return what ONNX Runtime computes on the CPU.
+
+    Where it lacks a float16 operator it computes in float32, and rounds only the weights.
+    """
+    levels = onnxruntime.GraphOptimizationLevel
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    )
+    data = model.SerializeToString()
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"input": images})
+    return np.asarray(logits)
+
+
+def evaluate(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    """Return what the reference evaluator computes, every tensor in its own type."""
+    (logits,) = ReferenceEvaluator(model).run(None, {"input": images})
+    return np.asarray(logits)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the cosine similarity of all numbers."""
+    return float(np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def engine_bytes(model: onnx.ModelProto, size: tuple[int, int, int]) -> int:
+    """Parse a model and build an engine, which TensorRT-RTX does without a GPU; return its size."""
+    import tensorrt_rtx as trt  # an extra; the tests that come here ask for it
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    parsed = parser.parse(model.SerializeToString())
+    assert parsed, [parser.get_error(index).desc() for index in range(parser.num_errors)]
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    profile.set_shape("input", (1, *size), (2, *size), (4, *size))
+    config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(network, config)
+    assert engine is not None
+    return engine.nbytes
