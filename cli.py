@@ -365,13 +365,14 @@ def oracle_command(
 @app.command("doctor")
 def doctor_command(target: TargetName = None, as_json: Json = False) -> None:
     """Show what is installed here, whether it fits a target, and what mends each misfit."""
-    from export.doctor import render_findings, run_doctor
+    from export.doctor import mend_lines, render_findings, run_doctor
 
     document = run_doctor(target)
     if as_json:
         print_json(document)
     else:
         print_table(render_findings(document))
+        print_text("".join(f"{line}\n" for line in mend_lines(document)))
     raise typer.Exit(0 if document["fits"] else EnvironmentUnfitError.exit_code)
 
 

@@ -348,7 +348,7 @@ class ExportConfig(Section):
     """Most scratch memory of a layer of an engine, in MiB."""
     timing_cache: Path | None = None
     """Folder of the timing caches of engine builds; default ``timing_cache`` beside the engine."""
-    calibration_images: int = Field(default=512, ge=1)
+    calibration_images: int = Field(default=512, ge=8)
     """Training images from which the ranges of INT8 are measured."""
     calibration: Literal["max", "mse"] = "mse"
     """Range of a tensor: its largest magnitude, or that with the least squared rounding error."""

@@ -32,7 +32,7 @@ def exportable_pools() -> Iterator[None]:
         right = _means(columns, width).to(images)
         return left @ images @ right.T
 
-    functional.adaptive_avg_pool2d = pool
+    functional.adaptive_avg_pool2d = pool  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -44,14 +44,16 @@ def _static_size(images: torch.Tensor) -> tuple[int, int]:
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         return int(images.shape[-2]), int(images.shape[-1])
 
 
 def _pair(output_size: Any, given: tuple[int, int]) -> tuple[int, int]:
     """Return the height and width of the output; None keeps those that are given."""
     pair = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
-    height, width = (size if size is not None else side for size, side in zip(pair, given, strict=True))
+    height, width = (
+        size if size is not None else side for size, side in zip(pair, given, strict=True)
+    )
     return height, width
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from compress.config import ExportConfig
     from compress.session import RunDirectory
     from compress.targets import Target
+    from export.engines.gpu import Gpu
     from export.samples import Samples
 
 NETWORKS = ("dense", "pruned")
@@ -137,7 +138,8 @@ def _build(
             network=onnx,
             progress=progress,
         )
-        document["parity"] = _prove(checkpoint, path, config, samples) if find_gpu() else None
+        gpu = find_gpu()
+        document["parity"] = _prove(checkpoint, path, config, samples, gpu) if gpu else None
         write_json(sidecar_path(path), document)
         with writing(final):
             path.replace(final)
@@ -146,16 +148,19 @@ def _build(
 
 
 def _prove(
-    checkpoint: Checkpoint, path: Path, config: ExportConfig, samples: Samples
+    checkpoint: Checkpoint, path: Path, config: ExportConfig, samples: Samples, gpu: Gpu
 ) -> list[dict[str, Any]]:
     from export.runners import EngineRunner, TorchRunner
 
-    sizes = config.parity_batches if config.batch == "dynamic" else config.batch
+    # From SM 8.0 on TensorRT computes FP32 in TF32, whose mantissa is as short as that of FP16.
+    tf32 = config.precision == "fp32" and int(gpu.sm.partition(".")[0]) >= 8
+    limits = config.limits.fp16 if tf32 else getattr(config.limits, config.precision)
+    sizes = config.dynamic_batch if config.batch == "dynamic" else config.batch
     with TorchRunner(checkpoint.model, "cpu") as reference, EngineRunner(path) as candidate:
         found = check_parity(
             *(reference, candidate, samples.validation),
-            batch_sizes=sizes,
-            limits=getattr(config.limits, config.precision),
+            batch_sizes=tuple(dict.fromkeys(sizes)),
+            limits=limits,
         )
     return [result.to_dict() for result in found]
 

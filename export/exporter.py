@@ -179,6 +179,7 @@ def _convert(
             quantised_tensors(proto),
             lambda: (batch.images.numpy() for batch in samples.training()),
             method=config.calibration,
+            images=len(labels),
             progress=lambda share: tell("calibrating", share),
         )
         # A strongly typed engine computes the rest as the file says; FP32 there would cost time.

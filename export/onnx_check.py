@@ -54,7 +54,7 @@ def inspect_onnx(path: Path, *, target: Target) -> OnnxFacts:
         ModelError: it breaks a rule; the message names the rule and the node.
     """
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     try:
         data = path.read_bytes()

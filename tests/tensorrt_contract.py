@@ -43,6 +43,10 @@ class Behaviour:
     """Why every build fails."""
     deserialize_error: str | None = None
     """Why no engine can be loaded."""
+    refuses_profiles: bool = False
+    """Whether no optimization profile is valid."""
+    foreign_timings: bool = False
+    """Whether timings that are read are of another GPU."""
     phases: tuple[tuple[str, int], ...] = (("Building engine", 4),)
     """What a progress monitor hears: names and numbers of steps, each within the one before."""
     inspection: str | None = None

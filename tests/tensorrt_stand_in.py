@@ -131,6 +131,8 @@ class Config:
     def add_optimization_profile(self, profile: Any) -> int:
         from tensorrt_contract import target_of
 
+        if self._state.behaviour.refuses_profiles:
+            return -1
         self.profiles.append(target_of(profile))
         return len(self.profiles) - 1
 
@@ -144,6 +146,9 @@ class Config:
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
         from tensorrt_contract import target_of
 
+        foreign = self._state.behaviour.foreign_timings and target_of(cache).data
+        if foreign and not ignore_mismatch:
+            return False
         self.cache = target_of(cache)
         return True
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from compress.errors import DataError, EnvironmentUnfitError, ModelError
+from compress.errors import DataError, ModelError
 from export.runners.protocol import check_images
 
 BINS = 2048
@@ -199,13 +199,9 @@ class _Observed:
 
 
 def _session(model: bytes, threads: int | None) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise EnvironmentUnfitError(
-            "calibration runs in ONNX Runtime, which is not installed: pip install "
-            "onnxruntime-gpu, or onnxruntime where there is no such wheel"
-        ) from error
+    from export.runners.onnx_runner import import_onnxruntime
+
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.intra_op_num_threads = threads or 0  # 0 is its word for all physical cores

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from compress.config import Runtime
 from compress.errors import ConfigError, nearest
 from export.runners.engine_runner import EngineRunner
 from export.runners.onnx_runner import CPU, CUDA, TENSORRT, OnnxRunner
@@ -34,16 +35,8 @@ __all__ = [
     "stages_of",
 ]
 
-Runtime = Literal[
-    "torch-cpu",
-    "torch-cuda",
-    "onnxruntime-cpu",
-    "onnxruntime-cuda",
-    "onnxruntime-tensorrt",
-    "tensorrt",
-]
-"""What runs a network, and where."""
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
+"""What runs a network, and where."""
 
 _SUFFIXES = {"torch": ".safetensors", "onnxruntime": ".onnx", "tensorrt": ".engine"}
 _PROVIDERS = {

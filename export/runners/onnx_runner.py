@@ -92,7 +92,7 @@ class OnnxRunner:
             CheckpointError: the file is missing, damaged or not ONNX.
             EnvironmentUnfitError: ONNX Runtime, the execution provider or the GPU is not there.
         """
-        runtime = _import_onnxruntime()
+        runtime = import_onnxruntime()
         available = runtime.get_available_providers()
         if self._provider not in available:
             raise EnvironmentUnfitError(
@@ -132,7 +132,7 @@ class OnnxRunner:
         (end,) = session.get_inputs()
         try:
             (logits,) = session.run(None, {end.name: images})
-        except _runtime_errors() as error:
+        except runtime_errors() as error:
             raise failed(self.name, images, error) from error
         return np.asarray(logits, dtype=np.float32)
 
@@ -178,7 +178,7 @@ class OnnxRunner:
             return runtime.InferenceSession(
                 str(self._path), options, providers=providers, enable_fallback=0
             )
-        except _runtime_errors() as error:
+        except runtime_errors() as error:
             raise CheckpointError(
                 f"ONNX Runtime cannot load {self._path}: {first_line(error)}"
             ) from error
@@ -205,7 +205,7 @@ class OnnxRunner:
                 self._launches[images.shape] = launch
             return self._launches[images.shape]
 
-        return Stages(self.name, cuda, prepare, shape=self._expected, errors=_runtime_errors())
+        return Stages(self.name, cuda, prepare, shape=self._expected, errors=runtime_errors())
 
 
 def _bound_launch(
@@ -238,7 +238,12 @@ def _bound_launch(
     return launch
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """Return ONNX Runtime's module.
+
+    Raises:
+        EnvironmentUnfitError: it is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -256,7 +261,7 @@ def _load_tensorrt() -> None:
     load_tensorrt("tensorrt")
 
 
-def _runtime_errors() -> tuple[type[Exception], ...]:
+def runtime_errors() -> tuple[type[Exception], ...]:
     """Return ONNX Runtime's own exceptions, which have no common base."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 

@@ -229,7 +229,7 @@ def test_only_images_of_another_size_are_resized() -> None:
     torch.testing.assert_close(resized[0, 0, 5], expected)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
 @pytest.mark.parametrize(("size", "resizes"), [(32, False), (28, True)])
 def test_a_recorded_lenet_resizes_only_where_it_must(size: int, resizes: bool) -> None:
     """Recording must not warn either; pytest makes an error of a warning."""

@@ -26,6 +26,7 @@ from compress.errors import (
 from compress.targets import load_target
 from export.engines.build import build_engine
 from export.engines.sidecar import read_engine_sidecar
+from export.engines.watching import Watch
 
 EIGHT = [version for version in VERSIONS if version.startswith("8.")]
 FULL = [version for version in VERSIONS if not version.startswith("rtx")]
@@ -212,6 +213,7 @@ def nothing_left(path: Path) -> bool:
     [
         ({"parse_errors": ("no Foo here", "nor Bar")}, ModelError, "no Foo here; .*nor Bar$"),
         ({"build_error": "no implementation for conv"}, ModelError, "no implementation for conv$"),
+        ({"refuses_profiles": True}, ModelError, "refuses the optimization profile {'min': "),
         ({"driver": False}, EnvironmentUnfitError, "finds no usable GPU or driver .*error: 35"),
     ],
 )
@@ -333,6 +335,18 @@ def test_nested_phases_are_one_rising_share(
         ("inner", 1 / 4),
         *(("outer", share) for share in (0.5, 1.0, 1.0)),
     ]
+
+
+def test_phases_that_follow_each_other_within_a_step_share_it() -> None:
+    shares = []
+    watch = Watch(lambda name, share: shares.append(share))
+    watch.start("outer", 2)
+    for name in ("first", "second"):
+        watch.start(name, 1)
+        watch.step(name, 0)
+        watch.finish(name)
+    watch.step("outer", 0)
+    assert shares == [0, *(0, 1 / 4, 1 / 4), *(1 / 4, 3 / 8, 3 / 8), 1 / 2]
 
 
 @pytest.mark.parametrize(
@@ -466,6 +480,16 @@ def test_a_damaged_timing_cache_is_ignored_with_a_warning(
     assert "is ignored: Failed to deserialize timing cache" in record.getMessage()
     assert calls_of(module, "IBuilderConfig.create_timing_cache")[1:] == [(b"damaged",), (b"",)]
     assert file.read_bytes() == kept
+
+
+def test_timings_of_another_board_are_not_used(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        install(monkeypatch, "10.4.0", foreign_timings=True)
+        document = build_with("10.4.0", *paths)
+        assert document["timing_cache"]["used"] is False
+    assert "is ignored: it is of another GPU or release" in caplog.text
 
 
 def test_a_timing_cache_that_cannot_be_saved_costs_only_a_warning(
