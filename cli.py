@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from compress.console import print_json, print_table, say
+from compress.console import print_json, print_table, print_text, say
 from compress.errors import (
     CompressError,
     ConfigError,
