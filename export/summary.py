@@ -75,7 +75,8 @@ def _notes(delivery: Delivery) -> Iterator[str]:
     for document in delivery.engines.values():
         found = document["inspection"]
         if found is not None:
-            yield f"{document['engine']['file']}: {found['layers']} layers, {found['fused']} fused"
+            fused = sum(count for size, count in found["fused"].items() if int(size) > 1)
+            yield f"{document['engine']['file']}: {found['layers']} layers, {fused} of them fused"
         if document["parity"] is None:
             yield f"{document['engine']['file']} was not run: there is no GPU here"
     for name, folder in delivery.triton.items():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,33 @@ def test_a_file_of_the_users_own_is_a_target(tmp_path: Path) -> None:
     assert target.channel_multiple == {"fp32": 4, "fp16": 8, "int8": 32}
 
 
+def test_the_table_of_the_documentation_is_that_of_the_files() -> None:
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    rows = [
+        line.split("|")[1:-1]
+        for line in page.splitlines()
+        if re.match(r"\| `\w+` \| (SM|no|any)", line)
+    ]
+    assert {row[0].strip(" `") for row in rows} == set(named_files("targets"))
+    for name, gpu, engines, ceilings, pays, computes in ([c.strip() for c in row] for row in rows):
+        target = load_target(name.strip("`"))
+        assert f"{target.opset}, {target.ir_version}" == ceilings
+        assert ", ".join(target.precisions) == pays
+        rest = set(target.channel_multiple) - set(target.precisions)
+        assert set(computes.split(", ")) == rest
+        assert gpu == (f"SM {target.sm}" if target.sm else gpu)
+        assert bool(engines) == (target.builder is not None)
+        assert engines.startswith("TensorRT-RTX") == (target.builder == "tensorrt_rtx")
+
+
+@pytest.mark.parametrize("name", ["v100", "t4", "a100", "h100", "rtx", "cpu"])
+def test_widths_are_rounded_for_what_pays_and_what_is_asked(name: str) -> None:
+    target = load_target(name)
+    best = target.channel_multiple[target.precisions[0]]
+    assert target.rounding("fp32") == best
+    assert target.rounding("int8") == max(best, target.channel_multiple["int8"])
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -60,6 +88,8 @@ def test_a_file_of_the_users_own_is_a_target(tmp_path: Path) -> None:
         ("CUDAExecutionProvider", "CUDA", "end in ExecutionProvider"),
         ("int8 = 32", "int4 = 32", "channel_multiple"),
         ("int8 = 32", "int8 = 0", "channel_multiple"),
+        ('builder = "tensorrt"', "", "both or neither"),
+        ("fp16 = 8, ", "", "channel_multiple has no fp16"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, words: str) -> None:
@@ -75,10 +105,15 @@ def test_a_misspelt_target_gets_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [f"export.{path.stem}" for path in sorted((ROOT / "export").glob("[a-z]*.py"))]
+    "module",
+    [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / "export").rglob("[a-z]*.py"))
+    ],
 )
 def test_importing_loads_no_framework(module: str) -> None:
-    code = f"import sys, {module}; print(sorted({{'torch', 'onnxruntime'}} & set(sys.modules)))"
+    heavy = {"torch", "onnxruntime", "tensorrt", "tensorrt_rtx"}
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
