@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from pydantic import Field
 
-from compress.config import Section, apply_setting, read_toml, validated
+from compress.documents import Section, apply_setting, read_toml, validated
 from compress.errors import ConfigError
 
 

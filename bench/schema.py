@@ -15,7 +15,8 @@ from bench.accuracy import AccuracyComparison
 from bench.environment import Environment
 from bench.latency import Warmup
 from bench.stats import LatencySummary, RatioInterval
-from compress.config import BenchConfig, Precision, Section
+from compress.config import BenchConfig, Precision
+from compress.documents import Section
 
 SCHEMA_VERSION: Literal[1] = 1
 

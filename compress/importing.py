@@ -19,9 +19,10 @@ from compress.checkpoint import (
     read_state_dict,
     save_checkpoint,
 )
-from compress.config import DataConfig, RunConfig, apply_setting, validated
+from compress.config import DataConfig, RunConfig
 from compress.data import IMAGENET_MEAN, IMAGENET_STD, first_images, load_data
 from compress.dense import describe
+from compress.documents import apply_setting, validated
 from compress.errors import CheckpointError, ConfigError, ModelError
 from compress.files import sha256_of
 from compress.gated import attach, find_gates, is_gate, ungated

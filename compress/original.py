@@ -17,7 +17,8 @@ import torch
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from compress.analysis import analyse
-from compress.config import CRITERION_NUMBERS, Section, read_toml, validated
+from compress.config import CRITERION_NUMBERS
+from compress.documents import Section, read_toml, validated
 from compress.errors import ConfigError
 from compress.groups import ChannelGraph
 from compress.models import BUILTIN_MODELS, build_model

@@ -15,11 +15,11 @@ from compress.config import (
     DataConfig,
     RunConfig,
     load_config,
-    named_files,
     save_config,
 )
 from compress.criteria import CRITERIA
 from compress.data import ImageData, load_data
+from compress.documents import named_files
 from compress.models import BUILTIN_MODELS
 from compress.pruner import check_budget
 from compress.targets import load_target

@@ -13,7 +13,7 @@ import pytest
 import typer.main
 
 import cli
-from compress.config import tomllib
+from compress.documents import tomllib
 
 ROOT = Path(cli.__file__).parent
 PACKAGES = ("bench", "compress", "configs", "export")

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 import cli
 import compress
 from bench.budgets import Budgets
-from compress.config import PruneConfig, RunConfig, load_config, named_files, tomllib, validated
+from compress.config import PruneConfig, RunConfig, load_config
+from compress.documents import named_files, tomllib, validated
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

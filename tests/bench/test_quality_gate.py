@@ -14,7 +14,7 @@ from scipy.stats import binom
 from bench.quality_gate import Budgets, Verdict, exit_code, judge, load_budgets
 from bench.schema import Report
 from bench.stats import RatioInterval, median_ratio_interval
-from compress.config import named_files
+from compress.documents import named_files
 from compress.errors import ConfigError
 
 ReportFactory = Callable[..., Report]

@@ -14,15 +14,11 @@ from compress.config import (
     SEED2019,
     Budget,
     RunConfig,
-    Section,
     TrainConfig,
-    apply_setting,
     load_config,
-    named_files,
-    read_toml,
     save_config,
-    validated,
 )
+from compress.documents import Section, apply_setting, named_files, read_toml, validated
 from compress.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.config import named_files
+from compress.documents import named_files
 from compress.errors import ConfigError
 from compress.targets import load_target
 

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from rich.console import Console
 
-from compress.config import named_files
+from compress.documents import named_files
 from compress.errors import ConfigError
 from compress.targets import load_target
 from export import doctor
