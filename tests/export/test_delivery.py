@@ -12,9 +12,13 @@ from host_gpu import HostGpu, fresh_host_gpu
 from runs import DATA, config_of, pruned_run
 from tensorrt_contract import fake_tensorrt
 
+from bench.benchmark import benchmark
+from bench.subject import subjects
 from compress.checkpoint import load_checkpoint
-from compress.config import ExportConfig
+from compress.config import BenchConfig, ExportConfig
+from compress.data import eval_batches
 from compress.errors import (
+    CheckpointError,
     ConfigError,
     DataError,
     EnvironmentUnfitError,
@@ -255,3 +259,33 @@ def test_parity_is_of_the_pruned_weights(run: RunDirectory, tmp_path: Path) -> N
     assert done.onnx["pruned"]["weights_sha256"] == load_checkpoint(run.pruned).sha256
     assert done.onnx["pruned"]["onnx"]["bytes"] < done.onnx["dense"]["onnx"]["bytes"]
     assert done.onnx["pruned"]["parity"][-1]["images"] == 64
+
+
+@pytest.mark.usefixtures("h100")
+def test_bench_measures_the_engines(run: RunDirectory) -> None:
+    done = export(run, run.export, target="h100", precision="fp16", engine=True, batch=(1, 2))
+    report = benchmark(
+        run.path,
+        config=BenchConfig(
+            runtime="tensorrt", batch_sizes=(1, 2), block_ms=0.1, min_blocks=4, max_seconds=0.5
+        ),
+        precision="fp16",
+        batches_factory=lambda: eval_batches(DATA.val, batch_size=2),
+        identity=DATA.identity,
+    )
+    assert report.runtime == "TensorRT 10.4.0 (Host GPU)"
+    assert (report.target, report.precision) == ("h100", "fp16")
+    for network in ("dense", "pruned"):
+        record = getattr(report.networks, network)
+        assert record.bytes == done.engines[network]["engine"]["bytes"]
+        assert [found.batch_size for found in record.parity] == [1, 2]
+        assert [found.batch_size for found in record.latency] == [1, 2]
+
+
+@pytest.mark.usefixtures("h100")
+def test_an_engine_that_was_changed_is_not_measured(run: RunDirectory) -> None:
+    export(run, run.export, target="h100", engine=True)
+    engine = run.export / "pruned.engine"
+    engine.write_bytes(engine.read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match=r"pruned\.engine is not the file that"):
+        subjects(run.path, runtime="tensorrt", precision="fp32")
