@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,16 +74,26 @@ def _subject(run_dir: Path, name: str, *, runtime: Runtime, precision: Precision
     from export.exporter import engine_path, onnx_path
     from export.sidecar import read_sidecar
 
+    command = f"compress export {shlex.quote(str(run_dir))} --precision {precision}"
     if runtime == "tensorrt":
-        from export.engines.sidecar import read_engine_sidecar
+        from export.engines.sidecar import read_engine_sidecar, sidecar_path
 
         path = engine_path(run_dir / "export", name, precision)
+        _require(path, sidecar_path(path), command=f"{command} --engine --target TARGET")
         return Subject(path, read_engine_sidecar(path), runtime)
     path = onnx_path(run_dir / "export", name, precision)
+    _require(path, path.with_suffix(".json"), command=command)
     facts = read_sidecar(path)
     if runtime.startswith("torch"):
         path = run_dir / f"{name}.safetensors"
     return Subject(path, facts, runtime)
+
+
+def _require(*files: Path, command: str) -> None:
+    """Refuse an export that was never made, or of which a file is gone."""
+    for file in files:
+        if not file.exists():
+            raise CheckpointError(f"there is no {file}; write it with: {command}")
 
 
 def _check_pair(dense: Subject, pruned: Subject) -> None:

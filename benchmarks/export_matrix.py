@@ -157,7 +157,7 @@ def main() -> None:
         figures = f"{row.onnx_mb:.2f}", f"{row.relative_error:.1e}", f"{row.cosine:.6f}"
         built = f"{row.engine_mb:.1f}", f"{row.build_s:.1f}"
         table.add_row(row.network, row.precision, *figures, *built)
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from compress.errors import writing
 from compress.files import write_json
 from export.exporter import Progress, engine_path, export_run, onnx_path, target_of
-from export.verify import check_parity
+from export.verify import check_parity, judging
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
@@ -154,9 +154,14 @@ def _prove(
 
     # From SM 8.0 on TensorRT computes FP32 in TF32, whose mantissa is as short as that of FP16.
     tf32 = config.precision == "fp32" and int(gpu.sm.partition(".")[0]) >= 8
-    limits = config.limits.fp16 if tf32 else getattr(config.limits, config.precision)
+    precision = "fp16" if tf32 else config.precision
+    limits = getattr(config.limits, precision)
     sizes = config.dynamic_batch if config.batch == "dynamic" else config.batch
-    with TorchRunner(checkpoint.model, "cpu") as reference, EngineRunner(path) as candidate:
+    with (
+        judging(path.name, precision),
+        TorchRunner(checkpoint.model, "cpu") as reference,
+        EngineRunner(path) as candidate,
+    ):
         found = check_parity(
             *(reference, candidate, samples.validation),
             batch_sizes=tuple(dict.fromkeys(sizes)),

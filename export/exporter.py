@@ -19,7 +19,7 @@ from export.onnx_check import OnnxFacts, standard_opset
 from export.onnx_export import onnx_from_network, staged_onnx
 from export.runners import OnnxRunner, TorchRunner
 from export.sidecar import SCHEMA_VERSION
-from export.verify import ParityResult, check_parity
+from export.verify import ParityResult, check_parity, judging
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +139,8 @@ def export_checkpoint(
     conversion = _convert(proto, checkpoint, config=config, samples=samples, tell=tell)
     with staged_onnx(proto, path, target=target, metadata=_as_metadata(network)) as facts:
         tell("parity with torch", 0.0)
-        parity = _prove(checkpoint, facts, config=config, images=samples.validation)
+        with judging(path.name, config.precision):
+            parity = _prove(checkpoint, facts, config=config, images=samples.validation)
         tell("parity with torch", 1.0)
         document = {
             "schema_version": SCHEMA_VERSION,

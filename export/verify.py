@@ -10,6 +10,7 @@ logits that nearly tie may trade places within the limit on the error.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,6 +77,17 @@ def check_parity(
             "set export.parity_batches"
         )
     return [_compare(reference, candidate, images, size, limits) for size in batch_sizes]
+
+
+@contextmanager
+def judging(name: str, precision: str) -> Iterator[None]:
+    """Name the file that a ParityError of the block is about, and the limits that it keeps."""
+    try:
+        yield
+    except ParityError as error:
+        raise ParityError(
+            f"{name} is not written: {error}; export.limits.{precision} holds the limits"
+        ) from error
 
 
 def _compare(
