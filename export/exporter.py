@@ -172,6 +172,7 @@ def _convert(
     if config.precision == "int8":
         from export.precision.calibration import calibrate, require_calibration
         from export.precision.int8 import HALF_OPSET, Rest, quantised_tensors, to_int8
+        from export.precision.witness import rounds_half_precision
 
         labels = [int(label) for batch in samples.training() for label in batch.labels]
         require_calibration(labels, checkpoint.num_classes, config.calibration_images)
@@ -184,7 +185,8 @@ def _convert(
             progress=lambda share: tell("calibrating", share),
         )
         # A strongly typed engine computes the rest as the file says; FP32 there would cost time.
-        rest: Rest = "fp16" if standard_opset(proto) >= HALF_OPSET else "fp32"
+        fits = standard_opset(proto) >= HALF_OPSET and rounds_half_precision()
+        rest: Rest = "fp16" if fits else "fp32"
         found = asdict(to_int8(proto, ranges, rest=rest))
         return {"calibration": config.calibration, "images": len(labels), **found}
     return None

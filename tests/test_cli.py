@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -12,6 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module, resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from typer.testing import CliRunner, Result
 
 import cli
 import compress
+from compress.documents import tomllib
 from compress.errors import ParityError
 from compress.files import sha256_of
 from compress.models import build_model
@@ -44,6 +48,7 @@ SMALL = {
 }
 COUNTED = "[macs]\nmax_ratio = 0.6\n[parity]\nmax_relative_error = 1e-4\n"
 """Budgets whose verdict does not depend on what else the machine does."""
+CALIBRATION = ("--set", "export.calibration_images=8")
 RUN_FILES = {
     *("config.toml", "dense.safetensors", "pruned.safetensors", "history.jsonl"),
     *("export/dense.onnx", "export/dense.json", "export/pruned.onnx", "export/pruned.json"),
@@ -111,6 +116,37 @@ def no_file_beyond(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def onnx_files(precision: str) -> set[str]:
+    """Return the files of an export without engines."""
+    middle = "" if precision == "fp32" else f".{precision}"
+    return {f"{name}{middle}.{end}" for name in ("dense", "pruned") for end in ("onnx", "json")}
+
+
+def full_for(monkeypatch: pytest.MonkeyPatch, module: str, suffix: str) -> None:
+    """Make the disk full for files of a suffix, after half of the file."""
+
+    def write(path: Path, data: bytes) -> None:
+        if path.suffix != suffix:
+            path.write_bytes(data)
+            return
+        path.write_bytes(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(f"{module}.write_flushed", write)
+
+
+def interrupted_in(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """Press Ctrl-C when a function, by its full name, is called."""
+    module, _, name = moment.rpartition(".")
+    real = getattr(import_module(module), name)
+
+    def pressed(*arguments: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(moment, pressed)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """One complete run, and what the command said; read only."""
@@ -176,6 +212,15 @@ def prune_folder(folder: Path, checkpoint: Path, output: Path, *more: object) ->
         *("prune", "--config", "small-images-resnet20", "--data", folder, "--output", output),
         *("--checkpoint", checkpoint, *small(data_image_size="32", data_batch_size="6"), *more),
     ]
+
+
+@pytest.fixture(scope="module")
+def pruned(weights: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the image folder, up to its export; read only."""
+    output = tmp_path_factory.mktemp("pruned") / "run"
+    result = invoke(*prune_folder(folder, weights / "plain.pth", output))
+    assert result.exit_code == 0, result.stderr
+    return output
 
 
 class TestRun:
@@ -254,6 +299,26 @@ class TestRun:
         refused("export", copied, code=6, says="they disagree")
         assert contents(copied) == before
 
+    def test_in_another_precision_then_resumed_after_the_export(self, tmp_path: Path) -> None:
+        output, budgets = tmp_path / "run", tmp_path / "b.toml"
+        budgets.write_text("[macs]\nmax_ratio = 0.6\n")
+        arguments = ("--precision", "int8", *small(bench_budgets=str(budgets)), *CALIBRATION)
+        assert invoke("run", "--output", output, *arguments).exit_code == 0
+        exported = {f"export/{name}" for name in onnx_files("int8")}
+        plain = {f"export/{name}" for name in onnx_files("fp32")}
+        assert files_in(output) == RUN_FILES - plain | exported
+        before = contents(output)
+        for name in ("report.json", "report.md"):
+            (output / name).unlink()
+        result = invoke("run", "--resume", "--output", output, "--json")
+        assert result.exit_code == 0, result.stderr
+        assert document(result)["report"]["precision"] == "int8"
+        assert result.stderr.count("done before") == 3
+        after = contents(output)
+        assert {name for name in after if after[name] != before[name]} <= {
+            *("report.json", "report.md")
+        }
+
 
 class TestPrune:
     @pytest.mark.parametrize("name", ["parallel.pth", "plain.pth", "plain.safetensors"])
@@ -281,7 +346,8 @@ class TestPrune:
         assert document(pruned)["num_classes"] == 3
         exported = invoke("export", output, "--target", "v100", "--json")
         assert exported.exit_code == 0, exported.stderr
-        assert {d["target"] for d in document(exported).values()} == {"v100"}
+        sidecars = document(exported)["onnx"].values()
+        assert {sidecar["target"] for sidecar in sidecars} == {"v100"}
         measured = invoke("bench", output, "--json")
         assert measured.exit_code == 0, measured.stderr
         report = document(measured)["report"]
@@ -348,26 +414,270 @@ class TestPrune:
 
 
 class TestExport:
-    @pytest.mark.parametrize("target", ["cpu", "v100"])
-    def test_for_a_target(self, target: str, run: Path, tmp_path: Path) -> None:
-        result = invoke("export", run, "--target", target, "--output", tmp_path / "onnx")
-        assert result.exit_code == 0, result.stderr
-        assert files_in(tmp_path / "onnx") == {
-            *("dense.onnx", "dense.json", "pruned.onnx", "pruned.json")
-        }
-        assert len(result.stdout.splitlines()) == 2
-        assert "opset 17, IR 8" in result.stdout
+    @pytest.mark.parametrize(
+        ("target", "precision", "fits"),
+        [
+            ("cpu", "fp32", "opset 17, IR 8"),
+            ("cpu", "int8", "opset 17, IR 8"),
+            ("v100", "fp32", "opset 17, IR 8"),
+            ("v100", "fp16", "opset 17, IR 8"),
+            ("a100", "int8", "opset 20, IR 9"),
+            ("rtx", "fp16", "opset 20, IR 9"),
+        ],
+    )
+    def test_for_a_target(
+        self,
+        target: str,
+        precision: str,
+        fits: str,
+        run: Path,
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        output = tmp_path / "onnx"
+        arguments = ("--target", target, "--precision", precision, "--output", output)
+        result = invoke("export", run, *arguments, *CALIBRATION)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert capfd.readouterr() == ("", "")  # what the libraries write past Python
+        assert files_in(output) == onnx_files(precision)
+        assert result.stdout.count(fits) == 2
+        assert f"resnet20 for {target}, {precision}" in result.stdout
+        assert max(map(len, result.stdout.splitlines())) <= 80
 
-    def test_unknown_target(self, run: Path, tmp_path: Path) -> None:
-        arguments = ("--target", "v10", "--output", tmp_path / "x")
-        refused("export", run, *arguments, code=2, says="did you mean 'v100'?")
+    def test_precision_that_rarely_pays_is_exported_with_a_warning(
+        self, run: Path, tmp_path: Path
+    ) -> None:
+        arguments = ("--target", "v100", "--precision", "int8", "--output", tmp_path / "x")
+        result = invoke("export", run, *arguments, *CALIBRATION, "--json")
+        assert result.exit_code == 0
+        (warning,) = document(result)["warnings"]
+        assert result.stderr == f"warning: {warning}\n"
+        assert "INT8 tensor cores" in warning
+
+    def test_document_tells_all_that_was_written(self, run: Path, tmp_path: Path) -> None:
+        arguments = ("--output", tmp_path / "x", "--triton", tmp_path / "models")
+        told = document(invoke("export", run, *arguments, "--json"))
+        assert set(told) == {"onnx", "engines", "triton", "warnings"}
+        for name, sidecar in told["onnx"].items():
+            assert sidecar == json.loads((tmp_path / "x" / f"{name}.json").read_text())
+        assert (told["engines"], told["warnings"]) == ({}, [])
+        assert {Path(folder).parent.name for folder in told["triton"].values()} == set(
+            told["triton"]
+        )
+        assert all((Path(folder) / "model.onnx").is_file() for folder in told["triton"].values())
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "says"),
+        [
+            (["--target", "v10"], 2, "did you mean 'v100'?"),
+            (["--target", "./absent.toml"], 2, "No such file"),
+            (["--precision", "int4"], 2, "'fp32', 'fp16' or 'int8'"),
+            (["--precision", "fp16"], 2, "target cpu does not compute fp16"),
+            (["--batch", "0"], 2, "export.batch = 0"),
+            (["--batch", "1,x"], 2, "export.batch = '1,x'"),
+            (["--batch", ""], 2, "export.batch = ''"),
+            (["--batch", "8,-1"], 2, "export.batch = '8,-1'"),
+            (["--engine"], 2, "target cpu has no engines"),
+            (["--set", "export.calibration_images=4"], 2, "greater than or equal to 8"),
+            (["--set", "export.limits.fp16.relativ_error=1"], 2, "mean 'relative_error'?"),
+        ],
+    )
+    def test_refused_before_anything_is_written(
+        self, arguments: list[str], code: int, says: str, run: Path, tmp_path: Path
+    ) -> None:
+        output = tmp_path / "x"
+        refused("export", run, *arguments, "--output", output, code=code, says=says)
+        assert not output.exists()
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    @pytest.mark.parametrize(("target", "sm"), [("v100", "7.0"), ("a100", "8.0")])
+    def test_engine_for_a_gpu_that_is_not_here(
+        self, target: str, sm: str, run: Path, tmp_path: Path
+    ) -> None:
+        arguments = ("--target", target, "--precision", "fp16", "--output", tmp_path / "x")
+        refused("export", run, *arguments, "--engine", code=5, says=f"a GPU of SM {sm}")
         assert not (tmp_path / "x").exists()
 
-    def test_full_disk_keeps_what_was_there(self, copied: Path) -> None:
+    def test_disagreement_names_the_file_and_keeps_the_earlier_ones(self, copied: Path) -> None:
+        arguments = ("export", copied, "--target", "v100", "--precision", "fp16")
+        assert invoke(*arguments).exit_code == 0
+        before = contents(copied)
+        limit = ("--set", "export.limits.fp16.relative_error=1e-9")
+        refused(*arguments, *limit, code=6, says="dense.fp16.onnx is not written")
+        refused(*arguments, *limit, code=6, says="export.limits.fp16 holds the limits")
+        assert contents(copied) == before
+
+    @pytest.mark.parametrize(
+        ("good", "says"),
+        [
+            ({"cat": 4, "dog": 1, "owl": 1}, "at least 8 images and has 6"),
+            ({"cat": 9, "dog": 0, "owl": 0}, "all 9 calibration images are of class 0"),
+        ],
+    )
+    def test_images_that_cannot_calibrate(
+        self, good: dict[str, int], says: str, pruned: Path, folder: Path, tmp_path: Path
+    ) -> None:
+        root = Path(shutil.copytree(folder, tmp_path / "images"))
+        for label, count in good.items():
+            whole = (folder / "train" / label / "1.jpg").read_bytes()
+            for number in range(9):
+                data = whole if number < count else b"broken"
+                (root / "train" / label / f"{number}.jpg").write_bytes(data)
+        arguments = ("--data", root, "--precision", "int8", "--output", tmp_path / "x")
+        refused("export", pruned, *arguments, code=1, says=says)
+        assert files_in(tmp_path) == {f"images/{name}" for name in files_in(root)}
+
+    @pytest.mark.parametrize("precision", ["fp32", "int8"])
+    def test_full_disk_keeps_what_was_there(self, precision: str, copied: Path) -> None:
+        arguments = ("export", copied, "--precision", precision, *CALIBRATION)
+        assert invoke(*arguments).exit_code == 0
         before = contents(copied)
         with no_file_beyond(100_000):
-            refused("export", copied, code=1, says="cannot write")
+            refused(*arguments, code=1, says="cannot write")
         assert contents(copied) == before
+
+    def test_disk_that_is_full_once_the_onnx_file_is_written(
+        self, copied: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = contents(copied)
+        full_for(monkeypatch, "compress.files", ".json")
+        arguments = ("export", copied, "--target", "v100")
+        refused(*arguments, code=1, says="dense.json: the disk is full")
+        assert contents(copied) == before
+
+    @pytest.mark.parametrize("suffix", [".onnx", ".json", ".pbtxt", ".txt"])
+    def test_full_disk_in_the_model_repository(
+        self, suffix: str, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        models = tmp_path / "models"
+        arguments = ("export", copied, "--triton", models)
+        assert invoke(*arguments).exit_code == 0
+        before = contents(models)
+        full_for(monkeypatch, "export.triton", suffix)
+        refused(*arguments, code=1, says="the disk is full")
+        assert contents(models) == before
+        shutil.rmtree(models)
+        refused(*arguments, code=1, says="the disk is full")
+        assert files_in(models) == set()
+        assert files_in(copied) == RUN_FILES
+
+    @pytest.mark.parametrize("option", ["--output", "--triton"])
+    def test_folder_that_cannot_be_made(self, option: str, copied: Path, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("mine")
+        arguments = (option, tmp_path / "file" / "below")
+        refused("export", copied, *arguments, code=1, says="cannot write")
+        assert (tmp_path / "file").read_text() == "mine"
+
+    @pytest.mark.parametrize(
+        ("arguments", "moment"),
+        [
+            (["--precision", "int8"], "export.precision.calibration.histogram"),
+            (["--precision", "int8"], "export.verify._cosine"),
+        ],
+    )
+    def test_interrupted(
+        self, arguments: list[str], moment: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert invoke("export", copied, *arguments, *CALIBRATION).exit_code == 0
+        before = contents(copied)
+        interrupted_in(monkeypatch, moment)
+        result = invoke("export", copied, *arguments, *CALIBRATION)
+        assert (result.exit_code, result.stdout, result.stderr) == (130, "", "stopped\n")
+        assert contents(copied) == before
+
+
+@pytest.mark.skipif(not find_spec("tensorrt_rtx"), reason="TensorRT-RTX is not installed")
+class TestEngines:
+    """TensorRT-RTX builds engines on any machine."""
+
+    ENGINES = ("--target", "rtx", "--precision", "fp16", "--engine", "--batch", "1,8")
+
+    def test_of_both_networks(
+        self, run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = (*self.ENGINES, "--output", tmp_path / "x", "--triton", tmp_path / "models")
+        result = invoke("export", run, *arguments)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert capfd.readouterr() == ("", "")
+        engines = {f"{name}.fp16.engine" for name in ("dense", "pruned")}
+        assert files_in(tmp_path / "x") == {
+            *(onnx_files("fp16") | engines),
+            *(f"{name}.json" for name in engines),
+        }
+        assert max(map(len, result.stdout.splitlines())) <= 80
+        assert "any GPU" in result.stdout
+        served = {Path(name).name for name in files_in(tmp_path / "models")}
+        assert "model.onnx" in served
+        assert "model.plan" not in served
+
+    def test_full_disk_keeps_the_earlier_engines(self, copied: Path) -> None:
+        arguments = ("export", copied, *self.ENGINES)
+        assert invoke(*arguments).exit_code == 0
+        before = contents(copied)
+        with no_file_beyond(1_000_000):  # an ONNX file is smaller
+            refused(*arguments, code=1, says="dense.fp16.engine: File too large")
+        assert contents(copied) == before
+
+    def test_interrupted(self, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        interrupted_in(monkeypatch, "export.engines.build.profile_shapes")
+        result = invoke("export", copied, *self.ENGINES)
+        assert (result.exit_code, result.stdout, result.stderr) == (130, "", "stopped\n")
+        made = {f"export/{name}" for name in onnx_files("fp16")}
+        assert files_in(copied) == RUN_FILES | made
+        assert not list(copied.rglob(".building*"))
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_bench_has_no_gpu_to_run_them_on(self, copied: Path) -> None:
+        assert invoke("export", copied, *self.ENGINES).exit_code == 0
+        arguments = ("--runtime", "tensorrt", "--precision", "fp16")
+        refused("bench", copied, *arguments, code=5, says="finds no usable GPU")
+
+
+class TestWidths:
+    """Of a pruned network, for a target."""
+
+    def resolved(self, output: Path, *arguments: object) -> dict[str, Any]:
+        result = invoke("train", "--output", output, *small(train_epochs="0"), *arguments)
+        assert result.exit_code == 0, result.stderr
+        found: dict[str, Any] = tomllib.loads((output / "config.toml").read_text())["prune"]
+        return found
+
+    @pytest.mark.parametrize(
+        ("settings", "multiple"),
+        [
+            (["export.target=v100"], 8),
+            (["export.target=v100", "export.precision=int8"], 8),
+            (["export.target=t4", "export.precision=int8"], 32),
+            (["export.target=cpu"], 1),
+            (["export.target=t4", "export.precision=int8", "prune.channel_multiple=2"], 2),
+            (["export.target=v100", "prune.recipe=seed2019"], 1),
+        ],
+    )
+    def test_resolved_configuration(
+        self, settings: list[str], multiple: int, tmp_path: Path
+    ) -> None:
+        given = [part for setting in settings for part in ("--set", setting)]
+        assert self.resolved(tmp_path / "x", *given)["channel_multiple"] == multiple
+
+    def test_widths_are_multiples_of_the_targets(self, run: Path, tmp_path: Path) -> None:
+        output, checkpoint = tmp_path / "x", run / "dense.safetensors"
+        arguments = ("--checkpoint", checkpoint, "--target", "v100", "--precision", "fp16")
+        pruned = invoke("prune", *arguments, "--output", output, *small(), "--json")
+        assert pruned.exit_code == 0, pruned.stderr
+        config = tomllib.loads((output / "config.toml").read_text())
+        assert config["prune"]["channel_multiple"] == 8
+        assert config["export"]["target"] == "v100"
+        assert config["export"]["precision"] == "fp16"
+        widths = {group["channels"] for group in document(pruned)["groups"]}
+        assert all(width % 8 == 0 for width in widths)
+        assert invoke("export", output).exit_code == 0
+        assert files_in(output / "export") == onnx_files("fp16")
+
+    def test_target_or_precision_that_does_not_exist(self, run: Path, tmp_path: Path) -> None:
+        arguments = ("--checkpoint", run / "dense.safetensors", "--output", tmp_path / "x")
+        refused("prune", *arguments, "--target", "v10", code=2, says="did you mean 'v100'?")
+        refused("prune", *arguments, "--precision", "half", code=2, says="export.precision")
+        assert not (tmp_path / "x").exists()
 
 
 class TestBenchAndGate:
@@ -378,9 +688,95 @@ class TestBenchAndGate:
         refused(command, tmp_path / name, code=2, says="is not a run directory")
         assert files_in(tmp_path) == set()
 
-    def test_bench_before_export(self, copied: Path) -> None:
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            ([], "--precision fp32"),
+            (["--precision", "int8"], "--precision int8"),
+            (["--runtime", "torch-cpu"], "--precision fp32"),
+            (["--runtime", "tensorrt"], "--precision fp32 --engine --target TARGET"),
+        ],
+    )
+    def test_bench_before_export_says_how_to_export(
+        self, arguments: list[str], says: str, copied: Path
+    ) -> None:
         shutil.rmtree(copied / "export")
-        refused("bench", copied, code=1, says="dense.json")
+        expected = f"write it with: compress export {copied} {says}"
+        refused("bench", copied, *arguments, code=1, says=expected)
+
+    @pytest.mark.parametrize(
+        ("target", "precision", "runtime"),
+        [
+            ("cpu", "int8", "onnxruntime-cpu"),
+            ("v100", "fp16", "onnxruntime-cpu"),
+            ("cpu", "fp32", "torch-cpu"),
+        ],
+    )
+    def test_bench_of_each_precision(
+        self,
+        target: str,
+        precision: str,
+        runtime: str,
+        copied: Path,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        arguments = ("--target", target, "--precision", precision)
+        assert invoke("export", copied, *arguments, *CALIBRATION).exit_code == 0
+        measured = invoke("bench", copied, *arguments[2:], "--runtime", runtime, "--json")
+        assert (measured.exit_code, measured.stderr) == (0, "")
+        assert capfd.readouterr() == ("", "")
+        report = document(measured)["report"]
+        assert (report["target"], report["precision"]) == (target, precision)
+        assert report["runtime"] == {"torch-cpu": "torch (cpu)"}.get(runtime, "ONNX Runtime (CPU)")
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["--runtime", "torch-cpu", "--precision", "int8"], "another bench.runtime"),
+            (["--runtime", "tensorr"], "bench.runtime = 'tensorr'"),
+            (["--precision", "int4"], "export.precision = 'int4'"),
+        ],
+    )
+    def test_bench_of_what_cannot_be(self, arguments: list[str], says: str, copied: Path) -> None:
+        before = contents(copied)
+        refused("bench", copied, *arguments, code=2, says=says)
+        assert contents(copied) == before
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    @pytest.mark.parametrize("runtime", ["onnxruntime-cuda", "onnxruntime-tensorrt", "torch-cuda"])
+    def test_bench_on_a_gpu_that_is_not_here(self, runtime: str, copied: Path) -> None:
+        before = contents(copied)
+        refused("bench", copied, "--runtime", runtime, code=5, says="")
+        assert contents(copied) == before
+
+    @pytest.mark.parametrize(
+        ("name", "content", "says"),
+        [
+            ("dense.json", None, "dense.json; write it with: compress export"),
+            ("pruned.onnx", None, "pruned.onnx; write it with: compress export"),
+            ("pruned.onnx", lambda whole: whole[:5000], "is not the file that"),
+            ("pruned.onnx", lambda whole: whole + b" ", "is not the file that"),
+            ("pruned.json", lambda whole: whole[:300], "is not valid JSON; export again"),
+            ("dense.json", lambda whole: b"[]", "export again"),
+            ("dense.json", lambda whole: whole.replace(b'"cpu"', b'"t4"'), "differ in target"),
+        ],
+    )
+    def test_bench_of_an_export_that_is_not_whole(
+        self, name: str, content: Callable[[bytes], bytes] | None, says: str, copied: Path
+    ) -> None:
+        path = copied / "export" / name
+        whole = path.read_bytes()
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content(whole))
+        before = contents(copied)
+        refused("bench", copied, code=1, says=says)
+        assert contents(copied) == before
+
+    def test_bench_of_an_engine_without_its_sidecar(self, copied: Path) -> None:
+        for name in ("dense", "pruned"):
+            (copied / "export" / f"{name}.engine").write_bytes(b"an engine of somebody")
+        refused("bench", copied, "--runtime", "tensorrt", code=1, says="dense.engine.json;")
 
     def test_bench_judges_where_budgets_are_named(self, copied: Path, tmp_path: Path) -> None:
         (tmp_path / "b.toml").write_text("[macs]\nmax_ratio = 0.01\n")
@@ -462,6 +858,36 @@ class TestBenchAndGate:
     def test_missing_report(self, tmp_path: Path) -> None:
         refused("gate", tmp_path / "report.json", code=1, says="compress bench")
         refused("gate", tmp_path, code=1, says="Is a directory")
+
+
+class TestDoctor:
+    def test_this_machine_fits_itself_and_the_cpu(self, capfd: pytest.CaptureFixture[str]) -> None:
+        for arguments in ([], ["--target", "cpu"]):
+            result = invoke("doctor", *arguments)
+            assert (result.exit_code, result.stderr) == (0, "")
+            assert "onnxruntime" in result.stdout
+            assert max(map(len, result.stdout.splitlines())) <= 80
+        assert capfd.readouterr() == ("", "")
+
+    def test_unfit_machine_is_told_what_mends_it(self, tmp_path: Path) -> None:
+        target = tmp_path / "future.toml"
+        text = (resources.files("configs") / "targets" / "v100.toml").read_text()
+        changed = text.replace('versions = "<3.13"', 'versions = ">=99"')
+        target.write_text(changed.replace("python3.12 -m venv .venv", "wait for it"))
+        result = invoke("doctor", "--target", target)
+        assert (result.exit_code, result.stderr) == (5, "")
+        table = [line for line in result.stdout.splitlines() if line[0] in "│┃┏┡├└"]
+        assert max(map(len, table)) <= 80
+        assert "    wait for it\n" in result.stdout
+        machine = invoke("doctor", "--target", target, "--json")
+        assert (machine.exit_code, machine.stderr) == (5, "")
+        found = document(machine)
+        assert not found["fits"]
+        (python,) = [one for one in found["findings"] if one["component"] == "python"]
+        assert (python["fits"], python["mend"]) == (False, "wait for it")
+
+    def test_unknown_target(self) -> None:
+        refused("doctor", "--target", "v10", code=2, says="did you mean 'v100'?")
 
 
 class TestInspect:

@@ -148,7 +148,7 @@ def test_exports_that_do_not_belong_together(run_dir: Path) -> None:
 
 
 def test_each_precision_has_files_of_its_own(run_dir: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"dense\.fp16\.json: No such file"):
+    with pytest.raises(CheckpointError, match=r"dense\.fp16\.onnx; write it with: compress export"):
         subjects(run_dir, runtime="onnxruntime-cpu", precision="fp16")
     save_network(run_dir / "export" / "dense.fp16.onnx", np.eye(6), precision="fp16")
     save_network(run_dir / "export" / "pruned.fp16.onnx", np.eye(6))

@@ -20,6 +20,7 @@ from onnx_models import (
     exported,
     handmade,
     producers,
+    rounds_half_precision,
     run,
 )
 from torch import nn
@@ -285,18 +286,6 @@ def parity(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
     if name == "resnet20":
         return build_model("resnet20", num_classes=10), (3, 16, 16)
     return NETWORKS[name](), (3, 12, 12)
-
-
-def rounds_half_precision() -> bool:
-    """Whether this ONNX Runtime rounds float16 to int8; up to 1.29 it cuts the fraction off."""
-    one = {"scale": np.array(1, np.float16), "zero": np.array(0, np.int8)}
-    nodes = [
-        node("Cast", ["input"], ["half"], to=TensorProto.FLOAT16),
-        node("QuantizeLinear", ["half", "scale", "zero"], ["small"]),
-        node("Cast", ["small"], ["logits"], to=TensorProto.FLOAT),
-    ]
-    model = handmade(nodes, one, ("batch",), opset=20)
-    return bool(run(model, np.array([0.75], np.float32))[0] == 1)
 
 
 NAMES = ("Residual", "Transition", "Twice", "Dense", "Grouped", "Separable", "Plain", "resnet20")
