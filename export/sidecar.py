@@ -1,8 +1,9 @@
-"""The sidecar of an ONNX file: what it is, for whom, and proof that it was not changed since."""
+"""The sidecar of an exported file: what it is, for whom, and proof that it is still the same."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,34 +29,55 @@ def read_sidecar(path: Path) -> dict[str, Any]:
             of another ONNX file.
     """
     sidecar, model = path.with_suffix(".json"), path.with_suffix(".onnx")
-    try:
-        document = json.loads(_read(sidecar))
-    except ValueError as error:
-        raise CheckpointError(f"{sidecar} is not valid JSON; export again") from error
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{sidecar} has schema_version {version!r} and this tool reads {SCHEMA_VERSION}; "
-            "export again"
-        )
-    missing = _REQUIRED - document.keys()
-    if missing:
-        raise CheckpointError(f"{sidecar} lacks {', '.join(sorted(missing))}; export again")
-    recorded = document["onnx"].get("sha256") if isinstance(document["onnx"], dict) else None
-    if recorded != _digest(model):
-        raise CheckpointError(f"{model} is not the file that {sidecar} describes; export again")
+    document = read_document(
+        sidecar, version=SCHEMA_VERSION, required=_REQUIRED, advice="export again"
+    )
+    require_described(model, document["onnx"], sidecar, advice="export again")
     return document
 
 
-def _read(path: Path) -> bytes:
+def read_document(
+    sidecar: Path, *, version: int, required: Collection[str], advice: str
+) -> dict[str, Any]:
+    """Read a sidecar and check its form.
+
+    Args:
+        sidecar: the JSON file.
+        version: the ``schema_version`` that it must have.
+        required: keys that it must have.
+        advice: ends the sentence of an error.
+
+    Raises:
+        CheckpointError: it is missing, damaged, of another version or lacks a key.
+    """
     try:
-        return path.read_bytes()
+        document = json.loads(sidecar.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        raise CheckpointError(
+            f"cannot read {sidecar}: {error.strerror or error}; {advice}"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{sidecar} is not valid JSON; {advice}") from error
+    found = document.get("schema_version") if isinstance(document, dict) else None
+    if found != version:
+        raise CheckpointError(
+            f"{sidecar} has schema_version {found!r} and this tool reads {version}; {advice}"
+        )
+    missing = set(required) - document.keys()
+    if missing:
+        raise CheckpointError(f"{sidecar} lacks {', '.join(sorted(missing))}; {advice}")
+    return document
 
 
-def _digest(path: Path) -> str:
+def require_described(path: Path, entry: Any, sidecar: Path, *, advice: str) -> None:
+    """Prove that a file is the one that its sidecar's entry gives a ``sha256`` of.
+
+    Raises:
+        CheckpointError: it is missing or another one.
+    """
     try:
-        return sha256_of(path)
+        digest = sha256_of(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    if not isinstance(entry, dict) or entry.get("sha256") != digest:
+        raise CheckpointError(f"{path} is not the file that {sidecar} describes; {advice}")

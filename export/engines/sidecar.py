@@ -6,12 +6,11 @@ compared with the machine, before TensorRT sees the engine.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import CheckpointError, EnvironmentUnfitError
-from compress.files import sha256_of
+from export.sidecar import read_document, require_described
 
 if TYPE_CHECKING:
     from export.engines.api import Provider
@@ -46,32 +45,14 @@ def read_engine_sidecar(path: Path) -> dict[str, Any]:
         CheckpointError: either file is missing, or the sidecar is damaged, of another version or
             of another engine.
     """
-    sidecar = sidecar_path(path)
-    try:
-        document = json.loads(sidecar.read_bytes())
-    except OSError as error:
+    sidecar, advice = sidecar_path(path), "build the engine again"
+    if path.is_file() and not sidecar.exists():
         raise CheckpointError(
-            f"cannot read {sidecar}: {error.strerror or error}; an engine is only used with the "
-            "sidecar that was written beside it"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{sidecar} is not valid JSON; build the engine again") from error
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{sidecar} has schema_version {version!r} and this tool reads {SCHEMA_VERSION}; "
-            "build the engine again"
+            f"cannot read {sidecar}: No such file; an engine is only used with the sidecar that "
+            "was written beside it"
         )
-    missing = _REQUIRED - document.keys()
-    if missing:
-        raise CheckpointError(
-            f"{sidecar} lacks {', '.join(sorted(missing))}; build the engine again"
-        )
-    engine = document["engine"]
-    if not isinstance(engine, dict) or engine.get("sha256") != _digest(path):
-        raise CheckpointError(
-            f"{path} is not the file that {sidecar} describes; build the engine again"
-        )
+    document = read_document(sidecar, version=SCHEMA_VERSION, required=_REQUIRED, advice=advice)
+    require_described(path, document["engine"], sidecar, advice=advice)
     return document
 
 
@@ -107,10 +88,3 @@ def refuse_foreign_engine(
             f"the engine was built for SM {document['sm']} ({document['gpu'] or 'unnamed'}) and "
             f"this {gpu.name} is SM {gpu.sm}; {again}, or use it on the GPU that it was built for"
         )
-
-
-def _digest(path: Path) -> str:
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from conftest import random_mask
+from onnx_models import copied
 from torch import nn
 
 from compress.analysis import analyse
@@ -46,13 +48,11 @@ LIMITS = {
 }
 
 
-@pytest.fixture(scope="module", params=list(NETWORKS))
-def network(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """A dense network with the statistics of real activations."""
-    name = request.param
+@lru_cache(maxsize=1)
+def dense(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """A network with the statistics of real activations, and the images that they are of."""
     torch.manual_seed(0)
-    size = NETWORKS[name]
-    images = torch.randn(24, *size)
+    images = torch.randn(24, *NETWORKS[name])
     model = build_model(name, num_classes=10)
     if name == "vgg16_bn":  # its classifier is 90 % of the weights and no other operator
         model.classifier = nn.Sequential(nn.Linear(25088, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -64,82 +64,94 @@ def network(request: pytest.FixtureRequest) -> dict[str, Any]:
             nn.init.constant_(module.weight, 0.3 if label.endswith("bn3") else 1.0)
     with torch.no_grad():
         model.train()(images)
-    return {"name": name, "model": model.eval(), "images": images}
+    return model.eval(), images
 
 
-@pytest.fixture(scope="module", params=["dense", "pruned"])
-def subject(request: pytest.FixtureRequest, network: dict[str, Any]) -> dict[str, Any]:
-    """A network, whole or pruned, exported once in float32."""
-    model, size = network["model"], NETWORKS[network["name"]]
-    if request.param == "pruned":
+@lru_cache(maxsize=1)
+def exported(name: str, kind: str) -> tuple[nn.Module, np.ndarray, onnx.ModelProto]:
+    """A network, whole or pruned, the images, and its export in float32."""
+    model, images = dense(name)
+    size = NETWORKS[name]
+    if kind == "pruned":
         graph = analyse(model, size)
         model = shrink(model, graph, random_mask(graph, seed=1))
     proto = onnx_from_network(model.eval(), target=V100, input_size=size)
-    images = network["images"].numpy()
-    return {"name": network["name"], "model": model, "proto": proto, "images": images}
+    return model, images.numpy(), proto
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16", "int8"])
+class Written(NamedTuple):
+    """A network in one precision, on disk."""
+
+    name: str
+    precision: str
+    path: Path
+    facts: OnnxFacts
+    model: nn.Module
+    images: np.ndarray
+
+
+# One parameter, so that the tests of a network follow each other and it is exported once.
+@pytest.fixture(
+    scope="module",
+    params=list(product(NETWORKS, ("dense", "pruned"), LIMITS)),
+    ids="-".join,
+)
 def written(
-    request: pytest.FixtureRequest, subject: dict[str, Any], tmp_path_factory: Any
-) -> Iterator[tuple[str, Path, OnnxFacts]]:
-    """The network in one precision, on disk."""
-    precision = request.param
-    proto = copy.deepcopy(subject["proto"])
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Written]:
+    name, kind, precision = request.param
+    model, images, original = exported(name, kind)
+    proto = copied(original)
     if precision == "fp16":
         to_fp16(proto)
     elif precision == "int8":
         tensors = quantised_tensors(proto)
-        batches = lambda: [subject["images"][:12]]  # noqa: E731
-        to_int8(proto, calibrate(proto.SerializeToString(), tensors, batches, method="max"))
+        ranges = calibrate(
+            proto.SerializeToString(), tensors, lambda: [images[:12]], method="max", threads=1
+        )
+        to_int8(proto, ranges)
     path = tmp_path_factory.mktemp("matrix") / "model.onnx"
     with staged_onnx(proto, path, target=V100, metadata={}) as facts:
         pass
-    yield precision, path, facts
+    yield Written(name, precision, path, facts, model, images)
     path.unlink()
 
 
-def test_the_file_fits_the_oldest_parser(written: tuple[str, Path, OnnxFacts]) -> None:
-    precision, path, facts = written
+def test_the_file_fits_the_oldest_parser(written: Written) -> None:
+    facts = written.facts
     assert (facts.opset, facts.ir_version) == (17, 8)
-    model = onnx.load(path)
+    model = onnx.load(written.path)
     weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     kernels = [node.input[1] for node in model.graph.node if node.op_type == "Conv"]
     assert kernels
-    if precision == "int8":
+    if written.precision == "int8":
         assert facts.nodes["QuantizeLinear"] == facts.nodes["DequantizeLinear"] > 2 * len(kernels)
     else:
-        wanted = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16}[precision]
-        assert {weights[name] for name in kernels} == {wanted}
+        kinds = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16}
+        assert {weights[name] for name in kernels} == {kinds[written.precision]}
     ends = (*model.graph.input, *model.graph.output)
     assert {end.type.tensor_type.elem_type for end in ends} == {onnx.TensorProto.FLOAT}
 
 
-def test_onnx_runtime_agrees_with_torch(
-    subject: dict[str, Any], written: tuple[str, Path, OnnxFacts]
-) -> None:
-    precision, path, _ = written
-    with TorchRunner(subject["model"]) as reference, OnnxRunner(path) as candidate:
+def test_onnx_runtime_agrees_with_torch(written: Written) -> None:
+    with TorchRunner(written.model) as reference, OnnxRunner(written.path) as candidate:
         check_parity(
-            *(reference, candidate, subject["images"][:4]),
+            *(reference, candidate, written.images[:4]),
             batch_sizes=(1, 4),
-            limits=LIMITS[precision],
+            limits=LIMITS[written.precision],
         )
 
 
-def test_tensorrt_rtx_builds_it(
-    subject: dict[str, Any], written: tuple[str, Path, OnnxFacts], tmp_path: Path
-) -> None:
+def test_tensorrt_rtx_builds_it(written: Written, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-    precision, path, facts = written
     # Every profile is built on its own, so the smallest network stands for more than one.
-    batch = (1, 8) if subject["name"] == "resnet20" else (8,)
+    batch = (1, 8) if written.name == "resnet20" else (8,)
     document = build_engine(
-        path,
+        written.path,
         tmp_path / "model.engine",
         target=load_target("rtx"),
-        config=ExportConfig(precision=precision, batch=batch),
-        onnx_sha256=facts.sha256,
+        config=ExportConfig(precision=written.precision, batch=batch),
+        onnx_sha256=written.facts.sha256,
         network=dict.fromkeys(NETWORK_FACTS),
     )
     assert document["strongly_typed"]
