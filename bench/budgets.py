@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated, Any, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from compress.config import Precision
 from compress.documents import Section, apply_setting, read_toml, validated
 from compress.errors import ConfigError
 
@@ -38,8 +40,15 @@ class RatioBudget(Section):
 class ParityBudget(Section):
     """On the agreement of ONNX Runtime with torch."""
 
-    max_relative_error: float | None = Field(default=None, gt=0)
-    """Largest difference of the logits over the largest logit, of either network."""
+    max_relative_error: dict[Precision, Annotated[float, Field(gt=0)]] | None = None
+    """Largest difference of the logits over the largest logit, of either network: one limit for
+    each precision, or one number for all."""
+
+    @field_validator("max_relative_error", mode="before")
+    @classmethod
+    def _for_all(cls, value: Any) -> Any:
+        one = isinstance(value, int | float | str) and not isinstance(value, bool)
+        return dict.fromkeys(get_args(Precision), value) if one else value
 
 
 class Budgets(Section):

@@ -63,7 +63,7 @@ def judge(report: Report, budgets: Budgets) -> list[Verdict]:
         *_judge_ratio("macs", report.comparison.macs_ratio, budgets.macs.max_ratio),
         *_judge_ratio("params", report.comparison.params_ratio, budgets.params.max_ratio),
         *_judge_ratio("size", report.comparison.bytes_ratio, budgets.size.max_ratio),
-        *_judge_parity(report, budgets.parity.max_relative_error),
+        *_judge_parity(report, (budgets.parity.max_relative_error or {}).get(report.precision)),
     ]
 
 

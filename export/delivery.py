@@ -1,6 +1,6 @@
 """Everything that a deployment takes: ONNX files, engines, a model repository.
 
-What can be refused is refused before the first file is written.
+What this machine or the target cannot do is refused before the first file is written.
 """
 
 from __future__ import annotations

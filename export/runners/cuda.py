@@ -50,7 +50,9 @@ class Cuda:
         asked = asked or f"torch was asked for {device}"
         reason = _unusable()
         if reason is not None:
-            raise EnvironmentUnfitError(f"{asked} and finds no usable GPU{reason}; use the CPU")
+            raise EnvironmentUnfitError(
+                f"{asked} and finds no usable GPU{reason}; use a runtime on the CPU"
+            )
         try:
             with torch.cuda.device(parsed):
                 self.index = torch.cuda.current_device()

@@ -66,7 +66,7 @@ def test_the_default_budgets() -> None:
     assert found.accuracy.max_drop_pp == 1.0
     assert found.latency.max_ratio == 0.95
     assert found.macs.max_ratio == 0.6
-    assert found.parity.max_relative_error == 1e-4
+    assert found.parity.max_relative_error == {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5}
     assert (found.params.max_ratio, found.size.max_ratio, found.latency.p99_ms) == (None,) * 3
 
 
@@ -217,6 +217,10 @@ def test_parity_is_that_of_the_worse_network(sample_report: ReportFactory) -> No
     found = sample_report(parity=(1e-7, 3e-5))
     assert one(found, parity={"max_relative_error": 3e-5}).status == "PASS"
     assert one(found, parity={"max_relative_error": 2e-5}).status == "FAIL"
+    limits = {"fp32": 2e-5, "fp16": 1.0}
+    assert one(found, parity={"max_relative_error": limits}).status == "FAIL"
+    limits = {"fp32": 3e-5, "int8": 1e-9}
+    assert one(found, parity={"max_relative_error": limits}).status == "PASS"
 
 
 def test_what_is_not_measured_is_skipped(sample_report: ReportFactory) -> None:
