@@ -56,7 +56,9 @@ def benchmark(
         EnvironmentUnfitError: the runtime cannot work here.
         DataError: no image can be read, or the images are not those of the networks.
     """
-    found = subjects(run_dir, runtime=config.runtime, precision=precision)
+    found = subjects(
+        run_dir, runtime=config.runtime, precision=precision, cuda_graph=config.cuda_graph
+    )
     threads = config.threads or default_threads()
     # Before anything runs: the load average must not show our own work.
     environment = fingerprint(threads=threads)

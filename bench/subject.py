@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ class Subject:
     facts: dict[str, Any]
     """What the sidecar of the export says of the network."""
     runtime: Runtime
+    cuda_graph: bool = False
+    """Whether it is replayed as a CUDA graph."""
 
     @property
     def artefact(self) -> Artefact:
@@ -47,13 +49,19 @@ class Subject:
         """Return a runner of the network, not yet entered."""
         from export.runners import open_runner
 
-        precision = self.facts["precision"]
-        if self.runtime.startswith("torch") and precision != "fp32":
-            return open_runner(self.path, self.runtime, threads=threads, precision=precision)
-        return open_runner(self.path, self.runtime, threads=threads)
+        halved = self.runtime.startswith("torch") and self.facts["precision"] == "fp16"
+        return open_runner(
+            self.path,
+            self.runtime,
+            threads=threads,
+            precision="fp16" if halved else "fp32",  # ONNX files and engines bring their own
+            cuda_graph=self.cuda_graph,
+        )
 
 
-def subjects(run_dir: Path, *, runtime: Runtime, precision: Precision) -> dict[str, Subject]:
+def subjects(
+    run_dir: Path, *, runtime: Runtime, precision: Precision, cuda_graph: bool = False
+) -> dict[str, Subject]:
     """Find the dense and the pruned network of a run directory, and check that they are a pair.
 
     Raises:
@@ -63,7 +71,9 @@ def subjects(run_dir: Path, *, runtime: Runtime, precision: Precision) -> dict[s
     if runtime.startswith("torch") and precision == "int8":
         raise ConfigError("torch does not run the INT8 network; choose another bench.runtime")
     found = {
-        name: _subject(run_dir, name, runtime=runtime, precision=precision)
+        name: replace(
+            _subject(run_dir, name, runtime=runtime, precision=precision), cuda_graph=cuda_graph
+        )
         for name in ("dense", "pruned")
     }
     _check_pair(found["dense"], found["pruned"])

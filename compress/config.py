@@ -362,6 +362,8 @@ class BenchConfig(Section):
 
     runtime: Runtime = "onnxruntime-cpu"
     """What runs the networks; ``tensorrt`` runs the engines that ``compress export`` built."""
+    cuda_graph: bool = False
+    """On a GPU, record each batch size as a CUDA graph and replay that."""
 
     batch_sizes: BatchSizes = (1, 8)
     """Batch sizes at which latency is measured."""

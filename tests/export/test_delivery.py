@@ -31,6 +31,7 @@ from compress.session import RunDirectory
 from export import delivery
 from export.delivery import Delivery, deliver
 from export.engines.gpu import Gpu
+from export.runners import engine_runner
 from export.samples import Samples, samples_of
 from export.sidecar import read_sidecar
 from export.summary import delivery_sheet
@@ -264,18 +265,27 @@ def test_parity_is_of_the_pruned_weights(run: RunDirectory, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("h100")
-def test_bench_measures_the_engines(run: RunDirectory) -> None:
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_bench_measures_the_engines(run: RunDirectory, cuda_graph: bool) -> None:
     done = export(run, run.export, target="h100", precision="fp16", engine=True, batch=(1, 2))
     report = benchmark(
         run.path,
         config=BenchConfig(
-            runtime="tensorrt", batch_sizes=(1, 2), block_ms=0.1, min_blocks=4, max_seconds=0.5
+            runtime="tensorrt",
+            cuda_graph=cuda_graph,
+            batch_sizes=(1, 2),
+            block_ms=0.1,
+            min_blocks=4,
+            max_seconds=0.5,
         ),
         precision="fp16",
         batches_factory=lambda: eval_batches(DATA.val, batch_size=2),
         identity=DATA.identity,
     )
     assert report.runtime == "TensorRT 10.4.0 (Host GPU)"
+    assert report.config.cuda_graph == cuda_graph
+    captures = sum(opened.captures for opened in engine_runner.Cuda.opened)
+    assert (captures > 0) == cuda_graph
     assert (report.target, report.precision) == ("h100", "fp16")
     for network in ("dense", "pruned"):
         record = getattr(report.networks, network)
