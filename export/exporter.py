@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.config import ExportConfig
-from compress.errors import ConfigError
+from compress.errors import ConfigError, DataError
 from compress.files import write_json
 from compress.targets import Target, load_target
 from export.onnx_check import OnnxFacts, standard_opset
@@ -168,28 +168,65 @@ def _convert(
     if config.precision == "fp16":
         from export.precision.fp16 import to_fp16
 
-        return asdict(to_fp16(proto))
+        largest = _largest_activation(proto, samples, tell)
+        return {"largest_activation": largest, **asdict(to_fp16(proto))}
     if config.precision == "int8":
-        from export.precision.calibration import calibrate, require_calibration
-        from export.precision.int8 import HALF_OPSET, Rest, quantised_tensors, to_int8
-        from export.precision.witness import rounds_half_precision
-
-        labels = [int(label) for batch in samples.training() for label in batch.labels]
-        require_calibration(labels, checkpoint.num_classes, config.calibration_images)
-        ranges = calibrate(
-            proto.SerializeToString(),
-            quantised_tensors(proto),
-            lambda: (batch.images.numpy() for batch in samples.training()),
-            method=config.calibration,
-            images=len(labels),
-            progress=lambda share: tell("calibrating", share),
-        )
-        # A strongly typed engine computes the rest as the file says; FP32 there would cost time.
-        fits = standard_opset(proto) >= HALF_OPSET and rounds_half_precision()
-        rest: Rest = "fp16" if fits else "fp32"
-        found = asdict(to_int8(proto, ranges, rest=rest))
-        return {"calibration": config.calibration, "images": len(labels), **found}
+        return _quantise(proto, checkpoint, config=config, samples=samples, tell=tell)
     return None
+
+
+def _quantise(
+    proto: onnx.ModelProto,
+    checkpoint: Checkpoint,
+    *,
+    config: ExportConfig,
+    samples: Samples,
+    tell: Progress,
+) -> dict[str, Any]:
+    from export.precision.calibration import calibrate, require_calibration
+    from export.precision.int8 import HALF_OPSET, Rest, quantised_tensors, to_int8
+    from export.precision.witness import rounds_half_precision
+
+    labels = [int(label) for batch in samples.training() for label in batch.labels]
+    require_calibration(labels, checkpoint.num_classes, config.calibration_images)
+    ranges = calibrate(
+        proto.SerializeToString(),
+        quantised_tensors(proto),
+        lambda: (batch.images.numpy() for batch in samples.training()),
+        method=config.calibration,
+        images=len(labels),
+        progress=lambda share: tell("calibrating", share),
+    )
+    # A strongly typed engine computes the rest as the file says; FP32 there would cost time.
+    fits = standard_opset(proto) >= HALF_OPSET and rounds_half_precision()
+    rest: Rest = "fp16" if fits else "fp32"
+    largest = _largest_activation(proto, samples, tell) if rest == "fp16" else None
+    return {
+        "calibration": config.calibration,
+        "images": len(labels),
+        "largest_activation": largest,
+        **asdict(to_int8(proto, ranges, rest=rest)),
+    }
+
+
+def _largest_activation(proto: onnx.ModelProto, samples: Samples, tell: Progress) -> float:
+    """Return the largest activation on the validation images, if half precision can hold it."""
+    from export.precision.calibration import calibrate
+    from export.precision.fp16 import activations, require_range
+
+    images = samples.validation
+    if not len(images):
+        raise DataError("parity is checked on real images and none were given")
+    largest = calibrate(
+        proto.SerializeToString(),
+        activations(proto),
+        # All activations are held at once, so few images at a time.
+        lambda: (images[start : start + 4] for start in range(0, len(images), 4)),
+        method="max",
+        images=len(images),
+        progress=lambda share: tell("range of activations", share),
+    )
+    return require_range(largest)
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:

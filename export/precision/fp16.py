@@ -8,7 +8,7 @@ its types is fed in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,32 @@ def to_fp16(model: onnx.ModelProto) -> Fp16Facts:
     return _Halving(model).run()
 
 
+def activations(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the float32 results of all nodes of a model, in the order of the nodes."""
+    floats = _float_tensors(model)
+    return tuple(name for node in model.graph.node for name in node.output if name in floats)
+
+
+def require_range(largest: Mapping[str, float]) -> float:
+    """Refuse activations that half precision cannot hold, and return the largest magnitude.
+
+    A runtime that computes in float32 and rounds late does not show them as infinite, a GPU does.
+
+    Args:
+        largest: the largest magnitude of each activation.
+
+    Raises:
+        ModelError: one is beyond 65504.
+    """
+    name = max(largest, key=lambda tensor: largest[tensor])
+    if largest[name] > LARGEST:
+        raise ModelError(
+            f"activation {name!r} reaches {largest[name]:.6g} on real images, and the largest "
+            f"number of fp16 is {LARGEST:.0f}: export in fp32"
+        )
+    return largest[name]
+
+
 class _Halving:
     """One rewrite of one graph."""
 
@@ -78,9 +104,7 @@ class _Halving:
         self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
         self._names = Names(model.graph)
         self._half: dict[str, str] = {}  # the float16 tensor, where it has another name
-        self._wide: dict[
-            str, str
-        ] = {}  # the float32 tensor of the same numbers, where there is one
+        self._wide: dict[str, str] = {}  # the float32 tensor of the same numbers, if there is one
         self._nodes: list[onnx.NodeProto] = []
         self._halved = self._read_as_half()
         self._also_wide: list[onnx.TensorProto] = []

@@ -15,7 +15,14 @@ import torch
 from torch import nn
 
 from compress.config import ExportConfig
-from compress.errors import CheckpointError, ConfigError, DataError, OutputError, ParityError
+from compress.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ModelError,
+    OutputError,
+    ParityError,
+)
 from compress.targets import load_target
 from export import exporter
 from export.exporter import export_checkpoint
@@ -139,6 +146,25 @@ def test_a_full_disk_keeps_the_earlier_pair(
         export(path, parity_batches=(2,))
     assert read_sidecar(path) == earlier
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_activations_that_a_gpu_would_turn_into_infinity(tmp_path: Path) -> None:
+    subject = checkpoint()
+    with torch.no_grad():
+        subject.model[0].weight.fill_(3e3)
+    arguments = {"target": load_target("v100"), "config": ExportConfig(precision="fp16")}
+    samples = Samples(IMAGES, list)
+    document = export_checkpoint(subject, tmp_path / "fits.onnx", samples=samples, **arguments)
+    with torch.no_grad():
+        convolved = subject.model[:2](torch.from_numpy(IMAGES))
+    assert document["conversion"]["largest_activation"] == pytest.approx(
+        float(convolved.abs().max()), rel=1e-5
+    )
+    with pytest.raises(ModelError, match="on real images, and the largest number of fp16 is 65504"):
+        export_checkpoint(
+            *(subject, tmp_path / "beyond.onnx"), samples=Samples(9 * IMAGES, list), **arguments
+        )
+    assert not (tmp_path / "beyond.onnx").exists()
 
 
 def test_images_of_another_size_or_none(tmp_path: Path) -> None:

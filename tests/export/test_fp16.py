@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from compress.errors import ModelError
 from compress.models import build_model
-from export.precision.fp16 import to_fp16
+from export.precision.fp16 import activations, require_range, to_fp16
 
 node = helper.make_node
 
@@ -282,3 +282,17 @@ def test_the_same_network_gives_the_same_bytes() -> None:
     to_fp16(model)
     to_fp16(again)
     assert model.SerializeToString() == again.SerializeToString()
+
+
+def test_activations_beyond_half_precision_are_refused() -> None:
+    assert require_range({"a": 3.0, "b": 65504.0, "c": 1.0}) == 65504.0
+    says = r"'b' reaches 65505 on real images.*65504: export in fp32"
+    with pytest.raises(ModelError, match=says):
+        require_range({"a": 3.0, "b": 65505.0})
+
+
+def test_every_float_result_is_watched() -> None:
+    model = exported(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()), (3, 8, 8))
+    watched = activations(model)
+    assert len(watched) == len(model.graph.node) == 3
+    assert watched[-1] == "logits"
