@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from compress.config import Precision
 from compress.documents import Section, read_toml, validated
+from compress.errors import ConfigError
 
 VersionRange = Annotated[
     str, Field(pattern=r"^(>=|<=|==|!=|<|>)\d+(\.\d+)*(,(>=|<=|==|!=|<|>)\d+(\.\d+)*)*$")
@@ -86,6 +87,18 @@ class Target(Section):
             if precision not in self.channel_multiple:
                 raise ValueError(f"channel_multiple has no {precision}")
         return self
+
+    def require(self, precision: Precision) -> None:
+        """Refuse a precision that the target does not compute.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if precision not in self.channel_multiple:
+            raise ConfigError(
+                f"target {self.name} does not compute {precision}; "
+                f"it computes {', '.join(self.channel_multiple)}"
+            )
 
     def rounding(self, precision: Precision) -> int:
         """Return the multiple of channels for a precision, and for the one that pays best."""

@@ -92,11 +92,7 @@ def target_of(config: ExportConfig) -> Target:
         ConfigError: there is none of this name, or it does not compute the precision.
     """
     target = load_target(config.target)
-    if config.precision not in target.channel_multiple:
-        raise ConfigError(
-            f"target {target.name} does not compute {config.precision}; "
-            f"it computes {', '.join(target.channel_multiple)}"
-        )
+    target.require(config.precision)
     return target
 
 

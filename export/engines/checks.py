@@ -46,11 +46,7 @@ def refuse_engine(
             f"target {target.name} has no engines; export ONNX for it, or choose a target with a "
             "builder, such as v100"
         )
-    if precision not in target.channel_multiple:
-        raise ConfigError(
-            f"target {target.name} does not compute {precision}; "
-            f"it computes {', '.join(target.channel_multiple)}"
-        )
+    target.require(precision)
     if opset > target.opset:
         raise ModelError(
             f"the ONNX file has opset {opset} and target {target.name} reads up to "

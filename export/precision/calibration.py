@@ -16,14 +16,13 @@ from typing import Any, Literal
 import numpy as np
 
 from compress.errors import DataError, ModelError
+from export.precision.int8 import LEVELS
 from export.runners.protocol import check_images
 
 BINS = 2048
 """Bins of the histogram between 0 and the largest magnitude."""
 FEWEST_IMAGES = 8
 """With fewer, ranges say more about these images than about the network."""
-LEVELS = 127
-"""Largest 8-bit number that a range is mapped to."""
 _UNUSED = 1.0  # the range of a tensor that is always 0: any positive one keeps it exact
 _ERRORS_ONLY = 3  # ONNX Runtime's severity scale
 
