@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module, resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,7 @@ from typer.testing import CliRunner, Result
 
 import cli
 import compress
+from bench.report import load_report, save_report
 from compress.documents import read_toml
 from compress.errors import ParityError
 from compress.files import sha256_of
@@ -797,7 +799,6 @@ class TestBenchAndGate:
             ("[macs]\nmax_ratio = 0.6\n", 0, "PASS"),
             ("[macs]\nmax_ratio = 0.1\n", 3, "FAIL"),
             ("[latency]\nmax_ratio = 2.0\nbatch_sizes = [77]\n", 5, "SKIPPED"),
-            ("[latency]\np99_ms = 1000.0\nbatch_sizes = [1]\n", 4, "INCONCLUSIVE"),
             (
                 "[macs]\nmax_ratio = 0.1\n[latency]\nmax_ratio = 2.0\nbatch_sizes = [77]\n",
                 3,
@@ -814,6 +815,23 @@ class TestBenchAndGate:
         machine = invoke("gate", run / "report.json", "--budgets", tmp_path / "b.toml", "--json")
         assert machine.exit_code == code
         assert word in [verdict["status"] for verdict in document(machine)["verdicts"]]
+
+    def test_gate_of_too_few_calls(self, run: Path, tmp_path: Path) -> None:
+        measured = load_report(run / "report.json")
+        networks = measured.networks
+        too_few = replace(
+            networks.pruned.latency[0].summary, calls=600, p99_at_least_ms=None, p99_at_most_ms=None
+        )
+        latency = networks.pruned.latency[0].model_copy(update={"summary": too_few})
+        pruned = networks.pruned.model_copy(update={"latency": (latency,)})
+        changed = {"networks": networks.model_copy(update={"pruned": pruned})}
+        save_report(measured.model_copy(update=changed), tmp_path / "report.json")
+        limit = "[latency]\np99_ms = 1000.0\nbatch_sizes = [1]\n"
+        (tmp_path / "b.toml").write_text(limit)
+        result = invoke("gate", tmp_path / "report.json", "--budgets", tmp_path / "b.toml")
+        assert result.exit_code == 4
+        assert "INCONCLUSIVE: p99 of the pruned network" in " ".join(result.stdout.split())
+        assert "600 calls were timed" in " ".join(result.stdout.split())
 
     @pytest.mark.parametrize(
         ("content", "says"),
