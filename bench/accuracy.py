@@ -63,6 +63,8 @@ class AccuracyComparison:
     """Two networks on the same images."""
 
     drop: PairedDrop
+    """Of top-1."""
+    top5_drop: PairedDrop
     same_prediction: float
     """Share of images for which both name the same class, right or wrong."""
 
@@ -114,6 +116,7 @@ def compare(dense: Predictions, pruned: Predictions, confidence: float) -> Accur
         )
     return AccuracyComparison(
         drop=paired_drop(dense.correct, pruned.correct, confidence=confidence),
+        top5_drop=paired_drop(dense.top5_correct, pruned.top5_correct, confidence=confidence),
         same_prediction=float((dense.top1 == pruned.top1).mean()),
     )
 

@@ -1,4 +1,4 @@
-"""The whole comparison of a run directory: both exports, the same images, one report."""
+"""The whole comparison: a pruned network and its reference, the same images, one report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.accuracy import LabelledImages, Predictions, compare, measure_accurac
 from bench.environment import default_threads, fingerprint
 from bench.latency import Images, LatencyResult, measure_latency
 from bench.report import build_report
-from bench.schema import Report
+from bench.schema import GroupRecord, Report
 from bench.subject import Subject, subjects
 from compress.config import BenchConfig, Precision
 from compress.errors import DataError
@@ -33,12 +33,14 @@ def benchmark(
     batches_factory: Callable[[], Iterable[LabelledImages]],
     identity: str,
     precision: Precision = "fp32",
+    against: Path | None = None,
+    groups: Sequence[GroupRecord] = (),
     pruning: dict[str, Any] | None = None,
     progress: Progress | None = None,
     seed: int = 0,
     open_runner: Callable[[Subject, int], Runner] = Subject.open,
 ) -> Report:
-    """Measure the pruned against the dense network of a run directory, in one runtime.
+    """Measure the pruned network of a run directory against its reference, in one runtime.
 
     Args:
         run_dir: Run directory; both exports lie there with their sidecars.
@@ -46,6 +48,9 @@ def benchmark(
         batches_factory: Returns the validation batches anew; read once per network.
         identity: Digest of the validation set.
         precision: Of the exports that are measured.
+        against: Another run directory, whose pruned network is the reference; default the dense
+            network of this run.
+        groups: Channel groups of the pruned network; passed through.
         pruning: What the pruning stage says of itself; passed through.
         progress: Told about every step.
         seed: Of the order within rounds and of the bootstrap.
@@ -57,7 +62,11 @@ def benchmark(
         DataError: no image can be read, or the images are not those of the networks.
     """
     found = subjects(
-        run_dir, runtime=config.runtime, precision=precision, cuda_graph=config.cuda_graph
+        run_dir,
+        runtime=config.runtime,
+        precision=precision,
+        cuda_graph=config.cuda_graph,
+        against=against,
     )
     threads = config.threads or default_threads()
     # Before anything runs: the load average must not show our own work.
@@ -66,7 +75,7 @@ def benchmark(
     with ExitStack() as stack:
         runners = {
             name: stack.enter_context(open_runner(subject, threads))
-            for name, subject in found.items()
+            for name, subject in {**found, "control": found["reference"]}.items()
         }
         predictions = _predict(runners, batches_factory, tell)
         accuracy = compare(*predictions, config.confidence)
@@ -76,14 +85,16 @@ def benchmark(
         architecture=found["pruned"].facts["architecture"],
         target=found["pruned"].facts["target"],
         precision=precision,
+        against="dense" if against is None else "run",
         runtime=runtime,
         identity=identity,
-        artefacts=(found["dense"].artefact, found["pruned"].artefact),
+        artefacts=(found["reference"].artefact, found["pruned"].artefact),
         predictions=predictions,
         accuracy=accuracy,
         latency=latency,
         environment=environment,
         config=config,
+        groups=groups,
         pruning=pruning,
     )
 
@@ -111,7 +122,7 @@ def _predict(
     tell: Progress,
 ) -> tuple[Predictions, Predictions]:
     found = []
-    for name in ("dense", "pruned"):
+    for name in ("reference", "pruned"):
         tell(f"accuracy, {name}", 0.0)
         found.append(measure_accuracy(runners[name], batches_factory()))
         tell(f"accuracy, {name}", 1.0)

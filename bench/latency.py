@@ -1,8 +1,9 @@
 """Latency of two networks against each other, in alternating blocks of one process.
 
-A round times every slot once, in random order: ``dense``, ``pruned``, and ``control``, which is
-the dense network loaded once more. What slows the machine for seconds slows a whole round and
-cancels in the ratio; the control shows what the method reports when there is no difference at all.
+A round times every slot once, in random order: ``reference``, ``pruned`` and ``control``, which
+is the reference loaded once more. The reference is the dense network, or that of another run. What
+slows the machine for seconds slows a whole round and cancels in the ratio; the control shows what
+the method reports when there is no difference at all.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 Images = npt.NDArray[np.float32]
 Clock = Callable[[], float]
 
-SLOTS = ("dense", "pruned", "control")
+SLOTS = ("reference", "pruned", "control")
 
 _WARMUP_SHARE = 0.1  # of max_seconds, per network: most that warming up may take
 _STATIONARY = 0.01  # a window no more than this share faster than the last ends warming up
@@ -60,7 +61,7 @@ class LatencyResult:
     warmup: dict[str, Warmup]
     ratio: RatioInterval
     control: RatioInterval
-    """The dense network against itself."""
+    """The reference against itself."""
     seconds: float
     converged: bool
     """Whether the ratio became as precise as asked before the time was up."""
@@ -79,10 +80,10 @@ def measure_latency(
     clock: Clock = time.perf_counter,
     progress: Callable[[float], None] | None = None,
 ) -> LatencyResult:
-    """Time ``runners["pruned"]`` against ``runners["dense"]`` on one batch (N, C, H, W).
+    """Time ``runners["pruned"]`` against ``runners["reference"]`` on one batch (N, C, H, W).
 
-    ``runners["control"]`` is the dense network loaded once more, so that going to it costs what
-    going to the pruned one costs; without it the dense runner serves twice.
+    ``runners["control"]`` is the reference loaded once more, so that going to it costs what
+    going to the pruned one costs; without it the runner of the reference serves twice.
 
     Rounds go on until there are ``min_blocks`` of them and both bounds of the ratio's interval lie
     within ``ratio_precision`` (a share) of the ratio, or until another round would not fit into
@@ -91,23 +92,23 @@ def measure_latency(
 
     Raises:
         DataError: no images.
-        KeyError: no runner is named dense or pruned.
+        KeyError: no runner is named reference or pruned.
     """
     if not len(images):
         raise DataError("latency needs at least one image, and the batch is empty")
-    slots = {"control": runners["dense"], **runners}
+    slots = {"control": runners["reference"], **runners}
     stopwatch = _Stopwatch(clock, images)
     start = clock()
     warm = {
         name: stopwatch.warm_up(slots[name], block_ms, _WARMUP_SHARE * max_seconds)
         for name in SLOTS
     }
-    # The control does exactly what the dense network does.
-    calls = {name: warm["pruned" if name == "pruned" else "dense"].iterations for name in SLOTS}
+    # The control does exactly what the reference does.
+    calls = {name: warm["pruned" if name == "pruned" else "reference"].iterations for name in SLOTS}
     timings = {name: _Timings(calls[name]) for name in SLOTS}
 
     def interval(slot: str, resamples: int = 10_000) -> RatioInterval:
-        blocks = timings["dense"].blocks, timings[slot].blocks
+        blocks = timings["reference"].blocks, timings[slot].blocks
         return median_ratio_interval(*blocks, confidence=confidence, seed=seed, resamples=resamples)
 
     rng = np.random.default_rng(seed)

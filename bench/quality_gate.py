@@ -181,10 +181,10 @@ def _judge_parity(report: Report, limit: float | None) -> Iterator[Verdict]:
         return
     figure = _Figure("parity.max_relative_error", "the largest difference to torch", limit)
     networks = report.networks
-    if not networks.dense.parity or not networks.pruned.parity:
+    if not networks.reference.parity or not networks.pruned.parity:
         yield figure.skipped("is not in the report", "export both networks again")
         return
-    errors = [found.relative_error for found in networks.dense.parity + networks.pruned.parity]
+    errors = [found.relative_error for found in networks.reference.parity + networks.pruned.parity]
     yield figure.exact(max(errors))
 
 

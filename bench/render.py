@@ -29,7 +29,7 @@ _STYLES: dict[Status, str] = {
 
 def comparison_sheet(report: Report) -> Sheet:
     """Return the main table: dense, pruned and the change, one figure a row."""
-    dense, pruned, comparison = report.networks.dense, report.networks.pruned, report.comparison
+    dense, pruned, comparison = report.networks.reference, report.networks.pruned, report.comparison
     rows = (
         ("top-1", _known(units.share, dense.top1), _known(units.share, pruned.top1), _gain(report)),
         _cost_row("MACs", units.count, dense.macs, pruned.macs, comparison.macs_ratio),
@@ -92,7 +92,7 @@ def _sheets(report: Report, verdicts: Sequence[Verdict]) -> Iterator[Sheet]:
     if report.comparison.latency:
         yield _latency_sheet(report)
         yield _control_sheet(report)
-    if report.networks.dense.parity or report.networks.pruned.parity:
+    if report.networks.reference.parity or report.networks.pruned.parity:
         yield _parity_sheet(report)
     yield _environment_sheet(report)
 
@@ -139,7 +139,7 @@ def _cost_row(
 
 
 def _latency_rows(report: Report) -> Iterator[Row]:
-    dense, pruned = _medians(report.networks.dense), _medians(report.networks.pruned)
+    dense, pruned = _medians(report.networks.reference), _medians(report.networks.pruned)
     for comparison in report.comparison.latency:
         size, ratio = comparison.batch_size, comparison.ratio
         yield (
@@ -161,7 +161,7 @@ def _accuracy_sheet(report: Report) -> Sheet:
     assert accuracy is not None
     drop, networks = accuracy.drop, report.networks
     rows = (
-        ("top-5, dense", _known(units.share, networks.dense.top5)),
+        ("top-5, dense", _known(units.share, networks.reference.top5)),
         ("top-5, pruned", _known(units.share, networks.pruned.top5)),
         (
             "top-1 drop",
@@ -178,21 +178,20 @@ def _accuracy_sheet(report: Report) -> Sheet:
 
 def _latency_sheet(report: Report) -> Sheet:
     rows = []
-    for name, network in (("dense", report.networks.dense), ("pruned", report.networks.pruned)):
+    for name, network in (("dense", report.networks.reference), ("pruned", report.networks.pruned)):
         for record in network.latency:
             found = record.summary
             figures = (
                 *(found.median_ms, found.mean_ms, found.min_ms, found.max_ms),
                 *(found.p90_ms, found.p95_ms, found.p99_ms),
             )
-            rate = 1000 * record.batch_size / found.median_ms
             rows.append(
                 (
                     f"{name}, batch {record.batch_size}",
                     *map(units.milliseconds, figures),
                     units.share(found.variation),
                     str(found.calls),
-                    units.count(rate),
+                    units.count(record.images_per_second),
                 )
             )
     header = ("", "median", "mean", "min", "max", "p90", "p95", "p99", "CV", "calls", "images/s")
@@ -223,7 +222,10 @@ def _parity_sheet(report: Report) -> Sheet:
             f"{found.cosine:.6f}",
             units.share(found.top1_agreement),
         )
-        for name, network in (("dense", report.networks.dense), ("pruned", report.networks.pruned))
+        for name, network in (
+            ("dense", report.networks.reference),
+            ("pruned", report.networks.pruned),
+        )
         for found in network.parity
     )
     return Sheet("Agreement with torch", ("", "relative error", "cosine", "same top-1"), rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -13,11 +14,15 @@ from pydantic import ValidationError
 from bench.accuracy import AccuracyComparison, Predictions
 from bench.environment import Environment
 from bench.latency import LatencyResult
+from bench.outcomes import pack_outcomes
+from bench.record import Sha256
 from bench.render import render_markdown, render_table
 from bench.schema import (
     SCHEMA_VERSION,
+    Against,
     Artefact,
     Comparison,
+    GroupRecord,
     LatencyComparison,
     LatencyRecord,
     NetworkRecord,
@@ -38,6 +43,7 @@ __all__ = [
     "render_markdown",
     "render_table",
     "save_report",
+    "sealed",
 ]
 
 
@@ -54,14 +60,17 @@ def build_report(
     latency: Sequence[LatencyResult],
     environment: Environment,
     config: BenchConfig,
+    against: Against = "dense",
+    groups: Sequence[GroupRecord] = (),
     pruning: dict[str, Any] | None = None,
     created: datetime | None = None,
 ) -> Report:
-    """Put measurements together; pairs are (dense, pruned), ``identity`` names the images."""
-    dense, pruned = artefacts
+    """Put measurements together; pairs are (reference, pruned), ``identity`` names the images."""
+    reference, pruned = artefacts
     return Report(
         created=created or datetime.now(timezone.utc).replace(microsecond=0),
         runtime=runtime,
+        against=against,
         architecture=architecture,
         target=target,
         precision=precision,
@@ -71,20 +80,31 @@ def build_report(
             skipped=predictions[0].skipped,
         ),
         networks=Networks(
-            dense=_network(dense, predictions[0], latency, "dense"),
+            reference=_network(reference, predictions[0], latency, "reference"),
             pruned=_network(pruned, predictions[1], latency, "pruned"),
         ),
         comparison=Comparison(
             latency=tuple(map(_compare_latency, latency)),
             accuracy=accuracy,
-            macs_ratio=_ratio(dense.macs, pruned.macs),
-            params_ratio=_ratio(dense.params, pruned.params),
-            bytes_ratio=_ratio(dense.bytes, pruned.bytes),
+            macs_ratio=_ratio(reference.macs, pruned.macs),
+            params_ratio=_ratio(reference.params, pruned.params),
+            bytes_ratio=_ratio(reference.bytes, pruned.bytes),
         ),
+        groups=tuple(groups),
         environment=environment,
         config=config,
         pruning=pruning,
     )
+
+
+def sealed(report: Report) -> dict[str, Any]:
+    """Return a report as JSON can hold it, with the digest of everything else in it.
+
+    The digest is SHA-256 of the document without ``sha256``, written with sorted keys, no spaces
+    and ASCII only.
+    """
+    document = report.model_dump(mode="json")
+    return {**document, "sha256": _digest(document)}
 
 
 def save_report(report: Report, path: Path) -> None:
@@ -93,7 +113,7 @@ def save_report(report: Report, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    text = json.dumps(report.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(sealed(report), indent=2, allow_nan=False) + "\n"
     with staged(path) as temporary:
         write_flushed(temporary, text.encode("ascii"))
 
@@ -102,7 +122,7 @@ def load_report(path: Path) -> Report:
     """Read a report and check every field of it.
 
     Raises:
-        CheckpointError: missing, truncated, not a report, or of another schema version.
+        CheckpointError: missing, truncated, edited, not a report, or of another schema version.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -123,10 +143,22 @@ def load_report(path: Path) -> Report:
             f"{path} has schema_version {version!r} and this tool reads {SCHEMA_VERSION}; "
             "measure again with `compress bench`"
         )
+    digest = document.pop("sha256", None)
     try:
-        return Report.model_validate(document)
+        report = Report.model_validate(document)
     except ValidationError as error:
         raise CheckpointError(f"{path} is a damaged report: {_first(error)}") from error
+    if digest != _digest(document):
+        raise CheckpointError(
+            f"{path} was changed after it was written: its sha256 is not that of its content; "
+            "measure again with `compress bench`"
+        )
+    return report
+
+
+def _digest(document: dict[str, Any]) -> Sha256:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _network(
@@ -136,6 +168,7 @@ def _network(
         LatencyRecord(
             batch_size=result.batch_size,
             summary=summary(result.samples_ms[slot]),
+            images_per_second=_rate(result, slot),
             iterations=result.iterations[slot],
             block_medians_ms=result.blocks_ms[slot],
             warmup=result.warmup[slot],
@@ -146,6 +179,7 @@ def _network(
         **{name: getattr(artefact, name) for name in Artefact.model_fields},
         top1=found.top1_share,
         top5=found.top5_share,
+        outcomes=pack_outcomes(found.top1, found.correct, found.top5_correct),
         latency=records,
     )
 
@@ -162,8 +196,13 @@ def _compare_latency(result: LatencyResult) -> LatencyComparison:
     )
 
 
-def _ratio(dense: int | None, pruned: int | None) -> float | None:
-    return pruned / dense if dense and pruned else None
+def _rate(result: LatencyResult, slot: str) -> float:
+    calls = result.samples_ms[slot]
+    return 1000 * result.batch_size * len(calls) / sum(calls)
+
+
+def _ratio(reference: int | None, pruned: int | None) -> float | None:
+    return pruned / reference if reference and pruned else None
 
 
 def _first(error: ValidationError) -> str:

@@ -2,33 +2,31 @@
 
 Units: latency in milliseconds per call, accuracy as a share of the images, drops in percentage
 points, MACs with one multiply-add counted as one, file sizes in bytes. Ratios are pruned over
-dense.
+reference, which is the dense parent unless the report is against another run.
+
+``docs/report.schema.json`` is this module as a JSON schema.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, ConfigDict, Field
+from pydantic import AwareDatetime, Field
 
 from bench.accuracy import AccuracyComparison
+from bench.budgets import Budgets
 from bench.environment import Environment
 from bench.latency import Warmup
+from bench.outcomes import Outcomes
+from bench.paired import PairedDrop
+from bench.record import Record, Sha256
 from bench.stats import LatencySummary, RatioInterval
 from compress.config import BenchConfig, Precision
-from compress.documents import Section
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
-Sha256 = str
-
-
-class Record(Section):
-    """Base of every part of the report: immutable, no unknown keys, no NaN."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+Against = Literal["dense", "run"]
+"""What the reference is: the dense parent, or the pruned network of another run."""
 
 
 class ParityRecord(Record):
@@ -63,6 +61,10 @@ class LatencyRecord(Record):
 
     batch_size: int = Field(ge=1)
     summary: LatencySummary
+    images_per_second: float = Field(gt=0)
+    """Images of all timed calls over the time that they took on the host."""
+    stages: dict[str, LatencySummary] = {}
+    """On a GPU, of each step of a call: h2d, compute, d2h, and enqueue on the host."""
     iterations: int = Field(ge=1)
     """Timed calls per block."""
     block_medians_ms: tuple[float, ...]
@@ -77,18 +79,20 @@ class NetworkRecord(Artefact):
     """Share of images."""
     top5: float | None = Field(default=None, ge=0, le=1)
     """Share of images."""
+    outcomes: Outcomes | None = None
+    """What it said of every image."""
     latency: tuple[LatencyRecord, ...] = ()
 
 
 class Networks(Record):
     """The two that are compared."""
 
-    dense: NetworkRecord
+    reference: NetworkRecord
     pruned: NetworkRecord
 
 
 class LatencyComparison(Record):
-    """Pruned against dense at one batch size, and dense against itself in the same rounds."""
+    """Pruned against reference at one batch size, and reference against itself in those rounds."""
 
     batch_size: int = Field(ge=1)
     ratio: RatioInterval
@@ -121,14 +125,52 @@ class ValidationSet(Record):
     """Images that could not be read."""
 
 
-class Report(Record):
-    """One comparison of a pruned network with its dense parent."""
+class LatencyChange(Record):
+    """How the latency of one batch size changed; above 1 is slower."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    batch_size: int = Field(ge=1)
+    ratio: RatioInterval
+    """Ratio of pruned over reference: now over then."""
+    median: RatioInterval | None
+    """Median of the pruned network: now over then; None where the machines differ."""
+
+
+class Change(Record):
+    """This report against a stored one of the same reference, runtime and precision."""
+
+    created: AwareDatetime
+    """Of the stored report."""
+    sha256: Sha256
+    """Digest of the stored report."""
+    differences: tuple[str, ...]
+    """What differs between the two machines and their software; empty for the same."""
+    latency: tuple[LatencyChange, ...]
+    """Batch sizes that both measured."""
+    accuracy: PairedDrop | None
+    """Top-1 of the stored pruned network minus that of this one, on the same images."""
+    no_accuracy: str | None
+    """Why there is none, if so."""
+
+
+class GroupRecord(Record):
+    """One channel group, by its channels before and after pruning."""
+
+    name: str
+    dense: int = Field(ge=1)
+    kept: int = Field(ge=0)
+    residual: bool = False
+    """Whether it is a residual stream."""
+
+
+class Report(Record):
+    """One comparison of a pruned network with its reference."""
+
+    schema_version: Literal[2] = SCHEMA_VERSION
     created: AwareDatetime
     """UTC."""
     runtime: str
     """What ran the networks, as the runner names it."""
+    against: Against = "dense"
     architecture: str
     target: str
     precision: Precision = "fp32"
@@ -136,6 +178,12 @@ class Report(Record):
     validation: ValidationSet
     networks: Networks
     comparison: Comparison
+    groups: tuple[GroupRecord, ...] = ()
+    """Channel groups of the pruned network, in its order; those that may not be pruned left out."""
+    change: Change | None = None
+    """Against a stored report, where one was named."""
+    budgets: Budgets | None = None
+    """What it was judged by when it was written."""
     environment: Environment
     config: BenchConfig
     """How it was measured; verdicts read the precision and the confidence asked for from here."""

@@ -28,6 +28,7 @@ MOST_COUNT = 10**12
 FEWEST_ROUNDS = 8
 """With fewer rounds the bootstrap covers less than it says; docs/measuring.md has the figures."""
 
+_QUANTILES = np.linspace(0, 1, 201)
 _CHUNK = 1_000_000  # resampled values held at once: 8 MB
 
 
@@ -49,11 +50,21 @@ class LatencySummary:
     """One-sided upper bound of the true p99; None when there are too few calls for one."""
     variation: float
     """Standard deviation over mean."""
+    quantiles_ms: tuple[float, ...]
+    """Observed calls at 0, 0.5, 1, ... 100 % of the sorted ones: enough to draw them."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Block medians of one measurement, (rounds,) each; entry i of both is of round i."""
+
+    pruned: Numbers
+    reference: Numbers | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RatioInterval:
-    """A ratio of median latencies, pruned over dense: below 1 is faster."""
+    """A ratio of median latencies: below 1 is faster."""
 
     ratio: float
     low: float
@@ -101,6 +112,7 @@ def summary(samples_ms: Numbers) -> LatencySummary:
         p99_at_least_ms=at_least,
         p99_at_most_ms=at_most,
         variation=float(values.std() / mean) if mean else 0.0,
+        quantiles_ms=tuple(np.quantile(values, _QUANTILES, method="inverted_cdf").tolist()),
     )
 
 
@@ -137,14 +149,14 @@ def queries_needed(percent: float, *, confidence: float = TAIL_CONFIDENCE) -> in
 
 
 def median_ratio_interval(
-    dense_blocks: Numbers,
+    reference_blocks: Numbers,
     pruned_blocks: Numbers,
     *,
     confidence: float,
     seed: int,
     resamples: int = 10_000,
 ) -> RatioInterval:
-    """Return median(pruned) / median(dense) with a percentile bootstrap over rounds.
+    """Return median(pruned) / median(reference) with a percentile bootstrap over rounds.
 
     Both arguments hold one latency per round, (rounds,): entry i of each was measured in the same
     round, so rounds are resampled jointly and what slowed both networks cancels.
@@ -152,34 +164,75 @@ def median_ratio_interval(
     Raises:
         ValueError: lengths that differ, no rounds, or values that are not finite and positive.
     """
-    dense, pruned = _checked(dense_blocks), _checked(pruned_blocks)
-    if len(dense) != len(pruned):
-        raise ValueError(f"{len(dense)} dense blocks cannot be paired with {len(pruned)}")
-    if dense.min() <= 0 or pruned.min() <= 0:
-        raise ValueError("a block without duration has no ratio")
-    ratios = _resampled_ratios(dense, pruned, resamples, np.random.default_rng(seed))
+    blocks = Blocks(pruned_blocks, reference_blocks)
+    level = _level(blocks, resamples, np.random.default_rng(seed))
+    return _interval(level.found, level.draws, confidence, level.rounds)
+
+
+def change_interval(
+    then: Blocks,
+    now: Blocks,
+    *,
+    confidence: float,
+    seed: int,
+    resamples: int = 10_000,
+) -> RatioInterval:
+    """Return how a latency changed between two measurements: now over then, above 1 is slower.
+
+    It is the change of the ratio of medians, or without a reference that of the median. The two
+    were measured at different times, so their rounds are resampled independently of each other.
+
+    Raises:
+        ValueError: as ``median_ratio_interval``.
+    """
+    rng = np.random.default_rng(seed)
+    before, after = (_level(blocks, resamples, rng) for blocks in (then, now))
+    rounds = min(before.rounds, after.rounds)
+    return _interval(after.found / before.found, after.draws / before.draws, confidence, rounds)
+
+
+@dataclass(frozen=True)
+class _Level:
+    """A median or a ratio of medians, with its bootstrap draws."""
+
+    found: float
+    draws: Floats
+    rounds: int
+
+
+def _level(blocks: Blocks, resamples: int, rng: np.random.Generator) -> _Level:
+    pruned = _positive(blocks.pruned)
+    # A median is a ratio to a reference that never changes.
+    reference = np.ones(len(pruned)) if blocks.reference is None else _positive(blocks.reference)
+    if len(reference) != len(pruned):
+        raise ValueError(f"{len(reference)} reference blocks cannot be paired with {len(pruned)}")
+    draws = _resampled_ratios(reference, pruned, resamples, rng)
+    return _Level(float(np.median(pruned) / np.median(reference)), draws, len(pruned))
+
+
+def _interval(found: float, draws: Floats, confidence: float, rounds: int) -> RatioInterval:
     tail = 1 - confidence
-    low, high, at_least, at_most = np.quantile(ratios, [tail / 2, 1 - tail / 2, tail, 1 - tail])
+    low, high, at_least, at_most = np.quantile(draws, [tail / 2, 1 - tail / 2, tail, 1 - tail])
     return RatioInterval(
-        ratio=float(np.median(pruned) / np.median(dense)),
+        ratio=found,
         low=float(low),
         high=float(high),
         at_least=float(at_least),
         at_most=float(at_most),
         confidence=confidence,
-        rounds=len(dense),
+        rounds=rounds,
     )
 
 
 def _resampled_ratios(
-    dense: Floats, pruned: Floats, resamples: int, rng: np.random.Generator
+    reference: Floats, pruned: Floats, resamples: int, rng: np.random.Generator
 ) -> Floats:
-    rounds = len(dense)
+    rounds = len(reference)
     ratios = np.empty(resamples)
     step = max(1, _CHUNK // rounds)
     for start in range(0, resamples, step):
         rows = rng.integers(0, rounds, size=(min(step, resamples - start), rounds))
-        medians = np.median(pruned[rows], axis=1), np.median(dense[rows], axis=1)
+        medians = np.median(pruned[rows], axis=1), np.median(reference[rows], axis=1)
         ratios[start : start + len(rows)] = medians[0] / medians[1]
     return ratios
 
@@ -200,6 +253,13 @@ def first_count(holds: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
+
+
+def _positive(blocks: Numbers) -> Floats:
+    values = _checked(blocks)
+    if values.min() <= 0:
+        raise ValueError("a block without duration has no ratio")
+    return values
 
 
 def _checked(samples: Numbers) -> Floats:

@@ -14,7 +14,8 @@ from compress.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from export.runners import Runner
 
-_SAME = ("architecture", "target", "precision", "num_classes", "input_size", "mean", "std")
+_SAME_IMAGES = ("precision", "num_classes", "input_size", "mean", "std")
+_SAME_PARENT = ("architecture", "target", *_SAME_IMAGES)
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,17 @@ class Subject:
 
 
 def subjects(
-    run_dir: Path, *, runtime: Runtime, precision: Precision, cuda_graph: bool = False
+    run_dir: Path,
+    *,
+    runtime: Runtime,
+    precision: Precision,
+    cuda_graph: bool = False,
+    against: Path | None = None,
 ) -> dict[str, Subject]:
-    """Find the dense and the pruned network of a run directory, and check that they are a pair.
+    """Find the pruned network of a run directory and its reference, and check that they compare.
+
+    The reference is the dense network of the same run, or the pruned network of the run
+    ``against``.
 
     Raises:
         CheckpointError: an export is missing or damaged, or the two do not belong together.
@@ -70,13 +79,17 @@ def subjects(
     """
     if runtime.startswith("torch") and precision == "int8":
         raise ConfigError("torch does not run the INT8 network; choose another bench.runtime")
-    found = {
-        name: replace(
-            _subject(run_dir, name, runtime=runtime, precision=precision), cuda_graph=cuda_graph
-        )
-        for name in ("dense", "pruned")
+    places = {
+        "reference": (run_dir, "dense") if against is None else (against, "pruned"),
+        "pruned": (run_dir, "pruned"),
     }
-    _check_pair(found["dense"], found["pruned"])
+    found = {
+        slot: replace(
+            _subject(folder, name, runtime=runtime, precision=precision), cuda_graph=cuda_graph
+        )
+        for slot, (folder, name) in places.items()
+    }
+    _check_pair(found["reference"], found["pruned"], dense=against is None)
     return found
 
 
@@ -106,10 +119,12 @@ def _require(*files: Path, command: str) -> None:
             raise CheckpointError(f"there is no {file}; write it with: {command}")
 
 
-def _check_pair(dense: Subject, pruned: Subject) -> None:
-    for key in _SAME:
-        if dense.facts[key] != pruned.facts[key]:
-            raise CheckpointError(
-                f"{dense.path.name} and {pruned.path.name} differ in {key} ({dense.facts[key]} and "
-                f"{pruned.facts[key]}), so one is not the parent of the other; export both again"
-            )
+def _check_pair(reference: Subject, pruned: Subject, *, dense: bool) -> None:
+    why = "one is not the parent of the other; export both again"
+    if not dense:
+        why = "the two runs cannot be compared on the same images"
+    for key in _SAME_PARENT if dense else _SAME_IMAGES:
+        ours, theirs = pruned.facts[key], reference.facts[key]
+        if ours != theirs:
+            names = f"{reference.path.name} and {pruned.path.name}"
+            raise CheckpointError(f"{names} differ in {key} ({theirs} and {ours}), so {why}")

@@ -108,7 +108,7 @@ def _latency(
     calls: int,
 ) -> LatencyResult:
     rng = np.random.default_rng(size)
-    scale = {"dense": 1.0, "pruned": ratio, "control": control}
+    scale = {"reference": 1.0, "pruned": ratio, "control": control}
     samples = {
         slot: 0.8 * size * scale[slot] * np.exp(rng.normal(0, noise, (rounds, calls)))
         for slot in SLOTS
@@ -117,7 +117,7 @@ def _latency(
 
     def interval(slot: str) -> Any:
         return median_ratio_interval(
-            blocks["dense"], blocks[slot], confidence=config.confidence, seed=0, resamples=1000
+            blocks["reference"], blocks[slot], confidence=config.confidence, seed=0, resamples=1000
         )
 
     return LatencyResult(
@@ -125,7 +125,9 @@ def _latency(
         samples_ms={slot: tuple(samples[slot].ravel().tolist()) for slot in SLOTS},
         blocks_ms={slot: tuple(blocks[slot].tolist()) for slot in SLOTS},
         iterations=dict.fromkeys(SLOTS, calls),
-        warmup=dict.fromkeys(("dense", "pruned"), Warmup(calls=99, seconds=0.2, stationary=True)),
+        warmup=dict.fromkeys(
+            ("reference", "pruned"), Warmup(calls=99, seconds=0.2, stationary=True)
+        ),
         ratio=interval("pruned"),
         control=interval("control"),
         seconds=4.2,

@@ -115,7 +115,7 @@ def test_a_run_directory_becomes_a_report(run_dir: Path) -> None:
     )
     labels = np.concatenate([batch.labels for batch in batches()])
     lost = int((labels == 0).sum())
-    assert found.networks.dense.top1 == 1.0
+    assert found.networks.reference.top1 == 1.0
     assert found.networks.pruned.top1 == pytest.approx(1 - lost / 30)
     assert found.comparison.accuracy is not None
     assert found.comparison.accuracy.drop.flips_to_wrong == lost
@@ -124,9 +124,9 @@ def test_a_run_directory_becomes_a_report(run_dir: Path) -> None:
     assert found.comparison.bytes_ratio == 1.0
     assert found.runtime == "ONNX Runtime (CPU)"
     assert found.environment.threads == 1
-    assert found.networks.dense.parity[0].relative_error == 1e-7
+    assert found.networks.reference.parity[0].relative_error == 1e-7
     assert {step for step, _ in steps} == {
-        "accuracy, dense",
+        "accuracy, reference",
         "accuracy, pruned",
         "latency, batch 1",
         "latency, batch 3",
@@ -161,7 +161,7 @@ def test_the_runtime_decides_which_file_is_measured(run_dir: Path) -> None:
     (run_dir / "pruned.safetensors").write_bytes(b"123")
     found = subjects(run_dir, runtime="torch-cpu", precision="fp32")
     assert found["pruned"].artefact.bytes == 3
-    assert subjects(run_dir, runtime="onnxruntime-cuda", precision="fp32")["dense"].path == (
+    assert subjects(run_dir, runtime="onnxruntime-cuda", precision="fp32")["reference"].path == (
         run_dir / "export" / "dense.onnx"
     )
     with pytest.raises(ConfigError, match="torch does not run the INT8 network"):

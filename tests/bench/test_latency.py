@@ -48,7 +48,7 @@ def measure(
 ) -> LatencyResult:
     clock = Clock()
     runners = {
-        "dense": FakeRunner("dense", clock, dense, log),
+        "reference": FakeRunner("reference", clock, dense, log),
         "pruned": FakeRunner("pruned", clock, pruned, log),
     }
     defaults: dict[str, Any] = {
@@ -87,12 +87,12 @@ def test_blocks_hold_as_much_work_as_asked() -> None:
         per_block = np.reshape(samples, (-1, found.iterations[slot]))
         assert per_block.sum(axis=1).min() >= 40
         np.testing.assert_allclose(np.median(per_block, axis=1), found.blocks_ms[slot])
-    assert found.iterations["pruned"] > found.iterations["dense"] == found.iterations["control"]
+    assert found.iterations["pruned"] > found.iterations["reference"] == found.iterations["control"]
 
 
 def test_a_control_of_its_own_is_measured_as_such() -> None:
     clock = Clock()
-    costs = {"dense": 2.0, "pruned": 1.0, "control": 2.2}
+    costs = {"reference": 2.0, "pruned": 1.0, "control": 2.2}
     runners = {name: FakeRunner(name, clock, lambda _, ms=ms: ms) for name, ms in costs.items()}
     found = measure_latency(
         runners,
@@ -107,14 +107,14 @@ def test_a_control_of_its_own_is_measured_as_such() -> None:
     )
     assert found.ratio.ratio == pytest.approx(0.5)
     assert found.control.ratio == pytest.approx(1.1)
-    assert found.iterations == {"dense": 25, "pruned": 50, "control": 25}  # 49.9 ms of work
+    assert found.iterations == {"reference": 25, "pruned": 50, "control": 25}  # 49.9 ms of work
 
 
 def test_it_stops_as_soon_as_it_is_precise_enough() -> None:
     steady = measure(lambda call: 2.0, lambda call: 1.0)
     rough = measure(noisy(2.0, 1, spread=0.5), noisy(1.0, 2, spread=0.5), ratio_precision=0.01)
-    assert len(steady.blocks_ms["dense"]) == 20
-    assert len(rough.blocks_ms["dense"]) > 20
+    assert len(steady.blocks_ms["reference"]) == 20
+    assert len(rough.blocks_ms["reference"]) > 20
 
 
 def test_it_honours_its_time() -> None:
@@ -140,11 +140,11 @@ def test_every_round_holds_every_slot_in_changing_order() -> None:
     rounds = np.reshape(log[warm:], (-1, 3, 1 + 5))  # one untimed call, then five timed
     assert len(rounds) == 40
     orders = [tuple(block[0] for block in one) for one in rounds]
-    assert all(sorted(order) == ["dense", "dense", "pruned"] for order in orders)
+    assert all(sorted(order) == ["pruned", "reference", "reference"] for order in orders)
     assert set(orders) == {
-        ("dense", "dense", "pruned"),
-        ("dense", "pruned", "dense"),
-        ("pruned", "dense", "dense"),
+        ("reference", "reference", "pruned"),
+        ("reference", "pruned", "reference"),
+        ("pruned", "reference", "reference"),
     }
     assert all(len(set(block)) == 1 for one in rounds for block in one)
     assert max(len(list(run)) for _, run in groupby(orders)) < 10
@@ -156,15 +156,15 @@ def test_same_seed_same_result() -> None:
 
 def test_warm_up_waits_for_a_steady_network() -> None:
     found = measure(lambda call: 2.0 + 8.0 * 0.97**call, lambda call: 1.0)
-    assert found.warmup["dense"].stationary
-    assert found.warmup["dense"].calls > found.iterations["dense"]
-    assert max(found.samples_ms["dense"]) < 2.2
+    assert found.warmup["reference"].stationary
+    assert found.warmup["reference"].calls > found.iterations["reference"]
+    assert max(found.samples_ms["reference"]) < 2.2
 
 
 def test_warm_up_that_never_settles_is_capped_and_said() -> None:
     found = measure(lambda call: max(0.5, 16.0 * 0.995**call), lambda call: 1.0)
-    assert not found.warmup["dense"].stationary
-    assert 1.5 <= found.warmup["dense"].seconds < 1.6
+    assert not found.warmup["reference"].stationary
+    assert 1.5 <= found.warmup["reference"].seconds < 1.6
 
 
 def test_the_first_call_of_a_block_is_not_a_sample() -> None:
@@ -180,7 +180,7 @@ def test_the_first_call_of_a_block_is_not_a_sample() -> None:
 @pytest.mark.parametrize("enabled", [True, False])
 def test_collector_is_off_in_blocks_and_restored(enabled: bool) -> None:
     clock = Clock()
-    runners = {name: FakeRunner(name, clock, lambda call: 10.0) for name in ("dense", "pruned")}
+    runners = {name: FakeRunner(name, clock, lambda call: 10.0) for name in ("reference", "pruned")}
 
     def explode(images: np.ndarray) -> np.ndarray:
         raise MemoryError
@@ -191,8 +191,8 @@ def test_collector_is_off_in_blocks_and_restored(enabled: bool) -> None:
         settings: dict[str, Any] = {"block_ms": 20, "min_blocks": 4, "max_seconds": 5, "seed": 0}
         settings |= {"ratio_precision": 0.1, "confidence": 0.9, "clock": clock}
         found = measure_latency(runners, IMAGES, **settings)
-        warm = found.warmup["dense"].calls + found.warmup["control"].calls
-        assert not any(runners["dense"].collector_was_on[warm:])
+        warm = found.warmup["reference"].calls + found.warmup["control"].calls
+        assert not any(runners["reference"].collector_was_on[warm:])
         assert gc.isenabled() is enabled
         runners["pruned"].infer = explode  # type: ignore[method-assign]
         with pytest.raises(MemoryError):

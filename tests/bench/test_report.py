@@ -51,7 +51,7 @@ def test_round_trip(report: Report, tmp_path: Path) -> None:
 def test_the_document_says_what_it_is(report: Report, tmp_path: Path) -> None:
     save_report(report, tmp_path / "report.json")
     document = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["created"] == "2026-01-02T03:04:05Z"
     assert document["pruning"] == {"criterion": "taylor-gate"}
     assert document["validation"] == {
@@ -59,7 +59,7 @@ def test_the_document_says_what_it_is(report: Report, tmp_path: Path) -> None:
         "images": 2000,
         "skipped": 3,
     }
-    assert document["networks"]["dense"]["top1"] == 0.9
+    assert document["networks"]["reference"]["top1"] == 0.9
     assert len(document["networks"]["pruned"]["latency"][0]["block_medians_ms"]) == 20
     assert document["comparison"]["macs_ratio"] == 20_325_376 / 40_813_184
     assert document["comparison"]["latency"][0]["speed_up"] == pytest.approx(1 / 0.65, rel=0.01)
@@ -70,7 +70,7 @@ def test_the_interval_can_be_recomputed_from_the_document(report: Report) -> Non
 
     found = report.comparison.latency[0]
     again = median_ratio_interval(
-        report.networks.dense.latency[0].block_medians_ms,
+        report.networks.reference.latency[0].block_medians_ms,
         report.networks.pruned.latency[0].block_medians_ms,
         confidence=report.config.confidence,
         seed=0,
@@ -103,12 +103,12 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
         (lambda text: "", "is not JSON or is cut short"),
         (lambda text: "[1, 2]", "not a report of `compress bench`"),
         (lambda text: '{"a": 1}', "not a report of `compress bench`"),
-        (damaged(lambda d: d.update(schema_version=2)), "schema_version 2 and this tool reads 1"),
-        (damaged(lambda d: d["networks"].pop("dense")), "damaged report: networks.dense"),
+        (damaged(lambda d: d.update(schema_version=1)), "schema_version 1 and this tool reads 2"),
+        (damaged(lambda d: d["networks"].pop("reference")), "damaged report: networks.reference"),
         (damaged(lambda d: d.update(extra=1)), "damaged report: extra"),
         (
-            damaged(lambda d: d["networks"]["dense"].update(top1=1.5)),
-            "damaged report: networks.dense.top1",
+            damaged(lambda d: d["networks"]["reference"].update(top1=1.5)),
+            "damaged report: networks.reference.top1",
         ),
         (
             damaged(lambda d: d["comparison"]["latency"][0]["ratio"].update(high=float("nan"))),
