@@ -1,23 +1,17 @@
-"""The report for people: one set of tables, written as Markdown and as a table of the terminal.
-
-Both forms print the same ``Sheet`` objects, so they cannot disagree.
-"""
+"""The report for people: the sheets of ``bench/sheets.py`` as Markdown and on the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from bench import units
 from bench.quality_gate import Status, Verdict
-from bench.schema import NetworkRecord, Report
-from bench.stats import RatioInterval
-from compress.sheet import Row, Sheet, fill, markdown_lines
+from bench.schema import Report
+from bench.sheets import comparison_sheet, headline, measured_on, sheets, verdict_sheet
+from compress.sheet import Sheet, fill, markdown_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-NOT_MEASURED = "not measured"
 
 _STYLES: dict[Status, str] = {
     "PASS": "green",
@@ -27,33 +21,6 @@ _STYLES: dict[Status, str] = {
 }
 
 
-def comparison_sheet(report: Report) -> Sheet:
-    """Return the main table: dense, pruned and the change, one figure a row."""
-    dense, pruned, comparison = report.networks.reference, report.networks.pruned, report.comparison
-    rows = (
-        ("top-1", _known(units.share, dense.top1), _known(units.share, pruned.top1), _gain(report)),
-        _cost_row("MACs", units.count, dense.macs, pruned.macs, comparison.macs_ratio),
-        _cost_row("parameters", units.count, dense.params, pruned.params, comparison.params_ratio),
-        _cost_row("file size", units.size, dense.bytes, pruned.bytes, comparison.bytes_ratio),
-        *_latency_rows(report),
-    )
-    return Sheet("Comparison", ("", "dense", "pruned", "change"), rows)
-
-
-def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
-    """Return one row per verdict; what did not pass is explained under the table."""
-    rows = []
-    for verdict in verdicts:
-        write = units.budget(verdict.budget)
-        where = f", batch {verdict.batch_size}" if verdict.batch_size is not None else ""
-        measured = _known(write, verdict.measured)
-        if verdict.interval is not None:
-            measured += f" {_interval(write, *verdict.interval)}"
-        rows.append((verdict.budget + where, write(verdict.limit), measured, verdict.status))
-    notes = tuple(f"{v.status}: {v.sentence}." for v in verdicts if v.status != "PASS")
-    return Sheet("Verdicts", ("budget", "limit", "measured", "verdict"), tuple(rows), notes)
-
-
 def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
     """Return the main table and the verdicts for the terminal."""
     from rich.table import Table
@@ -61,7 +28,7 @@ def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
 
     sheet, judged = comparison_sheet(report), verdict_sheet(verdicts)
     table = Table(
-        title=_headline(report),
+        title=headline(report),
         caption=Text("\n".join(judged.notes)) if judged.notes else None,
         caption_justify="left",
     )
@@ -77,24 +44,10 @@ def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
 
 def render_markdown(report: Report, verdicts: Sequence[Verdict]) -> str:
     """Return the whole report as a page: figures, verdicts, details, environment."""
-    parts = [f"# {_headline(report)}", "", _measured_on(report), ""]
-    for sheet in _sheets(report, verdicts):
+    parts = [f"# {headline(report)}", "", measured_on(report), ""]
+    for sheet in sheets(report, verdicts):
         parts += [*_markdown(sheet), ""]
     return "\n".join(parts)
-
-
-def _sheets(report: Report, verdicts: Sequence[Verdict]) -> Iterator[Sheet]:
-    yield comparison_sheet(report)
-    if verdicts:
-        yield verdict_sheet(verdicts)
-    if report.comparison.accuracy is not None:
-        yield _accuracy_sheet(report)
-    if report.comparison.latency:
-        yield _latency_sheet(report)
-        yield _control_sheet(report)
-    if report.networks.reference.parity or report.networks.pruned.parity:
-        yield _parity_sheet(report)
-    yield _environment_sheet(report)
 
 
 def _markdown(sheet: Sheet) -> Iterator[str]:
@@ -102,168 +55,3 @@ def _markdown(sheet: Sheet) -> Iterator[str]:
     if sheet.notes:
         yield ""
         yield from (f"- {note}" for note in sheet.notes)
-
-
-def _headline(report: Report) -> str:
-    precision = "" if report.precision == "fp32" else f", {report.precision}"
-    return f"{report.architecture} for {report.target}{precision}: pruned against dense"
-
-
-def _measured_on(report: Report) -> str:
-    validation = report.validation
-    skipped = f" ({validation.skipped} unreadable)" if validation.skipped else ""
-    return (
-        f"Measured {report.created:%Y-%m-%d %H:%M} UTC in {report.runtime} on {validation.images} "
-        f"validation images{skipped}; set {validation.identity[:12]}. "
-        f"Intervals hold {units.level(report.config.confidence)}; those of verdicts are one-sided. "
-        "x is pruned over dense; MB is 10^6 bytes; a multiply-add counts as one MAC."
-    )
-
-
-def _gain(report: Report) -> str:
-    accuracy = report.comparison.accuracy
-    if accuracy is None:
-        return NOT_MEASURED
-    drop = accuracy.drop
-    return f"{-drop.drop_pp:+.2f} pp [{-drop.high_pp:+.2f}, {-drop.low_pp:+.2f}]"
-
-
-def _cost_row(
-    name: str,
-    write: Callable[[float], str],
-    dense: float | None,
-    pruned: float | None,
-    ratio: float | None,
-) -> Row:
-    return name, _known(write, dense), _known(write, pruned), _known(_times, ratio)
-
-
-def _latency_rows(report: Report) -> Iterator[Row]:
-    dense, pruned = _medians(report.networks.reference), _medians(report.networks.pruned)
-    for comparison in report.comparison.latency:
-        size, ratio = comparison.batch_size, comparison.ratio
-        yield (
-            f"latency, batch {size}",
-            units.milliseconds(dense[size]),
-            units.milliseconds(pruned[size]),
-            f"{_times(ratio.ratio)} {_interval(units.ratio, ratio.low, ratio.high)}",
-        )
-        faster = _interval(units.speed_up, 1 / ratio.high, 1 / ratio.low)
-        yield (f"speed-up, batch {size}", "", "", f"{units.speed_up(comparison.speed_up)} {faster}")
-
-
-def _medians(network: NetworkRecord) -> dict[int, float]:
-    return {record.batch_size: record.summary.median_ms for record in network.latency}
-
-
-def _accuracy_sheet(report: Report) -> Sheet:
-    accuracy = report.comparison.accuracy
-    assert accuracy is not None
-    drop, networks = accuracy.drop, report.networks
-    rows = (
-        ("top-5, dense", _known(units.share, networks.reference.top5)),
-        ("top-5, pruned", _known(units.share, networks.pruned.top5)),
-        (
-            "top-1 drop",
-            f"{units.points(drop.drop_pp)} {_interval(units.points, drop.low_pp, drop.high_pp)}",
-        ),
-        ("images right to wrong", str(drop.flips_to_wrong)),
-        ("images wrong to right", str(drop.flips_to_right)),
-        ("exact McNemar p", f"{drop.mcnemar_p:.3g}"),
-        ("same predicted class", units.share(accuracy.same_prediction)),
-        ("smallest drop these images can rule out", units.points(drop.resolution_pp)),
-    )
-    return Sheet("Accuracy", ("", "value"), rows)
-
-
-def _latency_sheet(report: Report) -> Sheet:
-    rows = []
-    for name, network in (("dense", report.networks.reference), ("pruned", report.networks.pruned)):
-        for record in network.latency:
-            found = record.summary
-            figures = (
-                *(found.median_ms, found.mean_ms, found.min_ms, found.max_ms),
-                *(found.p90_ms, found.p95_ms, found.p99_ms),
-            )
-            rows.append(
-                (
-                    f"{name}, batch {record.batch_size}",
-                    *map(units.milliseconds, figures),
-                    units.share(found.variation),
-                    str(found.calls),
-                    units.count(record.images_per_second),
-                )
-            )
-    header = ("", "median", "mean", "min", "max", "p90", "p95", "p99", "CV", "calls", "images/s")
-    return Sheet("Latency per call", header, tuple(rows))
-
-
-def _control_sheet(report: Report) -> Sheet:
-    rows = tuple(
-        (
-            str(found.batch_size),
-            _ratio(found.ratio),
-            _ratio(found.control),
-            str(found.ratio.rounds),
-            f"{found.seconds:.1f} s",
-            "yes" if found.converged else "no, time was up",
-        )
-        for found in report.comparison.latency
-    )
-    header = ("batch", "pruned / dense", "dense / dense", "rounds", "took", "as precise as asked")
-    return Sheet("Latency ratio and its control", header, rows)
-
-
-def _parity_sheet(report: Report) -> Sheet:
-    rows = tuple(
-        (
-            f"{name}, batch {found.batch_size}",
-            units.error(found.relative_error),
-            f"{found.cosine:.6f}",
-            units.share(found.top1_agreement),
-        )
-        for name, network in (
-            ("dense", report.networks.reference),
-            ("pruned", report.networks.pruned),
-        )
-        for found in network.parity
-    )
-    return Sheet("Agreement with torch", ("", "relative error", "cosine", "same top-1"), rows)
-
-
-def _environment_sheet(report: Report) -> Sheet:
-    found = report.environment
-    gpu = found.gpu["name"] if found.gpu else "none"
-    facts: tuple[tuple[str, object], ...] = (
-        ("processor", found.cpu),
-        ("physical / logical cores", f"{found.physical_cores} / {found.logical_cores}"),
-        ("cores this process may use", len(found.affinity)),
-        ("container quota, cores", "none" if found.cpu_quota is None else found.cpu_quota),
-        ("threads of the runtime", found.threads),
-        ("load average before", found.load_average),
-        ("frequency governor", found.governor),
-        ("GPU present", gpu),
-        ("platform", found.platform),
-        ("python", found.python),
-        *found.packages.items(),
-    )
-    rows = tuple((name, "unknown" if fact is None else str(fact)) for name, fact in facts)
-    return Sheet("Environment", ("", "value"), rows)
-
-
-def _ratio(interval: RatioInterval) -> str:
-    return f"{units.ratio(interval.ratio)} {_interval(units.ratio, interval.low, interval.high)}"
-
-
-def _times(value: float) -> str:
-    return f"x {units.ratio(value)}"
-
-
-def _interval(write: Callable[[float], str], low: float, high: float) -> str:
-    """Return [low, high] without the unit, which the figure before it has."""
-    bare = (write(value).split(" ")[0].rstrip("x") for value in (low, high))
-    return f"[{', '.join(bare)}]"
-
-
-def _known(write: Callable[[float], str], value: float | None) -> str:
-    return NOT_MEASURED if value is None else write(value)

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from bench import units
 from bench.quality_gate import Verdict, judge, load_budgets
-from bench.render import comparison_sheet, verdict_sheet
 from bench.report import load_report, render_markdown, render_table, save_report
 from bench.schema import Report
+from bench.sheets import comparison_sheet, verdict_sheet
 from compress.errors import CheckpointError, OutputError
 
 ReportFactory = Callable[..., Report]
