@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -25,6 +25,7 @@ from compress.errors import (
 
 # Nothing else is imported up here: --help must not wait for torch.
 if TYPE_CHECKING:
+    from bench.measurement import Against
     from bench.quality_gate import Verdict
     from bench.schema import Report
     from compress.config import RunConfig
@@ -98,6 +99,12 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout,
 BudgetFile = Annotated[
     str | None, typer.Option("--budgets", help="Budget file, or a name under configs/budgets.")
 ]
+Baseline = Annotated[
+    Path | None, typer.Option("--baseline", help="Report kept by compress baseline.")
+]
+ReportFile = Annotated[
+    Path, typer.Argument(help="report.json of compress bench.", metavar="REPORT")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -153,9 +160,9 @@ def run_command(
         export = partial(_export, run, run.export, on.config, on.data, model)
         _stage(_exported(on), "exporting", export)
         say("measuring")
-        report = _bench(run, on.config, on.data)
-    verdicts = _judge(report, on.config.bench.budgets)
-    _write_report(report, verdicts, run.path)
+        report = _measure(run, on.config, on.data, budgets=on.config.bench.budgets, model=model)
+    verdicts = _judge(report)
+    _publish(report, verdicts, run.path)
     _print_report(report, verdicts, as_json)
     say(f"{time.monotonic() - start:.0f} s; everything is in {run.path}")
     raise typer.Exit(_exit_code(verdicts))
@@ -269,41 +276,94 @@ def bench_command(
         str | None, typer.Option("--runtime", help="What runs the networks: onnxruntime-cpu, ...")
     ] = None,
     precision: PrecisionName = None,
+    batch: Annotated[str | None, typer.Option("--batch", help="Batch sizes: 1,8,32.")] = None,
+    against: Annotated[
+        str, typer.Option("--against", help="dense, another run directory, or a stored report.")
+    ] = "dense",
     budgets: BudgetFile = None,
+    baseline: Baseline = None,
     data: Data = None,
+    model: Model = None,
     settings: Settings = None,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
-    """Measure latency and accuracy of the pruned against the dense network of a run."""
+    """Measure latency and accuracy of the pruned network of a run against its dense parent."""
+    from bench.measurement import against_what
     from compress.launch import existing
 
-    options = {"bench.runtime": runtime, "export.precision": precision}
+    reference = against_what(against, baseline)
+    sizes = None if batch is None else f"[{batch}]"
+    options = {
+        "bench.runtime": runtime,
+        "export.precision": precision,
+        "bench.batch_sizes": sizes,
+    }
     directory, resolved, images = existing(run, _asked(settings, options), data)
-    report = _bench(directory, resolved, images)
-    verdicts = _judge(report, budgets) if budgets else []
-    _write_report(report, verdicts, output or directory.path)
+    report = _measure(directory, resolved, images, reference, budgets=budgets, model=model)
+    verdicts = _judge(report)
+    _publish(report, verdicts, output or directory.path)
     _print_report(report, verdicts, as_json)
     raise typer.Exit(_exit_code(verdicts))
 
 
 @app.command("gate")
 def gate_command(
-    report: Annotated[Path, typer.Argument(help="report.json of compress bench.")],
+    report: ReportFile,
     budgets: BudgetFile = "default",
+    baseline: Baseline = None,
     settings: Settings = None,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Judge a report by budgets; the exit code is the verdict."""
-    from bench.report import load_report
+    from bench.budgets import load_budgets
+    from bench.measurement import load_compared
 
-    measured = load_report(report)
-    verdicts = _judge(measured, budgets or "default", settings or ())
+    loaded = load_budgets(budgets or "default", settings or ())
+    measured = load_compared(report, baseline).model_copy(update={"budgets": loaded})
+    verdicts = _judge(measured)
     if output is not None:
-        _write_report(measured, verdicts, output)
+        _publish(measured, verdicts, output)
     _print_report(measured, verdicts, as_json)
     raise typer.Exit(_exit_code(verdicts))
+
+
+@app.command("report")
+def report_command(
+    report: ReportFile,
+    others: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Further reports, shown beside it.", metavar="[OTHERS]..."),
+    ] = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Write a report's Markdown, page and JUnit file again, from its JSON alone."""
+    from bench.publish import write_views
+    from bench.report import load_report
+
+    measured, more = load_report(report), [load_report(other) for other in others or ()]
+    verdicts = _judge(measured)
+    write_views(measured, verdicts, output or report.parent, others=more)
+    _print_report(measured, verdicts, as_json)
+
+
+@app.command("baseline")
+def baseline_command(
+    report: ReportFile,
+    output: Annotated[Path, typer.Option("--output", help="File to write: baseline.json.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the baseline in --output.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep a report as the baseline that later ones are judged against."""
+    from bench.baseline import keep_baseline
+
+    kept = keep_baseline(report, output, overwrite=overwrite)
+    say(f"the baseline is in {output}")
+    _print_report(kept, [], as_json)
 
 
 @app.command("oracle")
@@ -434,11 +494,15 @@ def _started(
 
         checks.append(check_budget)
     if exports:
-        from bench.budgets import load_budgets
+        from bench.budgets import load_budgets, require_resolvable
         from export.exporter import target_of
 
         checks.append(lambda config, _: target_of(config.export))
-        checks.append(lambda config, _: load_budgets(config.bench.budgets))
+        checks.append(
+            lambda config, data: require_resolvable(
+                load_budgets(config.bench.budgets), data.val_images, config.bench.confidence
+            )
+        )
     return started(request, checks, checkpoint)
 
 
@@ -528,37 +592,37 @@ def _export(
         )
 
 
-def _bench(run: RunDirectory, config: RunConfig, data: ImageData) -> Report:
-    from bench.benchmark import benchmark
-    from compress.checkpoint import read_description
-    from compress.data import eval_batches
+def _measure(
+    run: RunDirectory,
+    config: RunConfig,
+    data: ImageData,
+    against: Against | None = None,
+    *,
+    budgets: str | None,
+    model: str | None,
+) -> Report:
+    from bench.budgets import load_budgets
+    from bench.measurement import Against, measure_run
     from compress.progress import percent_bar
 
-    def batches() -> Iterator[Any]:
-        size, workers = config.data.eval_batch_size, config.data.workers
-        return eval_batches(data.val, batch_size=size, workers=workers)
-
-    description = read_description(run.pruned)
+    judged_by = load_budgets(budgets) if budgets else None
     with percent_bar("measuring") as show:
-        return benchmark(
-            run.path,
-            config=config.bench,
-            batches_factory=batches,
-            identity=data.identity,
-            precision=config.export.precision,
-            pruning=description.metrics if description else None,
-            seed=config.seed,
+        return measure_run(
+            run,
+            config,
+            data,
+            against=against or Against(),
+            budgets=judged_by,
+            model=model,
             progress=show,
         )
 
 
-def _judge(
-    report: Report, budgets: str, settings: list[str] | tuple[str, ...] = ()
-) -> list[Verdict]:
-    from bench.budgets import load_budgets
+def _judge(report: Report) -> list[Verdict]:
+    """Judge a report by the budgets that it names."""
     from bench.quality_gate import judge
 
-    return judge(report, load_budgets(budgets, settings))
+    return judge(report, report.budgets) if report.budgets else []
 
 
 def _exit_code(verdicts: list[Verdict]) -> int:
@@ -570,22 +634,21 @@ def _exit_code(verdicts: list[Verdict]) -> int:
 # What is printed
 
 
-def _write_report(report: Report, verdicts: list[Verdict], folder: Path) -> None:
-    from bench.render import render_markdown
-    from bench.report import save_report
-    from compress.files import write_atomically
+def _publish(report: Report, verdicts: list[Verdict], folder: Path) -> None:
+    from bench.publish import publish
 
-    save_report(report, folder / "report.json")
-    write_atomically(folder / "report.md", render_markdown(report, verdicts))
+    publish(report, verdicts, folder)
 
 
 def _print_report(report: Report, verdicts: list[Verdict], as_json: bool) -> None:
-    from bench.render import render_table
-
     if as_json:
+        from bench.report import sealed
+
         judged = [asdict(verdict) for verdict in verdicts]
-        print_json({"report": report.model_dump(mode="json"), "verdicts": judged})
+        print_json({"report": sealed(report), "verdicts": judged})
     else:
+        from bench.render import render_table
+
         print_table(render_table(report, verdicts))
 
 

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.accuracy import LabelledImages, Predictions, compare, measure_accuracy
+from bench.conditions import Watch
 from bench.environment import default_threads, fingerprint
 from bench.latency import Images, LatencyResult, measure_latency
+from bench.layer_records import LayerTimes
+from bench.layers import profile_layers
 from bench.report import build_report
 from bench.schema import GroupRecord, Report
 from bench.subject import Subject, subjects
@@ -61,13 +64,7 @@ def benchmark(
         EnvironmentUnfitError: the runtime cannot work here.
         DataError: no image can be read, or the images are not those of the networks.
     """
-    found = subjects(
-        run_dir,
-        runtime=config.runtime,
-        precision=precision,
-        cuda_graph=config.cuda_graph,
-        against=against,
-    )
+    found = subjects(run_dir, config=config, precision=precision, against=against)
     threads = config.threads or default_threads()
     # Before anything runs: the load average must not show our own work.
     environment = fingerprint(threads=threads)
@@ -79,8 +76,11 @@ def benchmark(
         }
         predictions = _predict(runners, batches_factory, tell)
         accuracy = compare(*predictions, config.confidence)
-        latency = _time(runners, batches_factory, config=config, seed=seed, tell=tell)
+        images = timing_batch(batches_factory(), max(config.batch_sizes))
+        latency = _time(runners, images, config=config, seed=seed, tell=tell)
         runtime = runners["pruned"].name
+    # Afterwards: a profiler disturbs whatever else is timed.
+    layers = _profile(found, images, config=config, threads=threads, tell=tell)
     return build_report(
         architecture=found["pruned"].facts["architecture"],
         target=found["pruned"].facts["target"],
@@ -94,6 +94,7 @@ def benchmark(
         latency=latency,
         environment=environment,
         config=config,
+        layers=layers,
         groups=groups,
         pruning=pruning,
     )
@@ -116,6 +117,47 @@ def timing_batch(batches: Iterable[LabelledImages], size: int) -> Images:
     return np.ascontiguousarray(images[np.arange(size) % len(images)])
 
 
+def _profile(
+    found: dict[str, Subject],
+    images: Images,
+    *,
+    config: BenchConfig,
+    threads: int,
+    tell: Progress,
+) -> tuple[LayerTimes, ...]:
+    """Find out where the time goes, as far as the runtime tells."""
+    reference, pruned = found["reference"], found["pruned"]
+    if not config.layer_calls or not (reference.onnx.is_file() and pruned.onnx.is_file()):
+        return ()
+    profiles = []
+    for size in config.batch_sizes:
+        tell(f"layers, batch {size}", 0.0)
+        profile = profile_layers(
+            reference,
+            pruned,
+            onnx_paths=(reference.onnx, pruned.onnx),
+            images=images[:size],
+            calls=config.layer_calls,
+            multiple=pruned.channel_multiple,
+            threads=threads,
+        )
+        profiles += [profile] if profile is not None else []
+        tell(f"layers, batch {size}", 1.0)
+    return tuple(profiles)
+
+
+def _gpu_of(runner: Runner) -> int | None:
+    """Return NVML's number of the GPU that a runner works on; None on the CPU."""
+    from export.nvml import nvml_index
+    from export.runners import stages_of
+
+    if stages_of(runner) is None:
+        return None
+    import torch
+
+    return nvml_index(torch.cuda.current_device())
+
+
 def _predict(
     runners: dict[str, Runner],
     batches_factory: Callable[[], Iterable[LabelledImages]],
@@ -131,13 +173,13 @@ def _predict(
 
 def _time(
     runners: dict[str, Runner],
-    batches_factory: Callable[[], Iterable[LabelledImages]],
+    images: Images,
     *,
     config: BenchConfig,
     seed: int,
     tell: Progress,
 ) -> Sequence[LatencyResult]:
-    images = timing_batch(batches_factory(), max(config.batch_sizes))
+    gpu = _gpu_of(runners["pruned"])
     return [
         measure_latency(
             runners,
@@ -148,6 +190,7 @@ def _time(
             ratio_precision=config.ratio_precision,
             confidence=config.confidence,
             seed=seed,
+            watch=Watch(gpu),
             progress=partial(tell, f"latency, batch {size}"),
         )
         for size in config.batch_sizes

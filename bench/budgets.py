@@ -5,44 +5,107 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from bench import units
+from bench.paired import images_to_resolve, resolution
 from compress.config import Precision
 from compress.documents import Section, apply_setting, read_toml, validated
 from compress.errors import ConfigError
 
+_MODIFIERS = {"allow_skipped", "batch_sizes"}  # keys that are no limits
+_AGAINST_BASELINE = ("max_regression", "max_median_regression")  # beginnings of keys
+_LEAST_REGRESSION = 0.5  # below it somebody wrote a share where a ratio belongs
 
-class AccuracyBudget(Section):
+
+class Judged(Section):
+    """One section of budgets."""
+
+    allow_skipped: bool = False
+    """Whether what cannot be measured here counts as passed: a batch size, an accuracy or a cost
+    that the report lacks, or a baseline from another machine. Never what was measured on a machine
+    that was not fit for it, since that is for measuring again."""
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The limits that are set, by their keys."""
+        return {
+            name: getattr(self, name)
+            for name in type(self).model_fields
+            if name not in _MODIFIERS and getattr(self, name) is not None
+        }
+
+    @model_validator(mode="after")
+    def _no_modifier_alone(self) -> Judged:
+        for name in sorted(_MODIFIERS & type(self).model_fields.keys()):
+            if getattr(self, name) and not self.limits:
+                raise ValueError(f"{name} is set, but there is no limit for it to apply to")
+        return self
+
+
+class AccuracyBudget(Judged):
     """On the validation images."""
 
     max_drop_pp: float | None = Field(default=None, ge=0, le=100)
-    """Most top-1 accuracy that may be lost, in percentage points."""
+    """Most top-1 accuracy that may be lost against the reference, in percentage points."""
+    max_top5_drop_pp: float | None = Field(default=None, ge=0, le=100)
+    """Most top-5 accuracy that may be lost against the reference, in percentage points."""
+    max_regression_pp: float | None = Field(default=None, ge=0, le=100)
+    """Most top-1 accuracy that may be lost against the baseline, image by image, in percentage
+    points."""
 
 
-class LatencyBudget(Section):
+class LatencyBudget(Judged):
     """On the machine of the report."""
 
     max_ratio: float | None = Field(default=None, gt=0)
-    """Largest ratio of median latencies, pruned over dense."""
+    """Largest ratio of latencies, pruned over reference."""
+    max_regression: float | None = Field(default=None, gt=0)
+    """Largest ratio now over the ratio of the baseline: 1.03 allows 3 % slower."""
+    max_median_regression: float | None = Field(default=None, gt=0)
+    """Largest median of the pruned network now over that of the baseline; judged on the same
+    machine with the same software only."""
+    median_ms: float | None = Field(default=None, gt=0)
+    """Largest median of the pruned network, in milliseconds."""
     p99_ms: float | None = Field(default=None, gt=0)
     """Largest 99th percentile of the pruned network, in milliseconds."""
-    batch_sizes: tuple[int, ...] | None = Field(default=None, min_length=1)
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
     """Batch sizes that are judged; default every measured one."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> LatencyBudget:
+        sizes = self.batch_sizes or ()
+        if len(set(sizes)) < len(sizes):
+            raise ValueError(f"batch_sizes = {list(sizes)} names a batch size twice")
+        if self.median_ms and self.p99_ms and self.p99_ms < self.median_ms:
+            raise ValueError(
+                f"p99_ms = {self.p99_ms:g} is below median_ms = {self.median_ms:g}, "
+                "and no latency has a 99th percentile below its median"
+            )
+        for name in ("max_regression", "max_median_regression"):
+            limit = getattr(self, name)
+            if limit is not None and limit < _LEAST_REGRESSION:
+                raise ValueError(
+                    f"{name} = {limit:g} asks for a network {1 / limit:.1f} times as fast as the "
+                    "baseline's; it is a ratio, now over then, and 1.03 allows 3 % slower"
+                )
+        return self
 
-class RatioBudget(Section):
+
+class RatioBudget(Judged):
     """On a cost that is counted, not measured."""
 
     max_ratio: float | None = Field(default=None, gt=0)
-    """Largest ratio, pruned over dense."""
+    """Largest ratio, pruned over reference."""
 
 
-class ParityBudget(Section):
-    """On the agreement of ONNX Runtime with torch."""
+class ParityBudget(Judged):
+    """On the agreement with torch that was found at export."""
 
     max_relative_error: dict[Precision, Annotated[float, Field(gt=0)]] | None = None
     """Largest difference of the logits over the largest logit, of either network: one limit for
-    each precision, or one number for all."""
+    each precision, or one number for all. A TensorRT engine of fp32 is held to the limit of fp16
+    where it computes in TF32, that is from SM 8.0 on."""
 
     @field_validator("max_relative_error", mode="before")
     @classmethod
@@ -59,7 +122,7 @@ class Budgets(Section):
     macs: RatioBudget = RatioBudget()
     params: RatioBudget = RatioBudget()
     size: RatioBudget = RatioBudget()
-    """On the ONNX file, in bytes."""
+    """On the file that the runtime reads, in bytes."""
     parity: ParityBudget = ParityBudget()
 
 
@@ -81,17 +144,47 @@ def load_budgets(name: str, settings: Iterable[str] = ()) -> Budgets:
 
 def require_any(budgets: Budgets) -> None:
     """Raise a ConfigError unless at least one budget is named."""
-    limits = (
-        budgets.accuracy.max_drop_pp,
-        budgets.latency.max_ratio,
-        budgets.latency.p99_ms,
-        budgets.macs.max_ratio,
-        budgets.params.max_ratio,
-        budgets.size.max_ratio,
-        budgets.parity.max_relative_error,
-    )
-    if all(limit is None for limit in limits):
+    if not any(section.limits for _, section in budgets):
         raise ConfigError(
             "there is no budget to judge: name at least one, for example [accuracy] "
             "max_drop_pp = 1.0"
         )
+
+
+def require_baseline(budgets: Budgets, *, present: bool) -> None:
+    """Raise a ConfigError if a budget is about a baseline and there is none."""
+    needing = [
+        f"{name}.{key}"
+        for name, section in budgets
+        for key in section.limits
+        if key.startswith(_AGAINST_BASELINE)
+    ]
+    if needing and not present:
+        raise ConfigError(
+            f"{' and '.join(needing)} cannot be judged without a baseline; name a stored report "
+            "with --baseline"
+        )
+
+
+def require_resolvable(budgets: Budgets, images: int, confidence: float) -> None:
+    """Refuse accuracy budgets that so many images cannot show to be kept, whatever they answer.
+
+    Raises:
+        ConfigError: a budget is smaller than the drop that stays possible, at this confidence, for
+            a network that answers exactly as its reference.
+    """
+    for key, limit in budgets.accuracy.limits.items():
+        check_resolvable(f"accuracy.{key}", limit, images, confidence)
+
+
+def check_resolvable(name: str, limit_pp: float, images: int, confidence: float) -> None:
+    """Refuse one accuracy budget, as ``require_resolvable`` does all; no images refuse nothing."""
+    if not images or limit_pp >= (smallest := resolution(images, confidence=confidence)):
+        return
+    needed = images_to_resolve(limit_pp, confidence=confidence)
+    more = "no number of images can" if needed is None else f"{needed} images could"
+    raise ConfigError(
+        f"{name} = {limit_pp:g} cannot be shown on {images} images: a network that answers each of "
+        f"them as its reference does may still lose {units.points(smallest)} "
+        f"({units.level(confidence)} confidence); {more} show it, or allow more"
+    )

@@ -10,21 +10,22 @@ import math
 import os
 import platform
 import re
-import shutil
-import subprocess
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 from compress.documents import Section
+from export.nvml import Gpu, nvml_index, query_gpus
 
-PACKAGES = ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy")
+PACKAGES = (
+    *("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy"),
+    *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu12"),
+    *("nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+)
 """Distributions whose versions belong to a measurement."""
 
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
-_GPU_FACTS = ("name", "driver_version", "compute_cap", "clocks.max.sm", "power.limit")
-_GPU_SECONDS = 10
 
 
 class Environment(Section):
@@ -52,7 +53,8 @@ class Environment(Section):
     packages: dict[str, str]
     """Versions of what is installed of ``PACKAGES``."""
     gpu: dict[str, str] | None
-    """What nvidia-smi says of the first GPU; None where it is absent."""
+    """Facts of the GPU that CUDA takes first, by the names of ``export.nvml.Gpu``, but for those
+    that its driver does not tell; None without a GPU."""
 
 
 def fingerprint(*, threads: int) -> Environment:
@@ -133,16 +135,21 @@ def _versions() -> dict[str, str]:
 
 
 def _gpu() -> dict[str, str] | None:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    command = [tool, f"--query-gpu={','.join(_GPU_FACTS)}", "--format=csv,noheader", "--id=0"]
-    with suppress(OSError, subprocess.SubprocessError, ValueError):
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=_GPU_SECONDS, check=True
-        ).stdout
-        return dict(zip(_GPU_FACTS, (fact.strip() for fact in answer.split(",")), strict=True))
-    return None
+    found = {gpu.index: _facts(gpu) for gpu in query_gpus()}
+    first = next(iter(found.values()), None)
+    if all(facts == first for facts in found.values()):
+        return first
+    return found.get(nvml_index(0))  # only here does it matter which one, and only torch can tell
+
+
+def _facts(gpu: Gpu) -> dict[str, str]:
+    facts = {name: fact for name, fact in gpu.to_dict().items() if fact is not None}
+    del facts["index"]  # where a GPU sits says nothing of what it can do
+    return {name: _word(fact) for name, fact in facts.items()}
+
+
+def _word(fact: object) -> str:
+    return ("on" if fact else "off") if isinstance(fact, bool) else str(fact)
 
 
 def _read(path: Path) -> str | None:

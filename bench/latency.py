@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from bench.conditions import Conditions, Watch
+from bench.device_timing import time_on_device
 from bench.stats import RatioInterval, median, median_ratio_interval
 from compress.errors import DataError
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 Images = npt.NDArray[np.float32]
 Clock = Callable[[], float]
 
+HOST = "host"
+"""Beside the steps of a call on a GPU: the whole call by the host's clock."""
 SLOTS = ("reference", "pruned", "control")
 
 _WARMUP_SHARE = 0.1  # of max_seconds, per network: most that warming up may take
@@ -53,7 +57,9 @@ class LatencyResult:
 
     batch_size: int
     samples_ms: dict[str, tuple[float, ...]]
-    """Every timed call of each slot."""
+    """Every timed call of each slot: wall clock, or on a GPU H2D + compute + D2H."""
+    stages_ms: dict[str, dict[str, tuple[float, ...]]]
+    """On a GPU, each timed call of each slot by its steps, and ``host``; empty on the CPU."""
     blocks_ms: dict[str, tuple[float, ...]]
     """Median call of each block; entry i of every slot belongs to round i."""
     iterations: dict[str, int]
@@ -65,6 +71,8 @@ class LatencyResult:
     seconds: float
     converged: bool
     """Whether the ratio became as precise as asked before the time was up."""
+    conditions: Conditions | None = None
+    """What the machine did meanwhile, if it was watched."""
 
 
 def measure_latency(
@@ -78,6 +86,7 @@ def measure_latency(
     confidence: float,
     seed: int,
     clock: Clock = time.perf_counter,
+    watch: Watch | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> LatencyResult:
     """Time ``runners["pruned"]`` against ``runners["reference"]`` on one batch (N, C, H, W).
@@ -88,7 +97,7 @@ def measure_latency(
     Rounds go on until there are ``min_blocks`` of them and both bounds of the ratio's interval lie
     within ``ratio_precision`` (a share) of the ratio, or until another round would not fit into
     ``max_seconds``. Two rounds are measured whatever they take, since one has no interval.
-    ``progress`` is told the share done, 0 to 1.
+    ``watch`` looks once a round; ``progress`` is told the share done, 0 to 1.
 
     Raises:
         DataError: no images.
@@ -118,6 +127,8 @@ def measure_latency(
         for index in rng.permutation(len(SLOTS)):
             name = SLOTS[index]
             timings[name].add(stopwatch.block(slots[name], timings[name].iterations))
+        if watch is not None:
+            watch.look()
         rounds += 1
         longest = max(longest, clock() - began)
         if rounds >= min_blocks and (rounds - min_blocks) % _LOOK_EVERY == 0:
@@ -129,6 +140,7 @@ def measure_latency(
     return LatencyResult(
         batch_size=len(images),
         samples_ms={name: tuple(timings[name].samples) for name in SLOTS},
+        stages_ms={name: timings[name].steps() for name in SLOTS},
         blocks_ms={name: tuple(timings[name].blocks) for name in SLOTS},
         iterations=calls,
         warmup={name: found.warmup for name, found in warm.items()},
@@ -136,7 +148,16 @@ def measure_latency(
         control=interval("control"),
         seconds=clock() - start,
         converged=converged,
+        conditions=None if watch is None else watch.conditions(),
     )
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """Timed calls in a row, in milliseconds."""
+
+    latency: list[float]
+    stages: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -144,10 +165,16 @@ class _Timings:
     iterations: int
     samples: list[float] = field(default_factory=list)
     blocks: list[float] = field(default_factory=list)
+    stages: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, block: list[float]) -> None:
-        self.samples += block
-        self.blocks.append(median(block))
+    def add(self, block: _Calls) -> None:
+        self.samples += block.latency
+        self.blocks.append(median(block.latency))
+        for name, times in block.stages.items():
+            self.stages.setdefault(name, []).extend(times)
+
+    def steps(self) -> dict[str, tuple[float, ...]]:
+        return {name: tuple(times) for name, times in self.stages.items()}
 
 
 @dataclass(frozen=True)
@@ -161,8 +188,8 @@ class _Stopwatch:
     clock: Clock
     images: Images
 
-    def block(self, runner: Runner, iterations: int) -> list[float]:
-        """Time calls one by one, in milliseconds."""
+    def block(self, runner: Runner, iterations: int) -> _Calls:
+        """Time calls one by one."""
         with _collector_off():
             # Not timed: it pays for the caches that the other network left cold.
             runner.infer(self.images)
@@ -174,7 +201,7 @@ class _Stopwatch:
         previous = fastest = math.inf
         runner.infer(self.images)  # the first call allocates and picks kernels
         while True:
-            window = self._time(runner, iterations)
+            window = self._time(runner, iterations).latency
             calls += len(window)
             fastest = min(fastest, *window)
             full = sum(window) >= block_ms
@@ -189,14 +216,18 @@ class _Stopwatch:
         warmup = Warmup(calls=calls, seconds=seconds, stationary=stationary)
         return _Calibration(warmup, needed)
 
-    def _time(self, runner: Runner, iterations: int) -> list[float]:
+    def _time(self, runner: Runner, iterations: int) -> _Calls:
+        stages = getattr(runner, "stages", None)
+        if stages is not None:  # on a GPU; the images were staged by the call before
+            found = time_on_device(stages, iterations, clock=self.clock)
+            return _Calls(found.latency_ms, {**found.stages_ms, HOST: found.host_ms})
         infer, images, clock = runner.infer, self.images, self.clock
         times = []
         for _ in range(iterations):
             start = clock()
             infer(images)
             times.append(1000 * (clock() - start))
-        return times
+        return _Calls(times)
 
 
 def _reach(interval: RatioInterval) -> float:

@@ -37,7 +37,7 @@ class PairedDrop:
     mcnemar_p: float
     """Exact two-sided binomial p that flips to wrong and flips to right are equally likely."""
     flips_to_wrong: int
-    """Images that only the dense network gets right."""
+    """Images that only the reference gets right."""
     flips_to_right: int
     """Images that only the pruned network gets right."""
     agreement: float
@@ -47,18 +47,19 @@ class PairedDrop:
 
 
 def paired_drop(
-    dense_correct: npt.ArrayLike, pruned_correct: npt.ArrayLike, *, confidence: float
+    reference_correct: npt.ArrayLike, pruned_correct: npt.ArrayLike, *, confidence: float
 ) -> PairedDrop:
     """Compare correct/wrong per image, (images,) of bool each, same images in the same order.
 
     Raises:
         ValueError: no images, or two different numbers of them.
     """
-    dense, pruned = np.asarray(dense_correct, dtype=bool), np.asarray(pruned_correct, dtype=bool)
-    if dense.shape != pruned.shape or dense.ndim != 1 or not dense.size:
-        raise ValueError(f"cannot pair {dense.shape} with {pruned.shape}")
-    images = len(dense)
-    worse, better = int((dense & ~pruned).sum()), int((~dense & pruned).sum())
+    reference = np.asarray(reference_correct, dtype=bool)
+    pruned = np.asarray(pruned_correct, dtype=bool)
+    if reference.shape != pruned.shape or reference.ndim != 1 or not reference.size:
+        raise ValueError(f"cannot pair {reference.shape} with {pruned.shape}")
+    images = len(reference)
+    worse, better = int((reference & ~pruned).sum()), int((~reference & pruned).sum())
     low, high = tango_interval(worse, better, images, tail=(1 - confidence) / 2)
     at_least, at_most = tango_interval(worse, better, images, tail=1 - confidence)
     flips = (worse + better) / images
@@ -117,6 +118,18 @@ def resolution(images: int, *, confidence: float, flips: float = 0.0) -> float:
     return 100 * tango_interval(half, half, images, tail=1 - confidence)[1]
 
 
+def images_to_resolve(limit_pp: float, *, confidence: float) -> int | None:
+    """Return the fewest images that can rule out a drop of ``limit_pp`` when none flips.
+
+    None when no number can, which is for a drop of zero.
+    """
+
+    def resolves(count: int) -> bool:
+        return resolution(count, confidence=confidence) <= limit_pp
+
+    return first_count(resolves) if resolves(MOST_COUNT) else None
+
+
 def images_needed(
     limit_pp: float, *, worse: int, better: int, images: int, confidence: float
 ) -> int | None:
@@ -135,7 +148,7 @@ def images_needed(
 
 
 def _tango_score(drop: float, worse: float, better: float, images: float) -> float:
-    """Score statistic of H0: P(only dense right) - P(only pruned right) = drop; falls with drop."""
+    """Score of H0: P(only reference right) - P(only pruned right) = drop; falls with drop."""
     # `only_pruned` is the restricted maximum likelihood estimate: the root of a q^2 + b q + c.
     a = 2 * images
     b = -worse - better + (2 * images - worse + better) * drop

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from bench.accuracy import AccuracyComparison, Predictions
 from bench.environment import Environment
-from bench.latency import LatencyResult
+from bench.latency import HOST, LatencyResult
+from bench.layer_records import LayerTimes
 from bench.outcomes import pack_outcomes
 from bench.record import Sha256
 from bench.render import render_markdown, render_table
@@ -61,6 +62,7 @@ def build_report(
     environment: Environment,
     config: BenchConfig,
     against: Against = "dense",
+    layers: Sequence[LayerTimes] = (),
     groups: Sequence[GroupRecord] = (),
     pruning: dict[str, Any] | None = None,
     created: datetime | None = None,
@@ -90,6 +92,7 @@ def build_report(
             params_ratio=_ratio(reference.params, pruned.params),
             bytes_ratio=_ratio(reference.bytes, pruned.bytes),
         ),
+        layers=tuple(layers),
         groups=tuple(groups),
         environment=environment,
         config=config,
@@ -169,6 +172,7 @@ def _network(
             batch_size=result.batch_size,
             summary=summary(result.samples_ms[slot]),
             images_per_second=_rate(result, slot),
+            stages={name: summary(calls) for name, calls in result.stages_ms[slot].items()},
             iterations=result.iterations[slot],
             block_medians_ms=result.blocks_ms[slot],
             warmup=result.warmup[slot],
@@ -193,11 +197,12 @@ def _compare_latency(result: LatencyResult) -> LatencyComparison:
         control_block_medians_ms=result.blocks_ms["control"],
         seconds=result.seconds,
         converged=result.converged,
+        conditions=result.conditions,
     )
 
 
 def _rate(result: LatencyResult, slot: str) -> float:
-    calls = result.samples_ms[slot]
+    calls = result.stages_ms[slot].get(HOST) or result.samples_ms[slot]
     return 1000 * result.batch_size * len(calls) / sum(calls)
 
 

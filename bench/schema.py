@@ -15,8 +15,10 @@ from pydantic import AwareDatetime, Field
 
 from bench.accuracy import AccuracyComparison
 from bench.budgets import Budgets
+from bench.conditions import Conditions
 from bench.environment import Environment
 from bench.latency import Warmup
+from bench.layer_records import LayerTimes
 from bench.outcomes import Outcomes
 from bench.paired import PairedDrop
 from bench.record import Record, Sha256
@@ -63,8 +65,9 @@ class LatencyRecord(Record):
     summary: LatencySummary
     images_per_second: float = Field(gt=0)
     """Images of all timed calls over the time that they took on the host."""
-    stages: dict[str, LatencySummary] = {}
-    """On a GPU, of each step of a call: h2d, compute, d2h, and enqueue on the host."""
+    stages: dict[str, LatencySummary] = Field(default_factory=dict)
+    """On a GPU, of each step of a call: h2d, compute, d2h and, by the host's clock, enqueue and
+    host, which is the whole call."""
     iterations: int = Field(ge=1)
     """Timed calls per block."""
     block_medians_ms: tuple[float, ...]
@@ -103,6 +106,8 @@ class LatencyComparison(Record):
     seconds: float
     converged: bool
     """Whether the ratio became as precise as asked before the time was up."""
+    conditions: Conditions | None = None
+    """What the machine did meanwhile."""
 
 
 class Comparison(Record):
@@ -180,6 +185,8 @@ class Report(Record):
     comparison: Comparison
     groups: tuple[GroupRecord, ...] = ()
     """Channel groups of the pruned network, in its order; those that may not be pruned left out."""
+    layers: tuple[LayerTimes, ...] = ()
+    """Where the time goes, one for each batch size; empty where the runtime does not tell."""
     change: Change | None = None
     """Against a stored report, where one was named."""
     budgets: Budgets | None = None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from bench import timing_sheets as timing
 from bench import units
 from bench.paired import PairedDrop
 from bench.quality_gate import Verdict
-from bench.schema import NetworkRecord, Report
+from bench.schema import Change, NetworkRecord, Report
 from bench.stats import RatioInterval
 from compress.sheet import Row, Sheet
 
@@ -43,7 +44,7 @@ def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
         where = f", batch {verdict.batch_size}" if verdict.batch_size is not None else ""
         measured = _known(write, verdict.measured)
         if verdict.interval is not None:
-            measured += f" {_interval(write, *verdict.interval)}"
+            measured += f" {units.interval(write, *verdict.interval)}"
         rows.append((verdict.budget + where, write(verdict.limit), measured, verdict.status))
     notes = tuple(f"{v.status}: {v.sentence}." for v in verdicts if v.status != "PASS")
     return Sheet("Verdicts", ("budget", "limit", "measured", "verdict"), tuple(rows), notes)
@@ -57,11 +58,13 @@ def sheets(report: Report, verdicts: Sequence[Verdict]) -> Iterator[Sheet]:
     if report.comparison.accuracy is not None:
         yield _accuracy_sheet(report)
     if report.comparison.latency:
-        yield _latency_sheet(report)
-        yield _control_sheet(report)
+        yield from timing.latency_sheets(report, reference_name(report))
+    yield from map(timing.layer_sheet, report.layers)
+    if report.change is not None:
+        yield _change_sheet(report, report.change)
     if report.networks.reference.parity or report.networks.pruned.parity:
         yield _parity_sheet(report)
-    yield _environment_sheet(report)
+    yield timing.environment_sheet(report.environment)
 
 
 def headline(report: Report) -> str:
@@ -89,13 +92,14 @@ def measured_on(report: Report) -> str:
     )
 
 
-def _networks(report: Report) -> tuple[tuple[str, NetworkRecord], tuple[str, NetworkRecord]]:
+def both_networks(report: Report) -> tuple[tuple[str, NetworkRecord], tuple[str, NetworkRecord]]:
+    """Return what is compared, by name."""
     networks = report.networks
     return (reference_name(report), networks.reference), ("pruned", networks.pruned)
 
 
 def _drop(drop: PairedDrop) -> str:
-    return f"{units.points(drop.drop_pp)} {_interval(units.points, drop.low_pp, drop.high_pp)}"
+    return f"{units.points(drop.drop_pp)} {units.interval(units.points, drop.low_pp, drop.high_pp)}"
 
 
 def _gain(report: Report) -> str:
@@ -113,7 +117,7 @@ def _cost_row(
     ratio: float | None,
 ) -> Row:
     reference, pruned = values
-    return name, _known(write, reference), _known(write, pruned), _known(_times, ratio)
+    return name, _known(write, reference), _known(write, pruned), _known(units.times, ratio)
 
 
 def _latency_rows(report: Report) -> Iterator[Row]:
@@ -124,9 +128,9 @@ def _latency_rows(report: Report) -> Iterator[Row]:
             f"latency, batch {size}",
             units.milliseconds(reference[size]),
             units.milliseconds(pruned[size]),
-            f"{_times(ratio.ratio)} {_interval(units.ratio, ratio.low, ratio.high)}",
+            f"{units.times(ratio.ratio)} {units.interval(units.ratio, ratio.low, ratio.high)}",
         )
-        faster = _interval(units.speed_up, 1 / ratio.high, 1 / ratio.low)
+        faster = units.interval(units.speed_up, 1 / ratio.high, 1 / ratio.low)
         yield (f"speed-up, batch {size}", "", "", f"{units.speed_up(comparison.speed_up)} {faster}")
 
 
@@ -152,46 +156,6 @@ def _accuracy_sheet(report: Report) -> Sheet:
     return Sheet("Accuracy", ("", "value"), rows)
 
 
-def _latency_sheet(report: Report) -> Sheet:
-    rows = []
-    for name, network in _networks(report):
-        for record in network.latency:
-            found = record.summary
-            figures = (
-                *(found.median_ms, found.mean_ms, found.min_ms, found.max_ms),
-                *(found.p90_ms, found.p95_ms, found.p99_ms),
-            )
-            rows.append(
-                (
-                    f"{name}, batch {record.batch_size}",
-                    *map(units.milliseconds, figures),
-                    units.share(found.variation),
-                    str(found.calls),
-                    units.count(record.images_per_second),
-                )
-            )
-    header = ("", "median", "mean", "min", "max", "p90", "p95", "p99", "CV", "calls", "images/s")
-    return Sheet("Latency per call", header, tuple(rows))
-
-
-def _control_sheet(report: Report) -> Sheet:
-    rows = tuple(
-        (
-            str(found.batch_size),
-            _ratio(found.ratio),
-            _ratio(found.control),
-            str(found.ratio.rounds),
-            f"{found.seconds:.1f} s",
-            "yes" if found.converged else "no, time was up",
-        )
-        for found in report.comparison.latency
-    )
-    name = reference_name(report)
-    ratios = (f"pruned / {name}", f"{name} / {name}")
-    header = ("batch", *ratios, "rounds", "took", "as precise as asked")
-    return Sheet("Latency ratio and its control", header, rows)
-
-
 def _parity_sheet(report: Report) -> Sheet:
     rows = tuple(
         (
@@ -200,44 +164,34 @@ def _parity_sheet(report: Report) -> Sheet:
             f"{found.cosine:.6f}",
             units.share(found.top1_agreement),
         )
-        for name, network in _networks(report)
+        for name, network in both_networks(report)
         for found in network.parity
     )
     return Sheet("Agreement with torch", ("", "relative error", "cosine", "same top-1"), rows)
 
 
-def _environment_sheet(report: Report) -> Sheet:
-    found = report.environment
-    gpu = found.gpu["name"] if found.gpu else "none"
-    facts: tuple[tuple[str, object], ...] = (
-        ("processor", found.cpu),
-        ("physical / logical cores", f"{found.physical_cores} / {found.logical_cores}"),
-        ("cores this process may use", len(found.affinity)),
-        ("container quota, cores", "none" if found.cpu_quota is None else found.cpu_quota),
-        ("threads of the runtime", found.threads),
-        ("load average before", found.load_average),
-        ("frequency governor", found.governor),
-        ("GPU present", gpu),
-        ("platform", found.platform),
-        ("python", found.python),
-        *found.packages.items(),
-    )
-    rows = tuple((name, "unknown" if fact is None else str(fact)) for name, fact in facts)
-    return Sheet("Environment", ("", "value"), rows)
+def _change_sheet(report: Report, change: Change) -> Sheet:
+    rows: list[Row] = []
+    for found in change.latency:
+        size = found.batch_size
+        rows.append((f"latency ratio, batch {size}", _factor(found.ratio)))
+        if found.median is not None:
+            rows.append((f"median of the pruned network, batch {size}", _factor(found.median)))
+    drop = change.accuracy
+    rows.append(("top-1 drop", NOT_MEASURED if drop is None else _drop(drop)))
+    notes = [
+        f"Now over then: above x 1 is slower. The stored report is of {change.created:%Y-%m-%d}."
+    ]
+    if change.differences:
+        differ = ", ".join(change.differences)
+        notes.append(f"Absolute latencies do not compare, for these differ: {differ}.")
+    if change.no_accuracy:
+        notes.append(f"No drop: {change.no_accuracy}.")
+    return Sheet("Against the stored report", ("", "change"), tuple(rows), tuple(notes))
 
 
-def _ratio(interval: RatioInterval) -> str:
-    return f"{units.ratio(interval.ratio)} {_interval(units.ratio, interval.low, interval.high)}"
-
-
-def _times(value: float) -> str:
-    return f"x {units.ratio(value)}"
-
-
-def _interval(write: Callable[[float], str], low: float, high: float) -> str:
-    """Return [low, high] without the unit, which the figure before it has."""
-    bare = (write(value).split(" ")[0].rstrip("x") for value in (low, high))
-    return f"[{', '.join(bare)}]"
+def _factor(found: RatioInterval) -> str:
+    return f"{units.times(found.ratio)} {units.interval(units.ratio, found.low, found.high)}"
 
 
 def _known(write: Callable[[float], str], value: float | None) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bench.schema import Artefact, ParityRecord
-from compress.config import Precision, Runtime
+from compress.config import BenchConfig, Precision, Runtime
+from compress.documents import named_files
 from compress.errors import CheckpointError, ConfigError
+from compress.targets import load_target
 
 if TYPE_CHECKING:
     from export.runners import Runner
@@ -24,11 +26,25 @@ class Subject:
 
     path: Path
     """A checkpoint, an ONNX file or an engine."""
+    onnx: Path
+    """The ONNX file of the same network."""
     facts: dict[str, Any]
     """What the sidecar of the export says of the network."""
-    runtime: Runtime
-    cuda_graph: bool = False
-    """Whether it is replayed as a CUDA graph."""
+    config: BenchConfig
+    """In what, and how, it runs."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """What runs it."""
+        return self.config.runtime
+
+    @property
+    def channel_multiple(self) -> int:
+        """What its target wants channels to be a multiple of; 1 for a target without a name."""
+        name, precision = self.facts["target"], self.facts["precision"]
+        if name not in named_files("targets"):
+            return 1
+        return load_target(name).channel_multiple.get(precision, 1)
 
     @property
     def artefact(self) -> Artefact:
@@ -50,22 +66,29 @@ class Subject:
         """Return a runner of the network, not yet entered."""
         from export.runners import open_runner
 
-        halved = self.runtime.startswith("torch") and self.facts["precision"] == "fp16"
+        config = self.config
         return open_runner(
             self.path,
-            self.runtime,
+            config.runtime,
             threads=threads,
-            precision="fp16" if halved else "fp32",  # ONNX files and engines bring their own
-            cuda_graph=self.cuda_graph,
+            precision=self.torch_precision,
+            cuda_graph=config.cuda_graph,
+            channels_last=config.channels_last,
+            compiled=config.compiled,
         )
+
+    @property
+    def torch_precision(self) -> Literal["fp32", "fp16"]:
+        """In which torch computes it; ONNX files and engines bring their own."""
+        torch = self.config.runtime.startswith("torch")
+        return "fp16" if torch and self.facts["precision"] == "fp16" else "fp32"
 
 
 def subjects(
     run_dir: Path,
     *,
-    runtime: Runtime,
+    config: BenchConfig,
     precision: Precision,
-    cuda_graph: bool = False,
     against: Path | None = None,
 ) -> dict[str, Subject]:
     """Find the pruned network of a run directory and its reference, and check that they compare.
@@ -77,39 +100,36 @@ def subjects(
         CheckpointError: an export is missing or damaged, or the two do not belong together.
         ConfigError: the runtime does not compute the precision.
     """
-    if runtime.startswith("torch") and precision == "int8":
+    if config.runtime.startswith("torch") and precision == "int8":
         raise ConfigError("torch does not run the INT8 network; choose another bench.runtime")
     places = {
         "reference": (run_dir, "dense") if against is None else (against, "pruned"),
         "pruned": (run_dir, "pruned"),
     }
     found = {
-        slot: replace(
-            _subject(folder, name, runtime=runtime, precision=precision), cuda_graph=cuda_graph
-        )
+        slot: _subject(folder, name, config=config, precision=precision)
         for slot, (folder, name) in places.items()
     }
     _check_pair(found["reference"], found["pruned"], dense=against is None)
     return found
 
 
-def _subject(run_dir: Path, name: str, *, runtime: Runtime, precision: Precision) -> Subject:
+def _subject(run_dir: Path, name: str, *, config: BenchConfig, precision: Precision) -> Subject:
     from export.exporter import engine_path, onnx_path
     from export.sidecar import read_sidecar
 
     command = f"compress export {shlex.quote(str(run_dir))} --precision {precision}"
-    if runtime == "tensorrt":
+    onnx = onnx_path(run_dir / "export", name, precision)
+    if config.runtime == "tensorrt":
         from export.engines.sidecar import read_engine_sidecar, sidecar_path
 
         path = engine_path(run_dir / "export", name, precision)
         _require(path, sidecar_path(path), command=f"{command} --engine --target TARGET")
-        return Subject(path, read_engine_sidecar(path), runtime)
-    path = onnx_path(run_dir / "export", name, precision)
-    _require(path, path.with_suffix(".json"), command=command)
-    facts = read_sidecar(path)
-    if runtime.startswith("torch"):
-        path = run_dir / f"{name}.safetensors"
-    return Subject(path, facts, runtime)
+        return Subject(path, onnx, read_engine_sidecar(path), config)
+    _require(onnx, onnx.with_suffix(".json"), command=command)
+    torch = config.runtime.startswith("torch")
+    path = run_dir / f"{name}.safetensors" if torch else onnx
+    return Subject(path, onnx, read_sidecar(onnx), config)
 
 
 def _require(*files: Path, command: str) -> None:

@@ -65,7 +65,23 @@ def budget(key: str) -> Callable[[float], str]:
     """Return how figures of a budget are written, by the last part of its key."""
     return {
         "max_drop_pp": points,
+        "max_top5_drop_pp": points,
+        "max_regression_pp": points,
         "max_ratio": ratio,
+        "max_regression": ratio,
+        "max_median_regression": ratio,
+        "median_ms": milliseconds,
         "p99_ms": milliseconds,
         "max_relative_error": error,
     }[key.rpartition(".")[2]]
+
+
+def times(value: float) -> str:
+    """Return a ratio as a factor: x 0.648."""
+    return f"x {ratio(value)}"
+
+
+def interval(write: Callable[[float], str], low: float, high: float) -> str:
+    """Return [low, high] without the unit, which the figure before it has."""
+    bare = (write(value).split(" ")[0].rstrip("x") for value in (low, high))
+    return f"[{', '.join(bare)}]"

@@ -364,7 +364,10 @@ class BenchConfig(Section):
     """What runs the networks; ``tensorrt`` runs the engines that ``compress export`` built."""
     cuda_graph: bool = False
     """On a GPU, record each batch size as a CUDA graph and replay that."""
-
+    channels_last: bool = False
+    """In torch, lay activations out as (N, H, W, C)."""
+    compiled: bool = False
+    """In torch, compile the networks with ``torch.compile``."""
     batch_sizes: BatchSizes = (1, 8)
     """Batch sizes at which latency is measured."""
     threads: int | None = Field(default=None, ge=1)
@@ -379,8 +382,17 @@ class BenchConfig(Section):
     """Stop early when the half-width of the interval of the latency ratio is below this share."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Level of the intervals."""
+    layer_calls: int = Field(default=20, ge=0)
+    """Profiled calls per network and batch size, for the time of each layer; 0 for none."""
     budgets: str = "default"
     """A budget file under ``configs/budgets``, or a path."""
+
+    @model_validator(mode="after")
+    def _torch_alone(self) -> BenchConfig:
+        for name in ("channels_last", "compiled"):
+            if getattr(self, name) and not self.runtime.startswith("torch"):
+                raise ValueError(f"{name} is for torch, and runtime is {self.runtime}")
+        return self
 
 
 class RunConfig(Section):

@@ -84,6 +84,11 @@ class ImageData:
         """Number of classes."""
         return len(self.classes)
 
+    @property
+    def val_images(self) -> int:
+        """Images to validate on."""
+        return len(image_set(self.val))
+
 
 class TrainBatches:
     """The shuffled, augmented batches of ``data.train``.

@@ -87,6 +87,12 @@ class RunDirectory:
         """The measurements."""
         return self.path / "report.json"
 
+    @property
+    def report_views(self) -> tuple[Path, ...]:
+        """What is made of the measurements: for people, and for CI."""
+        names = ("report.md", "report.html", "junit.xml")
+        return tuple(self.path / name for name in names)
+
     def check_new(self, *, overwrite: bool) -> None:
         """Refuse a directory that holds anything, unless an earlier run may be overwritten.
 
@@ -144,7 +150,7 @@ class RunDirectory:
         own = (self.dense, self.pruned, self.history, self.report)
         plots = (self.history_plot, self.pruning_plot)
         with writing(self.path):
-            for file in (*own, *plots, self.report.with_suffix(".md")):
+            for file in (*own, *plots, *self.report_views):
                 file.unlink(missing_ok=True)
             for folder in (self.export, self.state.parent, self.tensorboard):
                 if folder.is_dir():

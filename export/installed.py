@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import platform
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from export.nvml import Gpu, driver_version, query_gpus
 from export.probes import PROBLEM, SECONDS, ask
 
 _LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx")
@@ -28,17 +27,6 @@ _TENSORRTS = {
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
 }
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
-_GPU_SECONDS = 10
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU of this machine."""
-
-    name: str
-    """As its maker calls it."""
-    sm: str | None
-    """Compute capability, such as 7.0; None where the driver is too old to tell."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +64,8 @@ class Installed:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON can hold them."""
-        return asdict(self)
+        gpus = [{"name": gpu.name, "sm": gpu.sm} for gpu in self.gpus]
+        return {**asdict(self), "gpus": gpus}
 
 
 def inspect_installed(*, seconds: float = SECONDS) -> Installed:
@@ -97,7 +86,6 @@ def inspect_installed(*, seconds: float = SECONDS) -> Installed:
                 strict=True,
             )
         )
-    gpus, driver = query_gpus()
     torch = answers["torch"]
     return Installed(
         python=platform.python_version(),
@@ -114,39 +102,14 @@ def inspect_installed(*, seconds: float = SECONDS) -> Installed:
         usable_providers=tuple(name for name in providers if sessions[name].get("usable")),
         tensorrt=_builder_version(answers, "tensorrt"),
         tensorrt_rtx=_builder_version(answers, "tensorrt_rtx"),
-        gpus=gpus or tuple(Gpu(**gpu) for gpu in torch.get("gpus", ())),
-        driver=driver or driver_from(_DRIVER_FILE),
+        gpus=query_gpus() or tuple(Gpu(**gpu) for gpu in torch.get("gpus", ())),
+        driver=driver_version() or driver_from(_DRIVER_FILE),
         problems={
             name: answer[PROBLEM]
             for name, answer in {**answers, **sessions}.items()
             if PROBLEM in answer
         },
     )
-
-
-def query_gpus() -> tuple[tuple[Gpu, ...], str | None]:
-    """Ask nvidia-smi for the GPUs and the driver; nothing where it is missing or fails."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return (), None
-    command = [tool, "--query-gpu=driver_version,compute_cap,name", "--format=csv,noheader"]
-    with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_GPU_SECONDS, check=True
-        )
-        return parse_gpus(done.stdout)
-    return (), None
-
-
-def parse_gpus(answer: str) -> tuple[tuple[Gpu, ...], str | None]:
-    """Read nvidia-smi's lines ``driver, compute capability, name``."""
-    rows = [[part.strip() for part in line.split(",", 2)] for line in answer.splitlines()]
-    rows = [row for row in rows if len(row) == 3]
-    gpus = tuple(
-        Gpu(name, capability if re.fullmatch(r"\d+\.\d+", capability) else None)
-        for _, capability, name in rows
-    )
-    return gpus, rows[0][0] if rows else None
 
 
 def driver_from(path: Path) -> str | None:

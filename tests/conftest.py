@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import COUNTED, invoke, small
 from torch import nn
+from typer.testing import Result
 
 from compress.analysis import analyse
 from compress.groups import ChannelGraph, Mask
@@ -68,3 +72,25 @@ def random_mask(graph: ChannelGraph, seed: int, share: float = 0.5) -> Mask:
         drop[rng.integers(group.size)] = False
         kept[group.units[drop]] = False
     return kept
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """One complete run, and what the command said; read only."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "counted.toml").write_text(COUNTED)
+    budgets = str(folder / "counted.toml")
+    result = invoke("run", "--output", folder / "run", *small(bench_budgets=budgets))
+    assert result.exit_code == 0, result.stderr
+    return folder / "run", result
+
+
+@pytest.fixture(scope="session")
+def run(made: tuple[Path, Result]) -> Path:
+    return made[0]
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be changed."""
+    return Path(shutil.copytree(run, tmp_path / "copied"))

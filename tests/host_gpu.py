@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -75,6 +76,22 @@ class HostGpu:
 
     def close(self) -> None:
         self.closed = True
+
+
+class HostEvent:
+    """What ``bench.device_timing`` marks a stream with, by the clock of the host."""
+
+    def __init__(self, stream: int) -> None:
+        assert stream == HostGpu.stream
+        self._passed: float | None = None
+
+    def record(self) -> None:
+        self._passed = time.perf_counter()
+
+    def elapsed_time(self, later: HostEvent) -> float:
+        assert self._passed is not None
+        assert later._passed is not None
+        return 1000 * (later._passed - self._passed)
 
 
 def fresh_host_gpu() -> type[HostGpu]:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from importlib import import_module, resources
+from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,153 +18,32 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from commands import (
+    CALIBRATION,
+    COUNTED,
+    RUN_FILES,
+    contents,
+    document,
+    files_in,
+    full_for,
+    interrupted_in,
+    invoke,
+    no_file_beyond,
+    onnx_files,
+    refused,
+    small,
+    start,
+)
 from PIL import Image
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 import cli
 import compress
-from bench.report import load_report, save_report
 from compress.documents import read_toml
 from compress.errors import ParityError
 from compress.files import sha256_of
 from compress.models import build_model
 from export.installed import Installed, inspect_installed
-
-SMALL = {
-    "data.image_size": "8",
-    "data.batch_size": "256",
-    "train.epochs": "1",
-    "prune.steps": "2",
-    "prune.interval": "1",
-    "prune.bn_batches": "1",
-    "finetune.epochs": "1",
-    "export.parity_batches": "[1, 2]",
-    "bench.batch_sizes": "[1]",
-    "bench.block_ms": "1",
-    "bench.min_blocks": "4",
-    "bench.max_seconds": "0.3",
-}
-COUNTED = "[macs]\nmax_ratio = 0.6\n[parity]\nmax_relative_error = 1e-4\n"
-"""Budgets whose verdict does not depend on what else the machine does."""
-CALIBRATION = ("--set", "export.calibration_images=8")
-RUN_FILES = {
-    *("config.toml", "dense.safetensors", "pruned.safetensors", "history.jsonl"),
-    *("export/dense.onnx", "export/dense.json", "export/pruned.onnx", "export/pruned.json"),
-    *("report.json", "report.md", "history.png", "pruning.png"),
-}
-
-
-def small(**changes: str) -> list[str]:
-    """Return --set options for a run of seconds; data_image_size="32" changes data.image_size."""
-    settings = SMALL | {key.replace("_", ".", 1): value for key, value in changes.items()}
-    return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-
-
-def invoke(*arguments: object) -> Result:
-    """Run a command in this process; a bug shows as the exception that it is."""
-    return CliRunner().invoke(
-        cli.app, [str(argument) for argument in arguments], catch_exceptions=False
-    )
-
-
-def refused(*arguments: object, code: int, says: str) -> None:
-    """Run a command that must end in one sentence on stderr and nothing on stdout."""
-    result = invoke(*arguments)
-    assert result.exit_code == code, result.stderr
-    assert result.stdout == ""
-    said = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert result.stderr.splitlines()[-1:] == said, result.stderr
-    assert says in said[0]
-
-
-def document(result: Result) -> Any:
-    """Return the one JSON document on stdout."""
-    return json.loads(result.stdout)
-
-
-def files_in(folder: Path) -> set[str]:
-    """Return what lies in a folder, but for TensorBoard's files: there may be any number."""
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return {name for name in names if not name.startswith("tensorboard/")}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in files_in(folder)}
-
-
-def start(*arguments: object, **variables: str) -> subprocess.Popen[str]:
-    """Start the command as a process of its own, with more environment variables."""
-    return subprocess.Popen(
-        [sys.executable, "-c", "import cli; cli.main()", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent)} | variables,
-    )
-
-
-@contextmanager
-def no_file_beyond(size: int) -> Iterator[None]:
-    """Make it fail to write larger files, in the middle of the file as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def onnx_files(precision: str) -> set[str]:
-    """Return the files of an export without engines."""
-    middle = "" if precision == "fp32" else f".{precision}"
-    return {f"{name}{middle}.{end}" for name in ("dense", "pruned") for end in ("onnx", "json")}
-
-
-def full_for(monkeypatch: pytest.MonkeyPatch, module: str, suffix: str) -> None:
-    """Make the disk full for files of a suffix, after half of the file."""
-
-    def write(path: Path, data: bytes) -> None:
-        if path.suffix != suffix:
-            path.write_bytes(data)
-            return
-        path.write_bytes(data[: len(data) // 2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-    monkeypatch.setattr(f"{module}.write_flushed", write)
-
-
-def interrupted_in(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    """Press Ctrl-C when a function, by its full name, is called."""
-    module, _, name = moment.rpartition(".")
-    real = getattr(import_module(module), name)
-
-    def pressed(*arguments: Any, **options: Any) -> Any:
-        signal.raise_signal(signal.SIGINT)
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(moment, pressed)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """One complete run, and what the command said; read only."""
-    folder = tmp_path_factory.mktemp("made")
-    (folder / "counted.toml").write_text(COUNTED)
-    budgets = str(folder / "counted.toml")
-    result = invoke("run", "--output", folder / "run", *small(bench_budgets=budgets))
-    assert result.exit_code == 0, result.stderr
-    return folder / "run", result
-
-
-@pytest.fixture(scope="module")
-def run(made: tuple[Path, Result]) -> Path:
-    return made[0]
-
-
-@pytest.fixture
-def copied(run: Path, tmp_path: Path) -> Path:
-    """A copy of the run, to be changed."""
-    return Path(shutil.copytree(run, tmp_path / "copied"))
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +129,7 @@ class TestRun:
 
     def test_budget_holds(self, run: Path) -> None:
         report = json.loads((run / "report.json").read_text())
-        assert report["schema_version"] == 1
+        assert report["schema_version"] == 2
         assert report["comparison"]["macs_ratio"] <= 0.5
 
     def test_result_loads_in_python(self, run: Path) -> None:
@@ -270,7 +144,7 @@ class TestRun:
         assert result.stderr.count("done before") == 3
         after = contents(copied)
         changed = {name for name in after if after[name] != before.get(name)}
-        assert changed <= {"report.json", "report.md"}
+        assert changed <= {"report.json", "report.md", "report.html", "junit.xml"}
 
     def test_without_output_a_new_directory_under_runs(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -325,7 +199,7 @@ class TestRun:
         assert result.stderr.count("done before") == 3
         after = contents(output)
         assert {name for name in after if after[name] != before[name]} <= {
-            *("report.json", "report.md")
+            *("report.json", "report.md", "report.html", "junit.xml")
         }
 
 
@@ -685,202 +559,6 @@ class TestWidths:
         refused("prune", *arguments, "--target", "v10", code=2, says="did you mean 'v100'?")
         refused("prune", *arguments, "--precision", "half", code=2, says="export.precision")
         assert not (tmp_path / "x").exists()
-
-
-class TestBenchAndGate:
-    @pytest.mark.parametrize("command", ["export", "bench"])
-    @pytest.mark.parametrize("name", ["missing", "images"])
-    def test_not_a_run_directory(self, command: str, name: str, tmp_path: Path) -> None:
-        (tmp_path / "images").mkdir()
-        refused(command, tmp_path / name, code=2, says="is not a run directory")
-        assert files_in(tmp_path) == set()
-
-    @pytest.mark.parametrize(
-        ("arguments", "says"),
-        [
-            ([], "--precision fp32"),
-            (["--precision", "int8"], "--precision int8"),
-            (["--runtime", "torch-cpu"], "--precision fp32"),
-            (["--runtime", "tensorrt"], "--precision fp32 --engine --target TARGET"),
-        ],
-    )
-    def test_bench_before_export_says_how_to_export(
-        self, arguments: list[str], says: str, copied: Path
-    ) -> None:
-        shutil.rmtree(copied / "export")
-        expected = f"write it with: compress export {copied} {says}"
-        refused("bench", copied, *arguments, code=1, says=expected)
-
-    @pytest.mark.parametrize(
-        ("target", "precision", "runtime"),
-        [
-            ("cpu", "int8", "onnxruntime-cpu"),
-            ("v100", "fp16", "onnxruntime-cpu"),
-            ("cpu", "fp32", "torch-cpu"),
-        ],
-    )
-    def test_bench_of_each_precision(
-        self,
-        target: str,
-        precision: str,
-        runtime: str,
-        copied: Path,
-        capfd: pytest.CaptureFixture[str],
-    ) -> None:
-        arguments = ("--target", target, "--precision", precision)
-        assert invoke("export", copied, *arguments, *CALIBRATION).exit_code == 0
-        measured = invoke("bench", copied, *arguments[2:], "--runtime", runtime, "--json")
-        assert (measured.exit_code, measured.stderr) == (0, "")
-        assert capfd.readouterr() == ("", "")
-        report = document(measured)["report"]
-        assert (report["target"], report["precision"]) == (target, precision)
-        assert report["runtime"] == {"torch-cpu": "torch (cpu)"}.get(runtime, "ONNX Runtime (CPU)")
-
-    @pytest.mark.parametrize(
-        ("arguments", "says"),
-        [
-            (["--runtime", "torch-cpu", "--precision", "int8"], "another bench.runtime"),
-            (["--runtime", "tensorr"], "bench.runtime = 'tensorr'"),
-            (["--precision", "int4"], "export.precision = 'int4'"),
-        ],
-    )
-    def test_bench_of_what_cannot_be(self, arguments: list[str], says: str, copied: Path) -> None:
-        before = contents(copied)
-        refused("bench", copied, *arguments, code=2, says=says)
-        assert contents(copied) == before
-
-    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-    @pytest.mark.parametrize("runtime", ["onnxruntime-cuda", "onnxruntime-tensorrt", "torch-cuda"])
-    def test_bench_on_a_gpu_that_is_not_here(self, runtime: str, copied: Path) -> None:
-        before = contents(copied)
-        refused("bench", copied, "--runtime", runtime, code=5, says="")
-        assert contents(copied) == before
-
-    @pytest.mark.parametrize(
-        ("name", "content", "says"),
-        [
-            ("dense.json", None, "dense.json; write it with: compress export"),
-            ("pruned.onnx", None, "pruned.onnx; write it with: compress export"),
-            ("pruned.onnx", lambda whole: whole[:5000], "is not the file that"),
-            ("pruned.onnx", lambda whole: whole + b" ", "is not the file that"),
-            ("pruned.json", lambda whole: whole[:300], "is not valid JSON; export again"),
-            ("dense.json", lambda whole: b"[]", "export again"),
-            ("dense.json", lambda whole: whole.replace(b'"cpu"', b'"t4"'), "differ in target"),
-        ],
-    )
-    def test_bench_of_an_export_that_is_not_whole(
-        self, name: str, content: Callable[[bytes], bytes] | None, says: str, copied: Path
-    ) -> None:
-        path = copied / "export" / name
-        whole = path.read_bytes()
-        path.unlink()
-        if content is not None:
-            path.write_bytes(content(whole))
-        before = contents(copied)
-        refused("bench", copied, code=1, says=says)
-        assert contents(copied) == before
-
-    def test_bench_of_an_engine_without_its_sidecar(self, copied: Path) -> None:
-        for name in ("dense", "pruned"):
-            (copied / "export" / f"{name}.engine").write_bytes(b"an engine of somebody")
-        refused("bench", copied, "--runtime", "tensorrt", code=1, says="dense.engine.json;")
-
-    def test_bench_judges_where_budgets_are_named(self, copied: Path, tmp_path: Path) -> None:
-        (tmp_path / "b.toml").write_text("[macs]\nmax_ratio = 0.01\n")
-        arguments = ("--budgets", tmp_path / "b.toml", "--output", tmp_path / "new", "--json")
-        result = invoke("bench", copied, *arguments)
-        assert result.exit_code == 3
-        assert [v["status"] for v in document(result)["verdicts"]] == ["FAIL"]
-        assert files_in(tmp_path / "new") == {"report.json", "report.md"}
-
-    @pytest.mark.parametrize(
-        ("budgets", "code", "word"),
-        [
-            ("[macs]\nmax_ratio = 0.6\n", 0, "PASS"),
-            ("[macs]\nmax_ratio = 0.1\n", 3, "FAIL"),
-            ("[latency]\nmax_ratio = 2.0\nbatch_sizes = [77]\n", 5, "SKIPPED"),
-            (
-                "[macs]\nmax_ratio = 0.1\n[latency]\nmax_ratio = 2.0\nbatch_sizes = [77]\n",
-                3,
-                "FAIL",
-            ),
-        ],
-    )
-    def test_gate(self, budgets: str, code: int, word: str, run: Path, tmp_path: Path) -> None:
-        (tmp_path / "b.toml").write_text(budgets)
-        result = invoke("gate", run / "report.json", "--budgets", tmp_path / "b.toml")
-        assert result.exit_code == code
-        assert word in result.stdout
-        assert result.stderr == ""
-        machine = invoke("gate", run / "report.json", "--budgets", tmp_path / "b.toml", "--json")
-        assert machine.exit_code == code
-        assert word in [verdict["status"] for verdict in document(machine)["verdicts"]]
-
-    def test_gate_of_too_few_calls(self, run: Path, tmp_path: Path) -> None:
-        measured = load_report(run / "report.json")
-        networks = measured.networks
-        too_few = replace(
-            networks.pruned.latency[0].summary, calls=600, p99_at_least_ms=None, p99_at_most_ms=None
-        )
-        latency = networks.pruned.latency[0].model_copy(update={"summary": too_few})
-        pruned = networks.pruned.model_copy(update={"latency": (latency,)})
-        changed = {"networks": networks.model_copy(update={"pruned": pruned})}
-        save_report(measured.model_copy(update=changed), tmp_path / "report.json")
-        limit = "[latency]\np99_ms = 1000.0\nbatch_sizes = [1]\n"
-        (tmp_path / "b.toml").write_text(limit)
-        result = invoke("gate", tmp_path / "report.json", "--budgets", tmp_path / "b.toml")
-        assert result.exit_code == 4
-        assert "INCONCLUSIVE: p99 of the pruned network" in " ".join(result.stdout.split())
-        assert "600 calls were timed" in " ".join(result.stdout.split())
-
-    @pytest.mark.parametrize(
-        ("content", "says"),
-        [
-            (b"[macs\n", "not valid TOML"),
-            (b"[macs]\nmax_ration = 1\n", "did you mean 'max_ratio'?"),
-            (b"[macs]\nmax_ratio = -1\n", "macs.max_ratio"),
-            (b"[macs]\nmax_ratio = 'low'\n", "macs.max_ratio"),
-            (b"", "no budget to judge"),
-            (b"\xff\xfe", "not a text file"),
-            (None, "No such file"),
-        ],
-    )
-    def test_bad_budget_file(
-        self, content: bytes | None, says: str, run: Path, tmp_path: Path
-    ) -> None:
-        path = tmp_path / "b.toml"
-        if content is not None:
-            path.write_bytes(content)
-        refused("gate", run / "report.json", "--budgets", path, code=2, says=says)
-
-    def test_unknown_name_of_budgets(self, run: Path) -> None:
-        arguments = ("--budgets", "defalt")
-        refused("gate", run / "report.json", *arguments, code=2, says="did you mean 'default'?")
-
-    def test_settings_lie_over_the_budgets(self, run: Path) -> None:
-        result = invoke("gate", run / "report.json", "--set", "macs.max_ratio=0.01")
-        assert result.exit_code == 3
-
-    @pytest.mark.parametrize(
-        ("content", "says"),
-        [
-            (lambda whole: whole[:3000], "is cut short"),
-            (lambda whole: b"", "is cut short"),
-            (lambda whole: b"[]", "not a report"),
-            (lambda whole: whole.replace(b'"schema_version": 1', b'"schema_version": 9'), "9"),
-            (lambda whole: whole.replace(b'"created"', b'"creatd"'), "damaged"),
-        ],
-    )
-    def test_damaged_report(
-        self, content: Callable[[bytes], bytes], says: str, run: Path, tmp_path: Path
-    ) -> None:
-        path = tmp_path / "report.json"
-        path.write_bytes(content((run / "report.json").read_bytes()))
-        refused("gate", path, code=1, says=says)
-
-    def test_missing_report(self, tmp_path: Path) -> None:
-        refused("gate", tmp_path / "report.json", code=1, says="compress bench")
-        refused("gate", tmp_path, code=1, says="Is a directory")
 
 
 class TestDoctor:

@@ -70,6 +70,8 @@ def open_runner(
     device: str = "cuda",
     precision: Literal["fp32", "fp16"] = "fp32",
     cuda_graph: bool = False,
+    channels_last: bool = False,
+    compiled: bool = False,
 ) -> Runner:
     """Return a runner, not yet entered, of what a runtime reads.
 
@@ -81,6 +83,8 @@ def open_runner(
         device: of a runtime on a GPU, ``cuda`` or ``cuda:N``.
         precision: in which torch computes; ONNX files and engines bring their own.
         cuda_graph: replay the network as a CUDA graph.
+        channels_last: in torch, lay activations out as (N, H, W, C).
+        compiled: in torch, through ``torch.compile``.
 
     Raises:
         ConfigError: no such runtime, a file that it does not read, or what it cannot do.
@@ -97,8 +101,12 @@ def open_runner(
             "cpu" if runtime == "torch-cpu" else device,
             precision=precision,
             cuda_graph=cuda_graph,
+            channels_last=channels_last,
+            compiled=compiled,
             threads=threads,
         )
+    if channels_last or compiled:
+        raise ConfigError(f"channels_last and compiled are for torch, not for {runtime}")
     if runtime == "tensorrt":
         return EngineRunner(source, device=device, cuda_graph=cuda_graph)
     return OnnxRunner(

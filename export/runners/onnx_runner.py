@@ -49,6 +49,7 @@ class OnnxRunner:
         device: str = "cuda",
         cuda_graph: bool = False,
         cache: Path | None = None,
+        profile_to: Path | None = None,
     ) -> None:
         """Take a file.
 
@@ -61,6 +62,7 @@ class OnnxRunner:
             cache: folder in which the TensorRT provider keeps engines and timings; by default a
                 temporary one. It builds in the first run on a batch size outside of those before,
                 which takes minutes for a large network.
+            profile_to: folder for a profile of every call, which slows them; see ``end_profile``.
 
         Raises:
             ConfigError: the provider captures no CUDA graphs of several batch sizes.
@@ -80,6 +82,7 @@ class OnnxRunner:
         self._device = device
         self._cuda_graph = cuda_graph
         self._cache = cache
+        self._profile_to = profile_to
         self._session: Any = None
         self._expected: list[int | str | None] = []
         self._launches: dict[torch.Size, Launch] = {}
@@ -136,6 +139,10 @@ class OnnxRunner:
             raise failed(self.name, images, error) from error
         return np.asarray(logits, dtype=np.float32)
 
+    def end_profile(self) -> Path:
+        """Finish the profile that ``profile_to`` asked for and return its JSON file."""
+        return Path(entered(self._session, self.name).end_profiling())
+
     def _open_gpu(self, runtime: Any) -> Cuda:
         """Open the device and bring the libraries that pip installed within the loader's reach."""
         asked = f"ONNX Runtime was asked for {self._provider} on {self._device}"
@@ -174,6 +181,9 @@ class OnnxRunner:
         options.inter_op_num_threads = 1
         # An idle pool that spins takes the cores from whatever network is measured next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self._profile_to is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self._profile_to / "profile")
         try:
             return runtime.InferenceSession(
                 str(self._path), options, providers=providers, enable_fallback=0

@@ -54,7 +54,10 @@ class TorchRunner:
         Raises:
             ConfigError: what only a GPU does is asked of the CPU, or no such kind of device.
         """
-        self.name = f"torch ({device})"
+        how = [
+            word for word, on in (("channels_last", channels_last), ("compiled", compiled)) if on
+        ]
+        self.name = f"torch ({', '.join([device, *how])})"
         self.stages: Stages | None = None
         """On a GPU, within the ``with`` block: its steps one by one."""
         self._on_gpu = device != "cpu"

@@ -123,6 +123,7 @@ def _latency(
     return LatencyResult(
         batch_size=size,
         samples_ms={slot: tuple(samples[slot].ravel().tolist()) for slot in SLOTS},
+        stages_ms={slot: {} for slot in SLOTS},
         blocks_ms={slot: tuple(blocks[slot].tolist()) for slot in SLOTS},
         iterations=dict.fromkeys(SLOTS, calls),
         warmup=dict.fromkeys(

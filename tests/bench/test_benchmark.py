@@ -130,6 +130,8 @@ def test_a_run_directory_becomes_a_report(run_dir: Path) -> None:
         "accuracy, pruned",
         "latency, batch 1",
         "latency, batch 3",
+        "layers, batch 1",
+        "layers, batch 3",
     }
     save_report(found, run_dir / "report.json")
     assert load_report(run_dir / "report.json") == found
@@ -149,25 +151,25 @@ def test_exports_that_do_not_belong_together(run_dir: Path) -> None:
 
 def test_each_precision_has_files_of_its_own(run_dir: Path) -> None:
     with pytest.raises(CheckpointError, match=r"dense\.fp16\.onnx; write it with: compress export"):
-        subjects(run_dir, runtime="onnxruntime-cpu", precision="fp16")
+        subjects(run_dir, config=BenchConfig(runtime="onnxruntime-cpu"), precision="fp16")
     save_network(run_dir / "export" / "dense.fp16.onnx", np.eye(6), precision="fp16")
     save_network(run_dir / "export" / "pruned.fp16.onnx", np.eye(6))
     with pytest.raises(CheckpointError, match=r"differ in precision \(fp16 and fp32\)"):
-        subjects(run_dir, runtime="onnxruntime-cpu", precision="fp16")
+        subjects(run_dir, config=BenchConfig(runtime="onnxruntime-cpu"), precision="fp16")
 
 
 def test_the_runtime_decides_which_file_is_measured(run_dir: Path) -> None:
     (run_dir / "dense.safetensors").write_bytes(b"12345")
     (run_dir / "pruned.safetensors").write_bytes(b"123")
-    found = subjects(run_dir, runtime="torch-cpu", precision="fp32")
+    found = subjects(run_dir, config=BenchConfig(runtime="torch-cpu"), precision="fp32")
     assert found["pruned"].artefact.bytes == 3
-    assert subjects(run_dir, runtime="onnxruntime-cuda", precision="fp32")["reference"].path == (
-        run_dir / "export" / "dense.onnx"
-    )
+    assert subjects(run_dir, config=BenchConfig(runtime="onnxruntime-cuda"), precision="fp32")[
+        "reference"
+    ].path == (run_dir / "export" / "dense.onnx")
     with pytest.raises(ConfigError, match="torch does not run the INT8 network"):
-        subjects(run_dir, runtime="torch-cpu", precision="int8")
+        subjects(run_dir, config=BenchConfig(runtime="torch-cpu"), precision="int8")
     with pytest.raises(CheckpointError, match=r"dense\.engine"):
-        subjects(run_dir, runtime="tensorrt", precision="fp32")
+        subjects(run_dir, config=BenchConfig(runtime="tensorrt"), precision="fp32")
 
 
 def test_a_runtime_that_cannot_work_here_is_refused(run_dir: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import getpass
 import os
 import platform
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from bench import environment
 from bench.environment import cpu_quota, default_threads, fingerprint
+from export.nvml import Gpu
 
 
 def test_fingerprint_describes_this_machine() -> None:
@@ -72,17 +74,39 @@ def test_default_threads(
     assert default_threads() == expected
 
 
-def test_gpu_is_read_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text(
-        "#!/bin/sh\necho 'Tesla V100-SXM2-16GB, 535.1, 7.0, 1530 MHz, 300.00 W'\n", encoding="utf-8"
-    )
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    found = fingerprint(threads=1).gpu
-    assert found is not None
-    assert (found["name"], found["compute_cap"]) == ("Tesla V100-SXM2-16GB", "7.0")
-    tool.write_text("#!/bin/sh\nexit 9\n", encoding="utf-8")
+V100 = Gpu("Tesla V100-SXM2-16GB", "7.0", "535.129.03", 0, ecc=True, mig=False, power_limit_w=300.0)
+T4 = Gpu("Tesla T4", "7.5", "535.129.03", 1)
+FACTS = {
+    "name": "Tesla V100-SXM2-16GB",
+    "sm": "7.0",
+    "driver": "535.129.03",
+    "power_limit_w": "300.0",
+    "ecc": "on",
+    "mig": "off",
+}
+
+
+def test_gpu_is_told_by_what_its_driver_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "query_gpus", lambda: (V100,))
+    assert fingerprint(threads=1).gpu == FACTS
+    monkeypatch.setattr(environment, "query_gpus", tuple)
     assert fingerprint(threads=1).gpu is None
-    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    assert fingerprint(threads=1).gpu is None
+
+
+@pytest.mark.parametrize(
+    ("gpus", "index", "expected"),
+    [
+        ((V100, replace(V100, index=1)), None, FACTS),
+        ((T4, replace(V100, index=3)), 3, FACTS),
+        ((T4, V100), None, None),
+    ],
+)
+def test_of_several_gpus_it_is_the_one_that_cuda_takes(
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: tuple[Gpu, ...],
+    index: int | None,
+    expected: dict[str, str] | None,
+) -> None:
+    monkeypatch.setattr(environment, "query_gpus", lambda: gpus)
+    monkeypatch.setattr(environment, "nvml_index", {0: index}.__getitem__)
+    assert fingerprint(threads=1).gpu == expected

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.device_timing import DeviceCalls
 from bench.latency import LatencyResult, measure_latency
+from compress.config import BenchConfig
 from compress.errors import DataError
 
 IMAGES = np.zeros((4, 3, 8, 8), dtype=np.float32)
@@ -221,3 +223,52 @@ def test_no_images_is_one_sentence() -> None:
             confidence=0.9,
             seed=0,
         )
+
+
+STEPS_MS = {"h2d": 0.5, "compute": 2.0, "d2h": 0.25, "enqueue": 0.125}
+
+
+class GpuRunner(FakeRunner):
+    stages = object()
+
+
+def test_on_a_gpu_the_latency_is_that_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_on_device(stages: object, iterations: int, *, clock: Clock) -> DeviceCalls:
+        clock.seconds += iterations * 0.003
+        return DeviceCalls(
+            latency_ms=[2.75] * iterations,
+            host_ms=[3.0] * iterations,
+            stages_ms={name: [ms] * iterations for name, ms in STEPS_MS.items()},
+        )
+
+    monkeypatch.setattr("bench.latency.time_on_device", time_on_device)
+    clock = Clock()
+    runners = {
+        "reference": GpuRunner("reference", clock, lambda call: 3.0),
+        "pruned": FakeRunner("pruned", clock, lambda call: 1.375),
+    }
+    settings = BenchConfig(min_blocks=8).model_dump(
+        include={"block_ms", "min_blocks", "max_seconds", "ratio_precision", "confidence"}
+    )
+    found = measure_latency(runners, IMAGES, **settings, seed=0, clock=clock)  # type: ignore[arg-type]
+    assert set(found.samples_ms["reference"]) == {2.75}
+    assert found.ratio.ratio == pytest.approx(0.5)
+    calls = len(found.samples_ms["reference"])
+    expected = {**STEPS_MS, "host": 3.0}
+    assert found.stages_ms["reference"] == {name: (ms,) * calls for name, ms in expected.items()}
+    assert found.stages_ms["pruned"] == {}
+
+
+def test_a_watch_looks_once_a_round() -> None:
+    looks = []
+
+    class Watched:
+        def look(self) -> None:
+            looks.append(1)
+
+        def conditions(self) -> str:
+            return "what it saw"
+
+    found = measure(lambda call: 2.0, lambda call: 1.0, watch=Watched())
+    assert len(looks) == found.ratio.rounds == 20
+    assert found.conditions == "what it saw"  # type: ignore[comparison-overlap]

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binom, binomtest, norm
 
-from bench.paired import images_needed, mcnemar_p, paired_drop, resolution, tango_interval
+from bench.paired import (
+    images_needed,
+    images_to_resolve,
+    mcnemar_p,
+    paired_drop,
+    resolution,
+    tango_interval,
+)
 
 
 def flags(worse: int, better: int, images: int) -> tuple[np.ndarray, np.ndarray]:
@@ -146,3 +153,15 @@ def test_images_needed_decides_and_one_fewer_does_not() -> None:
 
 def test_no_number_of_images_decides_a_drop_on_the_budget() -> None:
     assert images_needed(1.0, worse=4, better=0, images=400, confidence=0.95) is None
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.5, 1.0, 3.0])
+def test_images_to_resolve_a_drop(limit: float) -> None:
+    z2 = norm.ppf(0.95) ** 2
+    needed = images_to_resolve(limit, confidence=0.95)
+    # Without flips the bound is z^2 / (n + z^2).
+    assert needed == math.ceil(z2 * (100 / limit - 1))
+
+
+def test_no_number_of_images_resolves_a_drop_of_zero() -> None:
+    assert images_to_resolve(0.0, confidence=0.95) is None

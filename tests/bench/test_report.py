@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator, FormatChecker
+from pydantic import ValidationError
 from rich.console import Console
 
 from bench import units
+from bench.json_schema import report_schema
+from bench.outcomes import Outcomes
 from bench.quality_gate import Verdict, judge, load_budgets
-from bench.report import load_report, render_markdown, render_table, save_report
+from bench.report import load_report, render_markdown, render_table, save_report, sealed
 from bench.schema import Report
 from bench.sheets import comparison_sheet, verdict_sheet
 from compress.errors import CheckpointError, OutputError
 
+ROOT = Path(__file__).parents[2]
 ReportFactory = Callable[..., Report]
 
 
@@ -79,6 +85,54 @@ def test_the_interval_can_be_recomputed_from_the_document(report: Report) -> Non
     assert again == found.ratio
 
 
+def test_a_written_report_fits_the_published_schema(report: Report) -> None:
+    published = json.loads((ROOT / "docs" / "report.schema.json").read_text(encoding="utf-8"))
+    assert published == report_schema()
+    check = Draft202012Validator(published, format_checker=FormatChecker())
+    Draft202012Validator.check_schema(published)
+    document = json.loads(json.dumps(sealed(report)))
+    check.validate(document)
+    for spoil in (
+        lambda d: d.update(schema_version=1),
+        lambda d: d.update(surprise=1),
+        lambda d: d.pop("sha256"),
+        lambda d: d["networks"]["pruned"].update(top1=1.5),
+        lambda d: d["comparison"]["latency"][0]["ratio"].update(low="fast"),
+    ):
+        damaged_document = json.loads(json.dumps(document))
+        spoil(damaged_document)
+        assert not check.is_valid(damaged_document)
+
+
+def test_the_digest_can_be_recomputed_from_the_document(report: Report) -> None:
+    document = json.loads(json.dumps(sealed(report)))
+    told = document.pop("sha256")
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    assert hashlib.sha256(text.encode()).hexdigest() == told
+
+
+def test_outcomes_of_every_image_are_in_the_report(report: Report) -> None:
+    networks, accuracy = report.networks, report.comparison.accuracy
+    reference, pruned = networks.reference.outcomes, networks.pruned.outcomes
+    assert accuracy is not None
+    assert reference is not None
+    assert pruned is not None
+    lost = reference.read_correct() & ~pruned.read_correct()
+    assert (lost.sum(), lost.size) == (accuracy.drop.flips_to_wrong, 2000)
+    assert pruned.read_correct().mean() == networks.pruned.top1
+    assert pruned.read_top5_correct().mean() == networks.pruned.top5
+    same = (reference.read_top1() == pruned.read_top1()).mean()
+    assert same == accuracy.same_prediction
+
+
+@pytest.mark.parametrize("text", ["", "?", "AAAA", "eJwDAAAAAAE="])
+def test_outcomes_that_cannot_be_unpacked(report: Report, text: str) -> None:
+    outcomes = report.networks.pruned.outcomes
+    assert outcomes is not None
+    with pytest.raises(ValidationError):
+        Outcomes.model_validate({**outcomes.model_dump(), "correct": text})
+
+
 def test_a_failed_write_keeps_what_was_there(report: Report, tmp_path: Path) -> None:
     path = tmp_path / "file" / "report.json"
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
@@ -115,6 +169,15 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
             "damaged report: comparison.latency.0.ratio.high",
         ),
         (damaged(lambda d: d.update(created="yesterday")), "damaged report: created"),
+        (damaged(lambda d: d.pop("sha256")), "was changed after it was written"),
+        (
+            damaged(lambda d: d["comparison"].update(macs_ratio=0.1)),
+            "was changed after it was written",
+        ),
+        (
+            damaged(lambda d: d["networks"]["pruned"]["outcomes"].update(images=7)),
+            "damaged report: networks.pruned.outcomes",
+        ),
     ],
 )
 def test_damage_is_one_sentence(

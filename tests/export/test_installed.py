@@ -15,7 +15,8 @@ import torchvision
 from onnx import TensorProto, helper
 
 from export import installed as module
-from export.installed import Gpu, driver_from, inspect_installed, parse_gpus
+from export.installed import driver_from, inspect_installed
+from export.nvml import Gpu
 from export.probes import ADD_MODEL, ask, cudnn_version
 
 Fake = Callable[[str, str], None]
@@ -139,7 +140,7 @@ def test_everything_broken_is_a_list_of_problems(
     names = ("torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx")
     for name in names:
         fake(name, "import os; os.abort()")
-    monkeypatch.setattr(module, "query_gpus", lambda: ((), None))
+    monkeypatch.setattr(module, "query_gpus", tuple)
     found = inspect_installed()
     assert found.problems.keys() == set(names)
     assert (found.torch, found.onnx, found.providers, found.torch_gpus) == (None, None, (), 0)
@@ -156,23 +157,24 @@ def test_cudnn_numbers_are_read_as_its_header_writes_them(
     assert cudnn_version(number) == version
 
 
-def test_what_nvidia_smi_says_is_read() -> None:
-    answer = "535.129.03, 7.0, Tesla V100-SXM2-16GB\n535.129.03, [N/A], A thing, and a half\n\n"
-    assert parse_gpus(answer) == (
-        (Gpu("Tesla V100-SXM2-16GB", "7.0"), Gpu("A thing, and a half", None)),
-        "535.129.03",
-    )
-    assert parse_gpus("No devices were found\n") == ((), None)
-
-
-def test_nvidia_smi_that_fails_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho '535.1, 7.0, V100'\nexit 9\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert module.query_gpus() == ((), None)
-    tool.write_text("#!/bin/sh\necho '535.129.03, 7.0, V100'\n")
-    assert module.query_gpus() == ((Gpu("V100", "7.0"),), "535.129.03")
+def test_the_driver_tells_of_gpus_and_else_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torchs = {"torch": {"gpus": [{"name": "Tesla T4", "sm": "7.5"}]}}
+    monkeypatch.setattr(module, "ask", lambda name, *_, **__: torchs.get(name, {}))
+    file = tmp_path / "version"
+    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.57.02  Tue Jul 13\n")
+    monkeypatch.setattr(module, "_DRIVER_FILE", file)
+    monkeypatch.setattr(module, "query_gpus", tuple)
+    monkeypatch.setattr(module, "driver_version", lambda: None)
+    found = inspect_installed()
+    assert (found.gpus, found.driver) == ((Gpu("Tesla T4", "7.5"),), "470.57.02")
+    gpus = (Gpu("Tesla V100-SXM2-16GB", "7.0", "535.129.03", ecc=True),)
+    monkeypatch.setattr(module, "query_gpus", lambda: gpus)
+    monkeypatch.setattr(module, "driver_version", lambda: "535.129.03")
+    found = inspect_installed()
+    assert (found.gpus, found.driver) == (gpus, "535.129.03")
+    assert found.to_dict()["gpus"] == [{"name": "Tesla V100-SXM2-16GB", "sm": "7.0"}]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +199,7 @@ def test_the_driver_is_read_from_its_kernel_module(
 def test_importing_the_facts_loads_no_library() -> None:
     code = (
         "import sys, export.doctor; "
-        "print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)))"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy', 'pynvml'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

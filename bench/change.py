@@ -1,0 +1,139 @@
+"""How a network changed since a stored report of the same reference, runtime and precision.
+
+Both reports measured their own reference, so the ratio compares wherever each was measured; the
+median only on the same machine with the same software. Accuracy is compared image by image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench.environment import Environment
+from bench.paired import PairedDrop, paired_drop
+from bench.report import sealed
+from bench.schema import Change, LatencyChange, LatencyRecord, NetworkRecord, Report
+from bench.stats import Blocks, change_interval
+from compress.errors import CheckpointError
+
+_SETTINGS = ("cuda_graph", "channels_last", "compiled")  # of bench, that change what is timed
+_DIGITS = 12  # of a digest, enough to tell two apart
+
+
+def change_against(report: Report, stored: Report) -> Change:
+    """Compare a report with a stored one.
+
+    Raises:
+        CheckpointError: the stored report is not of the same reference, runtime, precision, target
+            and kind of comparison.
+    """
+    _require_same_model(report, stored)
+    different = tuple(_differences(stored, report))
+    accuracy, no_accuracy = _accuracy(report, stored)
+    return Change(
+        created=stored.created,
+        sha256=sealed(stored)["sha256"],
+        differences=different,
+        latency=tuple(_latency(report, stored, medians=not different)),
+        accuracy=accuracy,
+        no_accuracy=no_accuracy,
+    )
+
+
+def _require_same_model(report: Report, stored: Report) -> None:
+    facts = {
+        "architecture": (stored.architecture, report.architecture),
+        "weights of the reference": (_reference(stored), _reference(report)),
+        "runtime": (stored.runtime, report.runtime),
+        "precision": (stored.precision, report.precision),
+        "target": (stored.target, report.target),
+        "kind of reference": (stored.against, report.against),
+    }
+    other = [f"{name} {then} and not {now}" for name, (then, now) in facts.items() if then != now]
+    if other:
+        raise CheckpointError(
+            f"the stored report of {stored.created:%Y-%m-%d %H:%M} UTC is not of the same model as "
+            f"this one, it has {', '.join(other)}; name one of the same reference, measured alike"
+        )
+
+
+def _reference(report: Report) -> str:
+    return report.networks.reference.weights_sha256[:_DIGITS]
+
+
+def _differences(then: Report, now: Report) -> Iterator[str]:
+    """Yield what differs between two machines, their software and how they were used."""
+    before, after = _fingerprint(then), _fingerprint(now)
+    for name in dict.fromkeys((*before, *after)):
+        was, is_ = before.get(name, "none"), after.get(name, "none")
+        if was != is_:
+            yield f"{name}: {_known(was)} then, {_known(is_)} now"
+
+
+def _fingerprint(report: Report) -> dict[str, object]:
+    """Return what two reports must share for their milliseconds to compare, by its name.
+
+    The load of the machine is no part of it, nor is which of its cores are allowed.
+    """
+    found: Environment = report.environment
+    gpu = {f"GPU {name}": fact for name, fact in (found.gpu or {"name": "none"}).items()}
+    return {
+        "processor": found.cpu,
+        "physical cores": found.physical_cores,
+        "logical cores": found.logical_cores,
+        "cores allowed": len(found.affinity),
+        "quota of cores": "none" if found.cpu_quota is None else found.cpu_quota,
+        "threads": found.threads,
+        "governor": found.governor,
+        "platform": found.platform,
+        "python": found.python,
+        **found.packages,
+        **gpu,
+        **{f"bench.{name}": getattr(report.config, name) for name in _SETTINGS},
+    }
+
+
+def _known(fact: object) -> str:
+    if isinstance(fact, bool):
+        return "on" if fact else "off"
+    return "unknown" if fact is None else str(fact)
+
+
+def _latency(report: Report, stored: Report, *, medians: bool) -> Iterator[LatencyChange]:
+    """Yield the change at every batch size that both measured."""
+    then, now = _blocks(stored), _blocks(report)
+    confidence = report.config.confidence
+    for size in (size for size in now if size in then):
+        was, is_ = then[size], now[size]
+        alone = Blocks(was.pruned), Blocks(is_.pruned)
+        yield LatencyChange(
+            batch_size=size,
+            ratio=change_interval(was, is_, confidence=confidence),
+            median=change_interval(*alone, confidence=confidence) if medians else None,
+        )
+
+
+def _blocks(report: Report) -> dict[int, Blocks]:
+    reference = _by_size(report.networks.reference)
+    return {
+        size: Blocks(record.block_medians_ms, reference[size].block_medians_ms)
+        for size, record in _by_size(report.networks.pruned).items()
+        if size in reference
+    }
+
+
+def _by_size(network: NetworkRecord) -> dict[int, LatencyRecord]:
+    return {record.batch_size: record for record in network.latency}
+
+
+def _accuracy(report: Report, stored: Report) -> tuple[PairedDrop | None, str | None]:
+    """Return the drop since then, or why there is none."""
+    ours, theirs = report.networks.pruned.outcomes, stored.networks.pruned.outcomes
+    if ours is None or theirs is None:
+        which = "this report" if ours is None else "the stored report"
+        return None, f"{which} does not hold what the network said of every image"
+    if report.validation.identity != stored.validation.identity:
+        return None, "the two reports are on different validation sets"
+    if ours.images != theirs.images:
+        return None, f"the stored report is on {theirs.images} images and this one on {ours.images}"
+    correct = theirs.read_correct(), ours.read_correct()
+    return paired_drop(*correct, confidence=report.config.confidence), None

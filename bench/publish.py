@@ -1,0 +1,45 @@
+"""The files of a report: JSON for machines, Markdown and a page for people, JUnit for CI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.junit import render_junit
+from bench.page import render_page
+from bench.quality_gate import Verdict
+from bench.render import render_markdown
+from bench.report import save_report
+from bench.schema import Report
+from compress.files import write_atomically
+
+REPORT = "report.json"
+"""The one file that the others are made of."""
+
+
+def publish(
+    report: Report, verdicts: Sequence[Verdict], folder: Path, *, others: Sequence[Report] = ()
+) -> None:
+    """Write ``report.json``, ``report.md`` and ``report.html``, and ``junit.xml`` of verdicts.
+
+    Args:
+        report: the report.
+        verdicts: how it was judged, if it was.
+        folder: where to; made if it is not there.
+        others: reports whose networks the page shows beside these.
+
+    Raises:
+        OutputError: a file cannot be written; each is there whole or as it was before.
+    """
+    save_report(report, folder / REPORT)
+    write_views(report, verdicts, folder, others=others)
+
+
+def write_views(
+    report: Report, verdicts: Sequence[Verdict], folder: Path, *, others: Sequence[Report] = ()
+) -> None:
+    """Write all of ``publish`` but the report itself."""
+    write_atomically(folder / "report.md", render_markdown(report, verdicts))
+    write_atomically(folder / "report.html", render_page(report, verdicts, others))
+    if verdicts:
+        write_atomically(folder / "junit.xml", render_junit(report, verdicts))

@@ -1,0 +1,196 @@
+"""The tables of a report that tell of time: calls, steps, layers, and the machine meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench import units
+from bench.conditions import Conditions
+from bench.device_timing import advice
+from bench.environment import Environment
+from bench.latency import HOST
+from bench.layer_records import LayerFigures, LayerRecord, LayerTimes
+from bench.layers import explain
+from bench.schema import LatencyRecord, Report
+from bench.stats import RatioInterval
+from compress.sheet import Row, Sheet
+
+MOST_LAYERS = 30
+"""Rows of a table of layers; what takes less time is summed up."""
+
+_MISSES = " *"
+
+
+def latency_sheets(report: Report, reference: str) -> Iterator[Sheet]:
+    """Yield what was timed: calls, their steps on a GPU, the ratios, and the machine meanwhile."""
+    named = [
+        (f"{name}, batch {record.batch_size}", record)
+        for name, network in (
+            (reference, report.networks.reference),
+            ("pruned", report.networks.pruned),
+        )
+        for record in network.latency
+    ]
+    yield _latency_sheet(named)
+    if any(record.stages for _, record in named):
+        yield _stages_sheet(named, cuda_graph=report.config.cuda_graph)
+    yield _control_sheet(report, reference)
+    watched = [
+        (f"batch {found.batch_size}", found.conditions)
+        for found in report.comparison.latency
+        if found.conditions is not None
+    ]
+    if watched:
+        yield _conditions_sheet(watched)
+
+
+def layer_sheet(times: LayerTimes) -> Sheet:
+    """Return where the time of both networks goes, layer by layer, with the reason in words."""
+    order = sorted(times.layers, key=_milliseconds, reverse=True)
+    shown, rest = order[:MOST_LAYERS], order[MOST_LAYERS:]
+    rows = [_layer_row(layer) for layer in times.layers if layer in shown]
+    if rest:
+        rows.append(_rest_row(rest))
+    notes = [explain(times)]
+    if any(layer.misses_multiple for layer in times.layers):
+        notes.append(f"* channels that are no multiple of {times.multiple}.")
+    header = ("", "channels", "MACs before", "after", "ms before", "after", "ms saved")
+    title = f"Time of each layer, batch {times.batch_size}"
+    return Sheet(title, header, tuple(rows), tuple(notes))
+
+
+def environment_sheet(found: Environment) -> Sheet:
+    """Return what the figures were measured on."""
+    gpu = found.gpu["name"] if found.gpu else "none"
+    facts: tuple[tuple[str, object], ...] = (
+        ("processor", found.cpu),
+        ("physical / logical cores", f"{found.physical_cores} / {found.logical_cores}"),
+        ("cores this process may use", len(found.affinity)),
+        ("container quota, cores", "none" if found.cpu_quota is None else found.cpu_quota),
+        ("threads of the runtime", found.threads),
+        ("load average before", found.load_average),
+        ("frequency governor", found.governor),
+        ("GPU present", gpu),
+        ("platform", found.platform),
+        ("python", found.python),
+        *found.packages.items(),
+    )
+    rows = tuple((name, "unknown" if fact is None else str(fact)) for name, fact in facts)
+    return Sheet("Environment", ("", "value"), rows)
+
+
+def _latency_sheet(named: list[tuple[str, LatencyRecord]]) -> Sheet:
+    rows = []
+    for name, record in named:
+        found = record.summary
+        figures = (
+            *(found.median_ms, found.mean_ms, found.min_ms, found.max_ms),
+            *(found.p90_ms, found.p95_ms, found.p99_ms),
+        )
+        rows.append(
+            (
+                name,
+                *map(units.milliseconds, figures),
+                units.share(found.variation),
+                str(found.calls),
+                units.count(record.images_per_second),
+            )
+        )
+    header = ("", "median", "mean", "min", "max", "p90", "p95", "p99", "CV", "calls", "images/s")
+    return Sheet("Latency per call", header, tuple(rows))
+
+
+def _control_sheet(report: Report, reference: str) -> Sheet:
+    rows = tuple(
+        (
+            str(found.batch_size),
+            _ratio(found.ratio),
+            _ratio(found.control),
+            str(found.ratio.rounds),
+            f"{found.seconds:.1f} s",
+            "yes" if found.converged else "no, time was up",
+        )
+        for found in report.comparison.latency
+    )
+    ratios = (f"pruned / {reference}", f"{reference} / {reference}")
+    header = ("batch", *ratios, "rounds", "took", "as precise as asked")
+    return Sheet("Latency ratio and its control", header, rows)
+
+
+def _stages_sheet(named: list[tuple[str, LatencyRecord]], *, cuda_graph: bool) -> Sheet:
+    stages = ("h2d", "compute", "d2h", "enqueue", HOST)
+    rows, notes = [], []
+    for name, record in named:
+        medians = {stage: found.median_ms for stage, found in record.stages.items()}
+        rows.append((name, *(units.milliseconds(medians[stage]) for stage in stages)))
+        notes += [f"{name}: {sentence}" for sentence in advice(medians, cuda_graph=cuda_graph)]
+    graph = "with" if cuda_graph else "without"
+    title = f"Steps of a call on the GPU, {graph} a CUDA graph, medians"
+    return Sheet(title, ("", "H2D", "compute", "D2H", "enqueue", "host"), tuple(rows), tuple(notes))
+
+
+def _conditions_sheet(watched: list[tuple[str, Conditions]]) -> Sheet:
+    facts = [_conditions_facts(found) for _, found in watched]
+    rows = tuple((name, *(fact[name] for fact in facts)) for name in facts[0])
+    return Sheet("The machine meanwhile", ("", *(name for name, _ in watched)), rows)
+
+
+def _conditions_facts(found: Conditions) -> dict[str, str]:
+    cpu, gpu = found.cpu, found.gpu
+    facts = {
+        "load average after": _told(cpu.load_average_after, "{:.2f}"),
+        "stopped by a CPU quota": _told(cpu.quota_throttled_ms, "{:.0f} ms"),
+        "clocks lowered for heat": _told(cpu.thermal_throttles, "{:d} times"),
+        "time given to other guests": _told(cpu.stolen_share, "{:.2%}"),
+        "clock of the core": _span(cpu.frequency_mhz_min, cpu.frequency_mhz_max),
+    }
+    if gpu is not None:
+        facts |= {
+            "SM clock": _span(gpu.sm_clock_mhz_min, gpu.sm_clock_mhz_max),
+            "memory clock": _span(gpu.memory_clock_mhz_min, gpu.memory_clock_mhz_max),
+            "GPU, hottest": _told(gpu.temperature_c_max, "{:d} C"),
+            "GPU, most power": _told(gpu.power_w_max, "{:.0f} W"),
+            "GPU throttled for": ", ".join(gpu.throttle_reasons) or "nothing",
+        }
+    return facts
+
+
+def _told(value: float | None, form: str) -> str:
+    return "unknown" if value is None else form.format(value)
+
+
+def _span(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "unknown"
+    return f"{low:.0f} MHz" if round(low) == round(high) else f"{low:.0f} to {high:.0f} MHz"
+
+
+def _layer_row(layer: LayerRecord) -> Row:
+    sides = layer.reference, layer.pruned
+    channels = [str(side.channels) for side in sides if side is not None and side.channels]
+    name = layer.name + _MISSES * layer.misses_multiple
+    return (name, " to ".join(dict.fromkeys(channels)), *_layer_cells([sides]))
+
+
+def _rest_row(rest: list[LayerRecord]) -> Row:
+    cells = _layer_cells([(layer.reference, layer.pruned) for layer in rest])
+    return (f"{len(rest)} more, each with less time", "", *cells)
+
+
+def _layer_cells(sides: list[tuple[LayerFigures | None, LayerFigures | None]]) -> tuple[str, ...]:
+    macs, spent = [], []
+    for one in zip(*sides, strict=True):
+        macs.append(sum(side.macs for side in one if side is not None))
+        spent.append(sum(side.milliseconds for side in one if side is not None))
+    return (
+        *(units.count(value) if value else "" for value in macs),
+        *(f"{value:.4f}" for value in (*spent, spent[0] - spent[1])),
+    )
+
+
+def _milliseconds(layer: LayerRecord) -> float:
+    return max(side.milliseconds for side in (layer.reference, layer.pruned) if side is not None)
+
+
+def _ratio(found: RatioInterval) -> str:
+    return f"{units.ratio(found.ratio)} {units.interval(units.ratio, found.low, found.high)}"

@@ -1,0 +1,158 @@
+"""Whether the quality gate cries wolf or sleeps on the machine that it runs on.
+
+    python benchmarks/gate_on_this_machine.py RUN [--runs 20] [--batch 1] [--limit 1.03] [--busy 1]
+
+The pruned network of a finished run is exported three times: as it is, as it is once more, and with
+one convolution added that passes its input through (a Dirac kernel), so it answers the same and
+takes longer. Then ``compress bench`` measures, each time in a process of its own with the default
+settings: the copy against the network, where a FAIL is a false alarm, and the slower one against
+the network, where anything but a FAIL is a miss. Both are judged by ``latency.max_ratio``.
+
+``--busy`` processes run beside it all the while: each computes for up to half a second, rests for
+as long, and begins anew, by chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from compress.checkpoint import Checkpoint, load_checkpoint
+from compress.errors import CompressError
+from compress.launch import existing
+from compress.targets import load_target
+from export.exporter import export_checkpoint
+from export.samples import samples_of
+
+
+def with_one_more_convolution(model: nn.Module, after: str, kernel: int) -> nn.Module:
+    """Return a copy with a convolution that passes through what the module ``after`` returns."""
+    longer = copy.deepcopy(model)
+    before = dict(model.named_modules())[after]
+    channels = [m.out_channels for m in before.modules() if isinstance(m, nn.Conv2d)][-1]
+    added = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=False)
+    nn.init.dirac_(added.weight)
+    parent, _, name = after.rpartition(".")
+    setattr(longer.get_submodule(parent), name, nn.Sequential(before, added))
+    return longer.eval()
+
+
+def exported(run: Path, folder: Path, options: argparse.Namespace) -> dict[str, Path]:
+    """Write three run directories whose pruned networks are compared."""
+    directory, config, data = existing(run, None, options.data)
+    checkpoint = load_checkpoint(directory.pruned)
+    longer = with_one_more_convolution(checkpoint.model, options.after, options.kernel)
+    networks: dict[str, Checkpoint] = {
+        "network": checkpoint,
+        "copy": checkpoint,
+        "longer": replace(checkpoint, model=longer),
+    }
+    for name, network in networks.items():
+        (folder / name / "export").mkdir(parents=True)
+        copyfile(directory.pruned, folder / name / "pruned.safetensors")
+        copyfile(directory.config, folder / name / "config.toml")
+        export_checkpoint(
+            network,
+            folder / name / "export" / "pruned.onnx",
+            target=load_target(config.export.target),
+            config=config.export.model_copy(update={"precision": "fp32"}),
+            samples=samples_of(data, config),
+        )
+    return {name: folder / name for name in networks}
+
+
+@contextmanager
+def others_at_work(count: int) -> Iterator[None]:
+    """Run processes that compute and rest by chance."""
+    workers = [multiprocessing.Process(target=_work, args=(n,), daemon=True) for n in range(count)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _work(seed: int) -> None:
+    chance = random.Random(seed)
+    torch.set_num_threads(1)
+    matrix = torch.rand(256, 256)
+    while True:
+        end = time.monotonic() + chance.uniform(0, 0.5)
+        while time.monotonic() < end:
+            matrix = torch.softmax(matrix @ matrix, dim=1)
+        time.sleep(chance.uniform(0, 0.5))
+
+
+def judged(measured: Path, against: Path, folder: Path, options: argparse.Namespace) -> Any:
+    """Run ``compress bench`` in a process of its own and return its only verdict."""
+    budgets = folder / "budgets.toml"
+    budgets.write_text(f"[latency]\nmax_ratio = {options.limit}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "cli", "bench", str(measured), "--against", str(against)]
+    command += ["--precision", "fp32", "--batch", str(options.batch), "--budgets", str(budgets)]
+    command += ["--output", str(folder / "reports"), "--json", "--set", "bench.layer_calls=0"]
+    if options.data:
+        command += ["--data", str(options.data)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode not in (0, 3, 4, 5):
+        sys.exit(done.stderr)
+    (verdict,) = json.loads(done.stdout)["verdicts"]
+    return verdict
+
+
+def main() -> None:
+    """Run the comparison and print every verdict."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", type=Path, help="folder of the data set")
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--limit", type=float, default=1.03, help="latency.max_ratio")
+    parser.add_argument("--busy", type=int, default=1, help="processes beside it")
+    parser.add_argument("--after", default="layer1.0", help="module that the layer is added to")
+    parser.add_argument("--kernel", type=int, default=3, help="of the added convolution")
+    options = parser.parse_args()
+    table = Table("", "ratio", "at least", "at most", "verdict", title=f"limit {options.limit}")
+    counts: dict[str, Counter[str]] = {"copy": Counter(), "longer": Counter()}
+    with tempfile.TemporaryDirectory() as scratch, others_at_work(options.busy):
+        try:
+            runs = exported(options.run, Path(scratch), options)
+        except CompressError as error:
+            sys.exit(str(error))
+        for number in range(options.runs):
+            for name, count in counts.items():
+                verdict = judged(runs[name], runs["network"], Path(scratch), options)
+                count[verdict["status"]] += 1
+                low, high = verdict["interval"] or (float("nan"), float("nan"))
+                figures = (f"{value:.3f}" for value in (verdict["measured"], low, high))
+                table.add_row(f"{name} {number + 1}", *figures, verdict["status"])
+                print(f"{name} {number + 1}: {verdict['sentence']}", file=sys.stderr)
+    Console().print(table)
+    load = f"{options.busy} busy processes, load {os.getloadavg()[0]:.1f}"
+    print(f"{load}; a copy: {dict(counts['copy'])}; one more layer: {dict(counts['longer'])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,436 @@
+"""Measuring and judging by the command line: files, verdicts, exit codes, bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from commands import (
+    CALIBRATION,
+    contents,
+    document,
+    files_in,
+    invoke,
+    refused,
+)
+
+from bench.report import load_report, save_report
+from bench.stats import RatioInterval
+
+
+class TestBenchAndGate:
+    @pytest.mark.parametrize("command", ["export", "bench"])
+    @pytest.mark.parametrize("name", ["missing", "images"])
+    def test_not_a_run_directory(self, command: str, name: str, tmp_path: Path) -> None:
+        (tmp_path / "images").mkdir()
+        refused(command, tmp_path / name, code=2, says="is not a run directory")
+        assert files_in(tmp_path) == set()
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            ([], "--precision fp32"),
+            (["--precision", "int8"], "--precision int8"),
+            (["--runtime", "torch-cpu"], "--precision fp32"),
+            (["--runtime", "tensorrt"], "--precision fp32 --engine --target TARGET"),
+        ],
+    )
+    def test_bench_before_export_says_how_to_export(
+        self, arguments: list[str], says: str, copied: Path
+    ) -> None:
+        shutil.rmtree(copied / "export")
+        expected = f"write it with: compress export {copied} {says}"
+        refused("bench", copied, *arguments, code=1, says=expected)
+
+    @pytest.mark.parametrize(
+        ("target", "precision", "runtime"),
+        [
+            ("cpu", "int8", "onnxruntime-cpu"),
+            ("v100", "fp16", "onnxruntime-cpu"),
+            ("cpu", "fp32", "torch-cpu"),
+        ],
+    )
+    def test_bench_of_each_precision(
+        self,
+        target: str,
+        precision: str,
+        runtime: str,
+        copied: Path,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        arguments = ("--target", target, "--precision", precision)
+        assert invoke("export", copied, *arguments, *CALIBRATION).exit_code == 0
+        measured = invoke("bench", copied, *arguments[2:], "--runtime", runtime, "--json")
+        assert (measured.exit_code, measured.stderr) == (0, "")
+        assert capfd.readouterr() == ("", "")
+        report = document(measured)["report"]
+        assert (report["target"], report["precision"]) == (target, precision)
+        assert report["runtime"] == {"torch-cpu": "torch (cpu)"}.get(runtime, "ONNX Runtime (CPU)")
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["--runtime", "torch-cpu", "--precision", "int8"], "another bench.runtime"),
+            (["--runtime", "tensorr"], "bench.runtime = 'tensorr'"),
+            (["--precision", "int4"], "export.precision = 'int4'"),
+        ],
+    )
+    def test_bench_of_what_cannot_be(self, arguments: list[str], says: str, copied: Path) -> None:
+        before = contents(copied)
+        refused("bench", copied, *arguments, code=2, says=says)
+        assert contents(copied) == before
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    @pytest.mark.parametrize("runtime", ["onnxruntime-cuda", "onnxruntime-tensorrt", "torch-cuda"])
+    def test_bench_on_a_gpu_that_is_not_here(self, runtime: str, copied: Path) -> None:
+        before = contents(copied)
+        refused("bench", copied, "--runtime", runtime, code=5, says="")
+        assert contents(copied) == before
+
+    @pytest.mark.parametrize(
+        ("name", "content", "says"),
+        [
+            ("dense.json", None, "dense.json; write it with: compress export"),
+            ("pruned.onnx", None, "pruned.onnx; write it with: compress export"),
+            ("pruned.onnx", lambda whole: whole[:5000], "is not the file that"),
+            ("pruned.onnx", lambda whole: whole + b" ", "is not the file that"),
+            ("pruned.json", lambda whole: whole[:300], "is not valid JSON; export again"),
+            ("dense.json", lambda whole: b"[]", "export again"),
+            ("dense.json", lambda whole: whole.replace(b'"cpu"', b'"t4"'), "differ in target"),
+        ],
+    )
+    def test_bench_of_an_export_that_is_not_whole(
+        self, name: str, content: Callable[[bytes], bytes] | None, says: str, copied: Path
+    ) -> None:
+        path = copied / "export" / name
+        whole = path.read_bytes()
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content(whole))
+        before = contents(copied)
+        refused("bench", copied, code=1, says=says)
+        assert contents(copied) == before
+
+    def test_bench_of_an_engine_without_its_sidecar(self, copied: Path) -> None:
+        for name in ("dense", "pruned"):
+            (copied / "export" / f"{name}.engine").write_bytes(b"an engine of somebody")
+        refused("bench", copied, "--runtime", "tensorrt", code=1, says="dense.engine.json;")
+
+    def test_bench_judges_where_budgets_are_named(self, copied: Path, tmp_path: Path) -> None:
+        (tmp_path / "b.toml").write_text("[macs]\nmax_ratio = 0.01\n")
+        arguments = ("--budgets", tmp_path / "b.toml", "--output", tmp_path / "new", "--json")
+        result = invoke("bench", copied, *arguments)
+        assert result.exit_code == 3
+        assert [v["status"] for v in document(result)["verdicts"]] == ["FAIL"]
+        assert files_in(tmp_path / "new") == {
+            *("report.json", "report.md", "report.html", "junit.xml")
+        }
+
+    @pytest.mark.parametrize(
+        ("budgets", "code", "word"),
+        [
+            ("[macs]\nmax_ratio = 0.6\n", 0, "PASS"),
+            ("[macs]\nmax_ratio = 0.1\n", 3, "FAIL"),
+            ("[latency]\nmax_ratio = 2.0\nbatch_sizes = [77]\n", 5, "SKIPPED"),
+            (
+                "[macs]\nmax_ratio = 0.1\n[latency]\nmax_ratio = 2.0\nbatch_sizes = [77]\n",
+                3,
+                "FAIL",
+            ),
+        ],
+    )
+    def test_gate(self, budgets: str, code: int, word: str, run: Path, tmp_path: Path) -> None:
+        (tmp_path / "b.toml").write_text(budgets)
+        result = invoke("gate", run / "report.json", "--budgets", tmp_path / "b.toml")
+        assert result.exit_code == code
+        assert word in result.stdout
+        assert result.stderr == ""
+        machine = invoke("gate", run / "report.json", "--budgets", tmp_path / "b.toml", "--json")
+        assert machine.exit_code == code
+        assert word in [verdict["status"] for verdict in document(machine)["verdicts"]]
+
+    def test_gate_of_too_few_calls(self, run: Path, tmp_path: Path) -> None:
+        measured = load_report(run / "report.json")
+        networks = measured.networks
+        too_few = replace(
+            networks.pruned.latency[0].summary, calls=600, p99_at_least_ms=None, p99_at_most_ms=None
+        )
+        latency = networks.pruned.latency[0].model_copy(update={"summary": too_few})
+        pruned = networks.pruned.model_copy(update={"latency": (latency,)})
+        changed = {"networks": networks.model_copy(update={"pruned": pruned})}
+        save_report(measured.model_copy(update=changed), tmp_path / "report.json")
+        limit = "[latency]\np99_ms = 1000.0\nbatch_sizes = [1]\n"
+        (tmp_path / "b.toml").write_text(limit)
+        result = invoke("gate", tmp_path / "report.json", "--budgets", tmp_path / "b.toml")
+        assert result.exit_code == 4
+        assert "INCONCLUSIVE: p99 of the pruned network" in " ".join(result.stdout.split())
+        assert "600 calls were timed" in " ".join(result.stdout.split())
+
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            (b"[macs\n", "not valid TOML"),
+            (b"[macs]\nmax_ration = 1\n", "did you mean 'max_ratio'?"),
+            (b"[macs]\nmax_ratio = -1\n", "macs.max_ratio"),
+            (b"[macs]\nmax_ratio = 'low'\n", "macs.max_ratio"),
+            (b"", "no budget to judge"),
+            (b"\xff\xfe", "not a text file"),
+            (None, "No such file"),
+        ],
+    )
+    def test_bad_budget_file(
+        self, content: bytes | None, says: str, run: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "b.toml"
+        if content is not None:
+            path.write_bytes(content)
+        refused("gate", run / "report.json", "--budgets", path, code=2, says=says)
+
+    def test_unknown_name_of_budgets(self, run: Path) -> None:
+        arguments = ("--budgets", "defalt")
+        refused("gate", run / "report.json", *arguments, code=2, says="did you mean 'default'?")
+
+    def test_settings_lie_over_the_budgets(self, run: Path) -> None:
+        result = invoke("gate", run / "report.json", "--set", "macs.max_ratio=0.01")
+        assert result.exit_code == 3
+
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            (lambda whole: whole[:3000], "is cut short"),
+            (lambda whole: b"", "is cut short"),
+            (lambda whole: b"[]", "not a report"),
+            (lambda whole: whole.replace(b'"schema_version": 2', b'"schema_version": 9'), "9"),
+            (lambda whole: whole.replace(b'"created"', b'"creatd"'), "damaged"),
+        ],
+    )
+    def test_damaged_report(
+        self, content: Callable[[bytes], bytes], says: str, run: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "report.json"
+        path.write_bytes(content((run / "report.json").read_bytes()))
+        refused("gate", path, code=1, says=says)
+
+    def test_missing_report(self, tmp_path: Path) -> None:
+        refused("gate", tmp_path / "report.json", code=1, says="compress bench")
+        refused("gate", tmp_path, code=1, says="Is a directory")
+
+
+def steady(path: Path, target: Path, *, slower: float = 1.0, **changes: object) -> Path:
+    """Write a report again as a machine without any noise would have measured it.
+
+    Block medians are all alike, those of the pruned network ``slower`` times the reference's.
+    """
+    report = load_report(path)
+
+    def network(name: str, level: float) -> object:
+        found = getattr(report.networks, name)
+        latency = tuple(
+            record.model_copy(update={"block_medians_ms": (level,) * 20})
+            for record in found.latency
+        )
+        return found.model_copy(update={"latency": latency})
+
+    def exactly(interval: RatioInterval, ratio: float) -> RatioInterval:
+        bounds = dict.fromkeys(("ratio", "low", "high", "at_least", "at_most"), ratio)
+        return replace(interval, rounds=20, **bounds)
+
+    latency = tuple(
+        found.model_copy(
+            update={
+                "ratio": exactly(found.ratio, slower),
+                "control": exactly(found.control, 1.0),
+                "control_block_medians_ms": (1.0,) * 20,
+                "conditions": None,
+            }
+        )
+        for found in report.comparison.latency
+    )
+    config = report.config.model_copy(update={"min_blocks": 4})
+    same = report.model_copy(
+        update={
+            "networks": report.networks.model_copy(
+                update={"reference": network("reference", 1.0), "pruned": network("pruned", slower)}
+            ),
+            "comparison": report.comparison.model_copy(update={"latency": latency}),
+            "config": config,
+            **changes,
+        }
+    )
+    save_report(same, target)
+    return target
+
+
+class TestReport:
+    def test_every_page_is_made_again_from_the_json_alone(self, run: Path, tmp_path: Path) -> None:
+        shutil.copyfile(run / "report.json", tmp_path / "report.json")
+        result = invoke("report", tmp_path / "report.json")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert "PASS" in result.stdout
+        pages = {"report.json", "report.md", "report.html", "junit.xml"}
+        assert contents(tmp_path) == {
+            name: content for name, content in contents(run).items() if name in pages
+        }
+
+    def test_other_reports_stand_beside_it(self, run: Path, tmp_path: Path) -> None:
+        other = steady(run / "report.json", tmp_path / "other.json", slower=0.5)
+        alone = invoke("report", run / "report.json", "--output", tmp_path / "alone")
+        both = invoke("report", run / "report.json", other, "--output", tmp_path / "both")
+        assert (alone.exit_code, both.exit_code) == (0, 0)
+        pages = {"report.md", "report.html", "junit.xml"}
+        assert files_in(tmp_path / "both") == pages
+        differ = {
+            name
+            for name in pages
+            if (tmp_path / "alone" / name).read_bytes() != (tmp_path / "both" / name).read_bytes()
+        }
+        assert differ == {"report.html"}
+
+    def test_an_edited_report_is_refused(self, run: Path, tmp_path: Path) -> None:
+        text = (run / "report.json").read_text()
+        macs = load_report(run / "report.json").comparison.macs_ratio
+        (tmp_path / "report.json").write_text(
+            text.replace(f'"macs_ratio": {macs}', '"macs_ratio": 0.1')
+        )
+        says = "was changed after it was written"
+        for command in ("report", "gate"):
+            refused(command, tmp_path / "report.json", code=1, says=says)
+        assert files_in(tmp_path) == {"report.json"}
+
+
+class TestBaseline:
+    @pytest.fixture
+    def report(self, run: Path, tmp_path: Path) -> Path:
+        return steady(run / "report.json", tmp_path / "steady.json", slower=0.5)
+
+    def test_it_is_kept_and_replaced_only_on_purpose(self, report: Path, tmp_path: Path) -> None:
+        baseline = tmp_path / "baseline.json"
+        assert invoke("baseline", report, "--output", baseline).exit_code == 0
+        kept = load_report(baseline)
+        assert (kept.budgets, kept.change) == (None, None)
+        assert kept.networks == load_report(report).networks
+        before = baseline.read_bytes()
+        refused("baseline", report, "--output", baseline, code=1, says="--overwrite")
+        assert baseline.read_bytes() == before
+        slower = steady(report, tmp_path / "slower.json", slower=0.6)
+        replaced = invoke("baseline", slower, "--output", baseline, "--overwrite", "--json")
+        assert replaced.exit_code == 0
+        (change,) = document(replaced)["report"]["change"]["latency"]
+        assert change["ratio"]["ratio"] == pytest.approx(0.6 / 0.5)
+        assert load_report(baseline).comparison.latency[0].ratio.ratio == 0.6
+
+    @pytest.mark.parametrize(
+        ("slower", "code", "word"), [(0.5, 0, "PASS"), (0.51, 0, "PASS"), (0.53, 3, "FAIL")]
+    )
+    def test_the_gate_judges_the_regression(
+        self, slower: float, code: int, word: str, report: Path, tmp_path: Path
+    ) -> None:
+        now = steady(report, tmp_path / "now.json", slower=slower)
+        (tmp_path / "b.toml").write_text("[latency]\nmax_regression = 1.03\n")
+        arguments = ("--budgets", tmp_path / "b.toml", "--baseline", report, "--json")
+        judged = invoke("gate", now, *arguments)
+        assert judged.exit_code == code
+        (verdict,) = document(judged)["verdicts"]
+        assert verdict["status"] == word
+        assert verdict["measured"] == pytest.approx(slower / 0.5)
+
+    def test_a_regression_needs_a_baseline(self, report: Path, tmp_path: Path) -> None:
+        (tmp_path / "b.toml").write_text("[latency]\nmax_regression = 1.03\n")
+        refused("gate", report, "--budgets", tmp_path / "b.toml", code=2, says="--baseline")
+
+    def test_a_baseline_of_another_model(self, report: Path, tmp_path: Path) -> None:
+        other = steady(report, tmp_path / "other.json", architecture="resnet56")
+        refused("gate", report, "--baseline", other, code=1, says="resnet56")
+        refused(*("baseline", report, "--output", other, "--overwrite"), code=1, says="resnet56")
+
+    def test_a_machine_that_was_not_steady_gives_no_baseline(
+        self, report: Path, tmp_path: Path
+    ) -> None:
+        found = load_report(report)
+        latency = found.comparison.latency[0]
+        bounds = dict.fromkeys(("ratio", "low", "high", "at_least", "at_most"), 1.2)
+        shaken = latency.model_copy(update={"control": replace(latency.control, **bounds)})
+        changed = found.comparison.model_copy(update={"latency": (shaken,)})
+        save_report(found.model_copy(update={"comparison": changed}), tmp_path / "shaken.json")
+        arguments = ("--output", tmp_path / "baseline.json")
+        refused("baseline", tmp_path / "shaken.json", *arguments, code=5, says="against itself")
+        assert not (tmp_path / "baseline.json").exists()
+        (tmp_path / "b.toml").write_text("[latency]\nmax_ratio = 2.0\n")
+        judged = invoke("gate", tmp_path / "shaken.json", "--budgets", tmp_path / "b.toml")
+        assert judged.exit_code == 5
+        assert "SKIPPED" in judged.stdout
+
+
+class TestAgainst:
+    def test_another_run(self, run: Path, copied: Path) -> None:
+        measured = invoke("bench", copied, "--against", run, "--json")
+        assert measured.exit_code == 0, measured.stderr
+        report = document(measured)["report"]
+        assert report["against"] == "run"
+        assert (
+            report["networks"]["reference"]["weights_sha256"]
+            == (report["networks"]["pruned"]["weights_sha256"])
+        )
+        drop = report["comparison"]["accuracy"]["drop"]
+        assert (drop["flips_to_wrong"], drop["flips_to_right"]) == (0, 0)
+        assert "pruned against other run" in (copied / "report.md").read_text()
+
+    def test_a_stored_report(self, run: Path, copied: Path) -> None:
+        measured = invoke("bench", copied, "--against", run / "report.json", "--json")
+        assert measured.exit_code == 0, measured.stderr
+        change = document(measured)["report"]["change"]
+        assert change["differences"] == []
+        assert change["accuracy"]["drop_pp"] == 0
+        assert change["sha256"] == json.loads((run / "report.json").read_text())["sha256"]
+
+    def test_neither(self, copied: Path, tmp_path: Path) -> None:
+        before = contents(copied)
+        refused("bench", copied, "--against", tmp_path / "nothing", code=2, says="is neither dense")
+        (tmp_path / "text.json").write_text("{}")
+        refused("bench", copied, "--against", tmp_path / "text.json", code=1, says="not a report")
+        assert contents(copied) == before
+
+
+class TestWhatIsMeasured:
+    def test_layers_groups_and_batch_sizes(self, copied: Path) -> None:
+        measured = invoke("bench", copied, "--batch", "1,3", "--json")
+        assert measured.exit_code == 0, measured.stderr
+        report = document(measured)["report"]
+        assert [found["batch_size"] for found in report["comparison"]["latency"]] == [1, 3]
+        assert [found["batch_size"] for found in report["layers"]] == [1, 3]
+        for times in report["layers"]:
+            for side in ("reference", "pruned"):
+                layers = [layer[side] for layer in times["layers"] if layer[side]]
+                macs = report["networks"][side]["macs"]
+                assert sum(layer["macs"] for layer in layers) == macs
+        shown = document(invoke("inspect", copied / "pruned.safetensors", "--json"))
+        kept = {group["name"]: group["kept"] for group in shown["groups"] if not group["frozen"]}
+        assert {group["name"]: group["kept"] for group in report["groups"]} == kept
+
+    def test_no_layers_when_none_are_asked_for(self, copied: Path) -> None:
+        measured = invoke("bench", copied, "--set", "bench.layer_calls=0", "--json")
+        assert document(measured)["report"]["layers"] == []
+
+    def test_torch_as_it_is_asked_for(self, copied: Path) -> None:
+        arguments = ("--runtime", "torch-cpu", "--set", "bench.channels_last=true", "--json")
+        report = document(invoke("bench", copied, *arguments))["report"]
+        assert report["runtime"] == "torch (cpu, channels_last)"
+        assert report["layers"][0]["layers"][0]["name"] == "conv1"
+        says = "channels_last is for torch"
+        refused("bench", copied, "--set", "bench.channels_last=true", code=2, says=says)
+
+    @pytest.mark.parametrize("sizes", ["0", "1,x", "", "1;2"])
+    def test_batch_sizes_that_are_none(self, sizes: str, copied: Path) -> None:
+        refused("bench", copied, "--batch", sizes, code=2, says="bench.batch_sizes")
+
+    def test_budgets_that_so_few_images_cannot_decide(self, copied: Path, tmp_path: Path) -> None:
+        before = contents(copied)
+        (tmp_path / "b.toml").write_text("[accuracy]\nmax_drop_pp = 0.01\n")
+        for command in (("bench", copied), ("gate", copied / "report.json")):
+            refused(*command, "--budgets", tmp_path / "b.toml", code=2, says="27053 images")
+        assert contents(copied) == before
