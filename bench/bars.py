@@ -26,12 +26,12 @@ MOST_ROWS = 28
 """Groups of one figure; more go into several of equal length, to be set side by side."""
 MOST_LAYERS = 25
 """Layers that are drawn one by one; the others are summed."""
-_ROW = 0.31  # height of one row, in inches
+_ROW = 0.33  # height of one row, in inches
 _AROUND_CHANNELS, _AROUND_LAYERS = 0.55, 0.95  # what stands above and below the rows
-_TEXT = -0.27  # where a row has its line of text, in rows from its middle
+_TEXT = -0.24  # where a row has its line of text, in rows from its middle
 _ARROW = " \N{RIGHTWARDS ARROW} "
-_BAR = 0.36
-_BELOW = 0.2  # where the bars of a row have their middle  # height of a bar, in rows
+_BAR = 0.34
+_BELOW = 0.19  # where the bars of a row have their middle  # height of a bar, in rows
 
 
 def draw_channels(groups: Sequence[GroupRecord]) -> tuple[Figure, ...]:

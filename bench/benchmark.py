@@ -151,11 +151,7 @@ def _gpu_of(runner: Runner) -> int | None:
     from export.nvml import nvml_index
     from export.runners import stages_of
 
-    if stages_of(runner) is None:
-        return None
-    import torch
-
-    return nvml_index(torch.cuda.current_device())
+    return None if stages_of(runner) is None else nvml_index()
 
 
 def _predict(

@@ -141,7 +141,7 @@ def _draw_point(axes: Axes, point: pareto.Point) -> None:
         xerr=_reach(point.cost, point.cost_bar),
         yerr=_reach(point.top1, point.top1_bar),
         marker="o",
-        markersize=7 if point.ours else 9,
+        markersize=7 if point.ours else 10.5,
         markeredgewidth=1.5,
         color=colour,
         markerfacecolor=colour if pruned else PAPER,
@@ -149,7 +149,7 @@ def _draw_point(axes: Axes, point: pareto.Point) -> None:
         zorder=3 if point.ours else 2.5,
     )
     if not point.ours:
-        style = {"ha": "center", "va": "center_baseline", "fontsize": 7}
+        style = {"ha": "center", "va": "center_baseline", "fontsize": 8}
         _write(axes, point, (0, 0), color=PAPER if pruned else colour, **style)
     elif pruned:
         _write(axes, point, (7, -6), ha="left", va="top", color=colour)

@@ -111,6 +111,7 @@ summary { cursor: pointer; }
   .scroll { overflow: visible; }
   table { font-size: 7.5pt; } /* the widest one fits */
   th, td { padding: .15rem .3rem; white-space: normal; }
+  summary { list-style: none; }
   details::details-content { display: block; content-visibility: visible; block-size: auto; }
 }
 """

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.ranks import autocorrelation_time, pair_averages
+
 Floats = npt.NDArray[np.float64]
 Numbers = Sequence[float] | npt.NDArray[Any]
 
@@ -34,8 +36,6 @@ FEWEST_ROUNDS = 8
 """Fewer rounds cannot show that they resemble each other."""
 
 _QUANTILES = np.linspace(0, 1, 201)
-_BIAS_STEPS = 5  # it is settled to a hundredth by then
-_BISECTIONS = 48  # of the range of the rounds: to 4e-15 of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,27 +205,6 @@ def median_interval(blocks: Numbers, *, confidence: float) -> RatioInterval:
     return _centre(Blocks(blocks), confidence).as_ratio(confidence)
 
 
-def autocorrelation_time(values: Numbers) -> float:
-    """Return how many consecutive values (n,) tell as much as one independent value, 1 to n / 2.
-
-    Of their ranks, so that no single value decides; by the initial positive sequence of Geyer,
-    "Practical Markov chain Monte Carlo", Statistical Science 7 (1992) 473-483.
-    """
-    ranks = _ranks(_checked(values))
-    count, time = len(ranks), 1.0
-    products = np.correlate(ranks, ranks, mode="full")[count - 1 :]
-    if products[0] == 0:
-        return time
-    for _ in range(_BIAS_STEPS):
-        # About their own mean, values are correlated by -time / n less than they really are.
-        correlations = products / products[0] + time / count
-        correlations[0] = 1.0
-        pairs = correlations[: count // 4 * 2].reshape(-1, 2).sum(axis=1)
-        positive = pairs[: np.argmax(pairs <= 0)] if (pairs <= 0).any() else pairs
-        time = min(max(1.0, float(2 * positive.sum() - 1)), max(1.0, count / 2))
-    return time
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Centre:
     """Centre of the logs of the rounds, with its bounds."""
@@ -285,7 +264,7 @@ def _centre(blocks: Blocks, confidence: float) -> _Centre:
     reach = stdtrit(max(1.0, rounds / repeats - 1), [1 - tail / 2, 1 - tail]) * spread
     outside = np.maximum(np.floor(pairs / 2 - 0.5 - reach), 0)
     middle = [math.floor((pairs - 1) / 2), math.ceil((pairs - 1) / 2)]
-    found = _pair_averages(logs, [*middle, *outside, *(pairs - 1 - outside)])
+    found = pair_averages(logs, [*middle, *outside, *(pairs - 1 - outside)])
     lower, upper, low, at_least, high, at_most = found.tolist()
     centre = (lower + upper) / 2
     return _Centre(
@@ -296,30 +275,6 @@ def _centre(blocks: Blocks, confidence: float) -> _Centre:
         at_most=max(at_most, centre),
         rounds=rounds,
     )
-
-
-def _pair_averages(values: Floats, places: Sequence[float]) -> Floats:
-    """Return some of the sorted averages of all pairs, each value with itself among them.
-
-    By bisection on how many averages are no larger, since the averages themselves would not fit
-    into memory.
-    """
-    values, wanted = np.sort(values), np.asarray(places) + 1
-    low, high = np.full(len(wanted), values[0]), np.full(len(wanted), values[-1])
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        ordered = np.searchsorted(values, 2 * middle[:, None] - values, side="right").sum(axis=1)
-        with_itself = np.searchsorted(values, middle, side="right")
-        enough = (ordered + with_itself) / 2 >= wanted
-        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return high
-
-
-def _ranks(values: Floats) -> Floats:
-    """Return ranks about their mean; equal values share one."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2)[inverse] - (len(values) + 1) / 2
 
 
 def _binomial_cdf(count: int, share: float) -> Floats:

@@ -103,7 +103,7 @@ class _Clock:
     def _finish(self, milliseconds: float) -> None:
         """Take what the whole network took, once its modules have told what they did."""
         rest = milliseconds - sum(ms for _, ms in self.layers)
-        self._take((OUTSIDE, "functions", ()), rest)
+        self._take((OUTSIDE, "functions", ()), max(0.0, rest))
 
 
 def _is_leaf(module: nn.Module) -> bool:

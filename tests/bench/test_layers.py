@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -257,12 +258,10 @@ def test_macs_saved_where_they_are_cheap_and_layers_that_were_added() -> None:
     # 1000 to 500 MACs would leave 5 of 10 ms: 1 of 5.33 ms beyond is the new layer's, 4.33 are b's
     # half, less the sixth that a saved more.
     assert explain(times) == (
-        "MACs fell 2.00x and the time in layers fell 0.97x (10.00 ms to 10.33 ms).".replace(
-            "fell 0.97x", "rose 1.03x"
-        )
-        + " Had the time fallen as the MACs did, it would be 5.000 ms; of the 5.333 ms beyond that, "
-        "4.333 ms come from saving MACs where they take less time than elsewhere and 1.000 ms lie "
-        "in layers that the reference lacks."
+        "MACs fell 2.00x and the time in layers rose 1.03x (10.00 ms to 10.33 ms). Had the time "
+        "fallen as the MACs did, it would be 5.000 ms; of the 5.333 ms beyond that, 4.333 ms come "
+        "from saving MACs where they take less time than elsewhere and 1.000 ms lie in layers that "
+        "the reference lacks."
     )
 
 
@@ -284,12 +283,12 @@ def test_macs_saved_where_they_are_cheap_and_layers_that_were_added() -> None:
         (
             [("a", (100, 4.0), (100, 2.0), True), ("b", (0, 1.0), (0, 1.0))],
             "MACs stayed the same and the time in layers fell 1.67x (5.000 ms to 3.000 ms). Of 1 "
-            "layers with weights, 1 has channels that are no multiple of 8.",
+            "layer with weights, 1 has channels that are no multiple of 8.",
         ),
     ],
 )
 def test_where_there_is_nothing_to_explain(rows: list[Any], said: str) -> None:
-    assert explain(times_of(*rows)) == said.replace("Of 1 layers", "Of 1 layer")
+    assert explain(times_of(*rows)) == said
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -302,17 +301,12 @@ def test_causes_add_up_to_what_is_missing(seed: int) -> None:
     rows += [("Add", (0, 2.0), (0, 2.0 * rng.uniform(0.5, 2))), ("new", None, (30, 4.0))]
     said = explain(times_of(*rows))
     beyond, causes = said.split("; of the ")[1].split(" beyond that, ")
-    parts = [float(word) for word, unit in _pairs(causes) if unit == "ms"]
+    parts = [float(found) for found in re.findall(r"([\d.]+) ms", causes)]
     missing = float(beyond.removesuffix(" ms"))
     # What is not said is less than a twentieth each, or in our favour.
     assert sum(parts) >= missing * (1 - 3 * 0.05) - 0.01
     assert min(parts) >= 0.05 * missing - 0.01
     assert parts == sorted(parts, reverse=True)
-
-
-def _pairs(text: str) -> list[tuple[str, str]]:
-    words = text.replace("(", "").split()
-    return list(zip(words, words[1:], strict=False))
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, wilcoxon
 
+from bench.ranks import autocorrelation_time, pair_averages
 from bench.stats import (
     Blocks,
-    autocorrelation_time,
     change_interval,
     median,
     median_interval,
@@ -163,6 +163,13 @@ def test_the_ratio_of_swapped_networks_is_the_inverse(blocks: list[tuple[float, 
     assert swapped.at_most == pytest.approx(1 / found.at_least)
 
 
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))
+def test_pair_averages_are_those_of_the_sorted_list(values: list[float]) -> None:
+    pairs = sorted((a + b) / 2 for i, a in enumerate(values) for b in values[i:])
+    found = pair_averages(np.array(values), range(len(pairs)))
+    np.testing.assert_allclose(found, pairs, atol=1e-12)
+
+
 def test_many_rounds_fit_into_memory() -> None:
     dense, pruned = np.random.default_rng(2).lognormal(0, 0.1, (2, 20_000))
     found = median_ratio_interval(dense, 0.8 * pruned, confidence=0.95)
@@ -195,14 +202,14 @@ def test_autocorrelation_time_of_a_known_process(correlation: float) -> None:
 
 @given(SAMPLES)
 def test_autocorrelation_time_is_that_of_ranks_and_within_its_range(samples: list[float]) -> None:
-    found = autocorrelation_time(samples)
+    found = autocorrelation_time(np.array(samples))
     assert 1 <= found <= max(1, len(samples) / 2)
-    assert autocorrelation_time([x**3 for x in samples]) == pytest.approx(found)
+    assert autocorrelation_time(np.array(samples) ** 3) == pytest.approx(found)
 
 
 def test_autocorrelation_time_of_what_does_not_change() -> None:
-    assert autocorrelation_time([2.0] * 30) == 1
-    assert autocorrelation_time([1.0]) == 1
+    assert autocorrelation_time(np.full(30, 2.0)) == 1
+    assert autocorrelation_time(np.ones(1)) == 1
     assert autocorrelation_time(np.arange(40.0)) == 20, "a drift tells no more than two values"
 
 

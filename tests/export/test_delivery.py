@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from host_gpu import HostGpu, fresh_host_gpu
+from host_gpu import HostEvent, HostGpu, fresh_host_gpu
 from onnx_models import rounds_half_precision
 from runs import DATA, config_of, pruned_run
 from tensorrt_contract import fake_tensorrt
@@ -63,6 +63,7 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = fake_tensorrt("10.4.0")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("export.runners.engine_runner.Cuda", fresh_host_gpu())
+    monkeypatch.setattr("bench.device_timing._TorchEvent", HostEvent)
     for where in ("export.engines.gpu.find_gpu", "export.engines.build.find_gpu"):
         monkeypatch.setattr(where, lambda: HOST)
     return module
@@ -287,11 +288,17 @@ def test_bench_measures_the_engines(run: RunDirectory, cuda_graph: bool) -> None
     captures = sum(opened.captures for opened in engine_runner.Cuda.opened)
     assert (captures > 0) == cuda_graph
     assert (report.target, report.precision) == ("h100", "fp16")
-    for network in ("dense", "pruned"):
-        record = getattr(report.networks, network)
+    networks = {"dense": report.networks.reference, "pruned": report.networks.pruned}
+    for network, record in networks.items():
         assert record.bytes == done.engines[network]["engine"]["bytes"]
         assert [found.batch_size for found in record.parity] == [1, 2]
         assert [found.batch_size for found in record.latency] == [1, 2]
+        for found in record.latency:
+            steps = {name: step.mean_ms for name, step in found.stages.items()}
+            assert set(steps) == {"h2d", "compute", "d2h", "enqueue", "host"}
+            on_device = steps["h2d"] + steps["compute"] + steps["d2h"]
+            assert found.summary.mean_ms == pytest.approx(on_device)
+            assert found.images_per_second == pytest.approx(1000 * found.batch_size / steps["host"])
 
 
 @pytest.mark.usefixtures("h100")
@@ -300,4 +307,4 @@ def test_an_engine_that_was_changed_is_not_measured(run: RunDirectory) -> None:
     engine = run.export / "pruned.engine"
     engine.write_bytes(engine.read_bytes() + b"\0")
     with pytest.raises(CheckpointError, match=r"pruned\.engine is not the file that"):
-        subjects(run.path, runtime="tensorrt", precision="fp32")
+        subjects(run.path, config=BenchConfig(runtime="tensorrt"), precision="fp32")
