@@ -19,6 +19,9 @@ from bench.stats import (
 from bench.verdicts import Figure, Verdict
 from compress.config import BenchConfig
 
+STEADY = 0.02
+"""Share by which a network may differ from itself, unless the precision asked for is less."""
+
 _ADD_SIZE = "add the batch size to bench.batch_sizes"
 _MEASURE_LONGER = "measure longer (bench.max_seconds) or on a quieter machine"
 _OTHER_BASELINE = "name a baseline that holds the batch size"
@@ -36,7 +39,7 @@ def unfit(comparison: LatencyComparison, config: BenchConfig) -> str | None:
     """Return why the machine was not fit to measure this batch size, as the rest of a sentence."""
     if comparison.conditions is not None and (reason := throttled(comparison.conditions)):
         return reason
-    control, slack = comparison.control, config.ratio_precision
+    control, slack = comparison.control, max(STEADY, config.ratio_precision)
     if control.low > 1 + slack or control.high < 1 - slack:
         interval = f"[{units.ratio(control.low)}, {units.ratio(control.high)}]"
         return (

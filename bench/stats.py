@@ -94,7 +94,8 @@ def percentile(samples: Numbers, percent: float) -> float:
 
 def median(samples: Numbers) -> float:
     """Return the median; an even count averages the middle pair."""
-    return float(np.median(_checked(samples)))
+    values = np.sort(_checked(samples))
+    return float(values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
 
 
 def summary(samples_ms: Numbers) -> LatencySummary:

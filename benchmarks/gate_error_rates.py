@@ -13,6 +13,7 @@ Of accuracy, outcomes of a reference and a pruned network are drawn image by ima
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -293,6 +294,7 @@ def _latency_tables(runs: int, config: BenchConfig) -> Iterator[str]:
     found = {}
     for name, noise in {**NOISES, **NEIGHBOURS}.items():
         found[name] = latency_rates(noise, runs, config)
+        print(f"{name}: done", file=sys.stderr)
     for title, kind in (
         ("against the reference", "ratio"),
         ("ratio against a baseline", "regression"),

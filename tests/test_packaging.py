@@ -28,8 +28,10 @@ COMMANDS = {
         "precision"
     ),
     "export": "target precision batch engine triton set output model data json",
-    "bench": "runtime precision budgets set output data json",
-    "gate": "budgets set output json",
+    "bench": "runtime precision batch against budgets baseline data model set output json",
+    "gate": "budgets baseline set output json",
+    "report": "output json",
+    "baseline": "output overwrite json",
     "doctor": "target json",
     "inspect": "model json",
     "import": "output model data set classes overwrite json",

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -116,6 +116,7 @@ def test_a_point_without_a_measured_interval_has_no_bar(report: Report) -> None:
     plot(bare, "accuracy-macs")
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=12))
 def test_the_frontier_is_every_point_that_no_other_one_beats(pairs: list[tuple[int, int]]) -> None:
     points = [pareto.Point("", "pruned", True, cost, top1) for cost, top1 in pairs]
@@ -522,6 +523,7 @@ def test_characters_that_no_document_can_hold_are_replaced() -> None:
     inline_svg(drawn("a\x00b\ud800"), "key", "x\x01").encode()
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80), st.integers(4, 60))
 def test_a_name_fits_and_keeps_its_end(name: str, most: int) -> None:
     found = fitted(name, most)

@@ -399,6 +399,10 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., s
             [*command, path.as_uri()], capture_output=True, check=True, text=True, timeout=120
         ).stdout
 
+    try:
+        run("<p>")
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"{CHROMIUM} does not work here: {error}")
     return run
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bench.budgets import require_baseline, require_resolvable
 from bench.change import change_against
 from bench.conditions import Conditions, CpuConditions, throttled
-from bench.quality_gate import Budgets, Verdict, exit_code, judge, load_budgets
+from bench.quality_gate import Budgets, Verdict, exit_code, judge, load_budgets, unfit
 from bench.schema import Report
 from bench.stats import RatioInterval
 from compress.documents import named_files
@@ -166,15 +166,20 @@ def test_a_control_off_one_makes_the_machine_unfit_whatever_is_allowed(
     compared: Report, control: RatioInterval, doubtful: bool, allow: bool
 ) -> None:
     judged = with_ratio(compared, interval(0.6, 0.65, 0.7), control)
-    judged = judged.model_copy(
-        update={"config": judged.config.model_copy(update={"ratio_precision": 0.02})}
-    )
     verdicts = judge(judged, budgets(latency={**EVERY_LATENCY, "allow_skipped": allow}))
     expected = "SKIPPED" if doubtful else "PASS"
     assert [verdict.status for verdict in verdicts] == [expected] * 5
     assert exit_code(verdicts) == (5 if doubtful else 0)
     assert all(doubtful == ("against itself" in verdict.sentence) for verdict in verdicts)
     assert all((verdict.measured is None) == doubtful for verdict in verdicts)
+
+
+def test_who_asks_for_less_precision_allows_a_less_steady_machine(report: Report) -> None:
+    judged = with_ratio(report, interval(0.6, 0.65, 0.7), interval(1.021, 1.03, 1.04))
+    (comparison,) = judged.comparison.latency
+    for precision, fit in ((0.001, False), (0.0209, False), (0.022, True)):
+        config = judged.config.model_copy(update={"ratio_precision": precision})
+        assert (unfit(comparison, config) is None) == fit
 
 
 @pytest.mark.parametrize("counts", [False, True])

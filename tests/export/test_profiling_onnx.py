@@ -21,7 +21,14 @@ from compress.models import build_model
 from compress.shrink import shrink
 from export.precision.fp16 import to_fp16
 from export.precision.int8 import quantised_tensors, to_int8
-from export.profiling import WARMUPS, LayerTime, Profile, joined_profiles, profile_network
+from export.profiling import (
+    WARMUPS,
+    LayerTime,
+    Profile,
+    joined_profiles,
+    onnx_profile,
+    profile_network,
+)
 from export.profiling.onnx_layers import MULTIPLYING, layers_of, module_path, read_layers
 from export.profiling.onnx_profile import covered_nodes, profile_from_events
 from export.runners import OnnxRunner, Runtime
@@ -110,6 +117,9 @@ def test_macs_in_closed_form() -> None:
     # (9 - 3) / 2 + 1 = 4 rows and 10 - 5 + 1 = 6 columns
     assert (conv.macs, conv.inputs, conv.outputs) == (8 * 4 * 6 * 2 * 3 * 5, 6, 8)
     assert (product.macs, product.inputs, product.outputs) == (8 * 4 * 5 * 6, 6, 5)
+    first = helper.make_node("MatMul", ["right", "input"], ["logits"], name="first")
+    (layer,) = layers_of(handmade([first], weights, ("batch", 2, 5, 7)))
+    assert (layer.macs, layer.inputs, layer.outputs) == (2 * 6 * 7 * 5, 5, 6)
     square = [helper.make_node("MatMul", ["input", "input"], ["logits"], name="square")]
     assert layers_of(handmade(square, {}, ("batch", 3, 4, 4))) == ()
     gemm = helper.make_node("Gemm", ["input", "gemm"], ["logits"], name="fc", transB=1)
@@ -294,8 +304,12 @@ def block() -> onnx.ModelProto:
             ],
             [(CONV1, RELU1), (), (CONV2,), (SHORTCUT,), (ADD, RELU2)],
         ),
+        (
+            [(CONV1, "FusedConv"), (f"{RELU1}_output_0_nchwc", "Conv")],
+            [(CONV1, RELU1, CONV2, ADD, RELU2), ()],
+        ),
     ],
-    ids=["blocked", "addition apart", "fused", "casts"],
+    ids=["blocked", "addition apart", "fused", "casts", "a convolution more"],
 )
 def test_names_that_onnx_runtime_makes_trace_back(
     executed: list[tuple[str, str]], covered: list[tuple[str, ...]]
@@ -360,12 +374,23 @@ def test_calls_are_warmed_up_and_take_turns(
         ran.append(runner._profile_to is not None)
         return infer(runner, batch)
 
+    counts: list[bool] = []
+    from_events = onnx_profile.profile_from_events
+
+    def noted(*given: Any, counted: list[bool], plain_us: list[float]) -> Profile:
+        counts.extend(counted)
+        assert len(plain_us) == 14
+        return from_events(*given, counted=counted, plain_us=plain_us)
+
     monkeypatch.setattr(OnnxRunner, "infer", counted)
+    monkeypatch.setattr(onnx_profile, "profile_from_events", noted)
     profile = profile_network(path, "onnxruntime-cpu", images(1), calls=14, threads=1)
     assert profile is not None
     assert profile.calls == 14
     warm = [True] * WARMUPS + [False] * WARMUPS
     assert ran == warm + [True] * 11 + [False] * 11 + [True] * 5 + [False] * 5
+    # The first call of each turn pays for the caches that the other session left cold.
+    assert counts == [False] * WARMUPS + [False] + [True] * 10 + [False] + [True] * 4
 
 
 def test_a_profile_that_fails_leaves_nothing(
