@@ -56,7 +56,7 @@ def benchmark(
         groups: Channel groups of the pruned network; passed through.
         pruning: What the pruning stage says of itself; passed through.
         progress: Told about every step.
-        seed: Of the order within rounds and of the bootstrap.
+        seed: Of the order within rounds.
         open_runner: Loads a network for so many threads, in the runtime of the configuration.
 
     Raises:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bench.environment import Environment
+from bench.latency_verdicts import unfit
 from bench.paired import PairedDrop, paired_drop
 from bench.report import sealed
 from bench.schema import Change, LatencyChange, LatencyRecord, NetworkRecord, Report
@@ -99,8 +100,11 @@ def _known(fact: object) -> str:
 
 
 def _latency(report: Report, stored: Report, *, medians: bool) -> Iterator[LatencyChange]:
-    """Yield the change at every batch size that both measured."""
+    """Yield the change at every batch size that both measured, the stored one on a fit machine."""
     then, now = _blocks(stored), _blocks(report)
+    for comparison in stored.comparison.latency:
+        if unfit(comparison, stored.config):
+            then.pop(comparison.batch_size, None)
     confidence = report.config.confidence
     for size in (size for size in now if size in then):
         was, is_ = then[size], now[size]

@@ -38,7 +38,6 @@ _WARMUP_SHARE = 0.1  # of max_seconds, per network: most that warming up may tak
 _STATIONARY = 0.01  # a window no more than this share faster than the last ends warming up
 _INSTANT_MS = 1e-6  # no call is faster; keeps a clock that stood still from dividing by zero
 _LOOK_EVERY = 4  # rounds between two looks at the interval
-_LOOK_RESAMPLES = 1_000  # a look decides when to stop, never what is reported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +115,9 @@ def measure_latency(
     calls = {name: warm["pruned" if name == "pruned" else "reference"].iterations for name in SLOTS}
     timings = {name: _Timings(calls[name]) for name in SLOTS}
 
-    def interval(slot: str, resamples: int = 10_000) -> RatioInterval:
+    def interval(slot: str) -> RatioInterval:
         blocks = timings["reference"].blocks, timings[slot].blocks
-        return median_ratio_interval(*blocks, confidence=confidence, seed=seed, resamples=resamples)
+        return median_ratio_interval(*blocks, confidence=confidence)
 
     rng = np.random.default_rng(seed)
     converged, longest, rounds = False, 0.0, 0
@@ -132,7 +131,7 @@ def measure_latency(
         rounds += 1
         longest = max(longest, clock() - began)
         if rounds >= min_blocks and (rounds - min_blocks) % _LOOK_EVERY == 0:
-            converged = _reach(interval("pruned", _LOOK_RESAMPLES)) <= ratio_precision
+            converged = _reach(interval("pruned")) <= ratio_precision
         if progress is not None:
             progress(min(1.0, (clock() - start) / max_seconds))
     if progress is not None:

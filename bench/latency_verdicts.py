@@ -91,7 +91,7 @@ def _judge_change(figure: Figure, key: str, report: Report) -> Verdict:
     change = report.change
     found = next((one for one in change.latency if one.batch_size == figure.batch_size), None)
     if found is None:
-        return figure.skipped("was not measured in the baseline", _OTHER_BASELINE)
+        return figure.skipped("has no fit measurement in the baseline", _OTHER_BASELINE)
     if key == "max_regression":
         return _decide(figure, found.ratio, report.config)
     if found.median is None:

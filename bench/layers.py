@@ -28,6 +28,7 @@ _UNCHANGED = 0.005  # a ratio this close to 1 is said to have stayed
 _FOLLOWS = 0.02  # share of the pruned time by which it may miss the MACs and still follow them
 _WORTH_SAYING = 0.05  # share of what is missing that a layer must hold to be named
 _MOST_NAMED = 3
+_FASTER = "in layers whose time fell more than their MACs"
 _LEAST = 1e-6  # keeps a layer that took no time from dividing by zero
 
 
@@ -114,11 +115,11 @@ def explain(times: LayerTimes) -> str:
         f"({milliseconds(times.reference_ms)} to {milliseconds(times.pruned_ms)})"
     ]
     if fewer > 1 + _UNCHANGED and missing > _FOLLOWS * times.pruned_ms:
-        reasons = _reasons(times, fewer, missing)
         expected = milliseconds(times.reference_ms / fewer)
         said.append(f"Had the time fallen as the MACs did, it would be {expected}")
+        reasons = _reasons(times, fewer, missing)
         if reasons:
-            said[-1] += f"; of the {milliseconds(missing)} beyond that, {_listed(reasons)}"
+            said.append(f"The {milliseconds(missing)} beyond that are {reasons}")
     weighted = [layer for layer in times.layers if layer.pruned and layer.pruned.macs]
     missed = sum(layer.misses_multiple for layer in weighted)
     if missed:
@@ -146,8 +147,10 @@ def _profile(
     )
 
 
-def _reasons(times: LayerTimes, fewer: float, missing: float) -> list[str]:
+def _reasons(times: LayerTimes, fewer: float, missing: float) -> str:
     """Return where the time lies beyond what ``fewer`` times less MACs would leave, in words.
+
+    Empty where no part stands out, as when the layers do not add up to the whole.
 
     A layer with weights takes, beyond its time divided by ``fewer``, what it does not gain from its
     own MACs, and what its own MACs fell less than all of them; the second adds up to nothing if
@@ -159,20 +162,25 @@ def _reasons(times: LayerTimes, fewer: float, missing: float) -> list[str]:
     added = sum(_figure(layer.pruned, "milliseconds") for layer in weighted if not layer.reference)
     idle = sum(map(_not_gained, shared))
     beyond = [sum(_beyond(layer, fewer) for layer in group) for group in (outside, weighted)]
+    elsewhere = "from saving MACs where they take {} time than elsewhere"
+    # Each with how it is said of more time, and of less.
     found = [
-        (beyond[0], f"lie outside of layers with weights{_largest(outside)}"),
-        (idle, f"lie in layers whose time did not follow their MACs{_slowest(shared)}"),
-        (added, "lie in layers that the reference lacks"),
         (
-            beyond[1] - idle - added,
-            "come from saving MACs where they take less time than elsewhere",
+            beyond[0],
+            f"outside of layers with weights{_largest(outside)}",
+            "outside of layers with weights",
         ),
+        (idle, f"in layers whose time did not follow their MACs{_slowest(shared)}", _FASTER),
+        (added, "in layers that the reference lacks", ""),
+        (beyond[1] - idle - added, elsewhere.format("less"), elsewhere.format("more")),
     ]
-    return [
-        f"{milliseconds(ms)} {words}"
-        for ms, words in sorted(found, reverse=True)
-        if ms > _WORTH_SAYING * missing
-    ]
+    least = _WORTH_SAYING * missing
+    found.sort(reverse=True)
+    more = [f"{milliseconds(ms)} {words}" for ms, words, _ in found if ms > least]
+    less = [f"{milliseconds(-ms)} {words}" for ms, _, words in found if ms < -least]
+    if not more:
+        return ""
+    return f"{_listed(more)}{f', less {_listed(less)}' if less else ''}"
 
 
 def _beyond(layer: LayerRecord, fewer: float) -> float:
@@ -200,7 +208,7 @@ def _slowest(layers: Sequence[LayerRecord]) -> str:
     named = [
         f"{layer.name} with MACs {_ratio(layer, 'macs')} and time {_ratio(layer, 'milliseconds')}"
         for layer in worst
-        if _not_gained(layer) > _WORTH_SAYING * sum(map(_not_gained, layers))
+        if _not_gained(layer) > 0
     ]
     return f" ({', '.join(named)})" if named else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from bench.layers import explain
 from bench.quality_gate import Status, Verdict
 from bench.schema import Report
 from bench.sheets import comparison_sheet, headline, measured_on, sheets, verdict_sheet
@@ -27,9 +28,11 @@ def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
     from rich.text import Text
 
     sheet, judged = comparison_sheet(report), verdict_sheet(verdicts)
+    layers = (f"Batch {times.batch_size}: {explain(times)}" for times in report.layers)
+    notes = "\n".join((*judged.notes, *layers))
     table = Table(
         title=headline(report),
-        caption=Text("\n".join(judged.notes)) if judged.notes else None,
+        caption=Text(notes) if notes else None,
         caption_justify="left",
     )
     fill(table, sheet)

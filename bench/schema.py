@@ -150,7 +150,7 @@ class Change(Record):
     differences: tuple[str, ...]
     """What differs between the two machines and their software; empty for the same."""
     latency: tuple[LatencyChange, ...]
-    """Batch sizes that both measured."""
+    """Batch sizes that both measured, the stored one on a fit machine."""
     accuracy: PairedDrop | None
     """Top-1 of the stored pruned network minus that of this one, on the same images."""
     no_accuracy: str | None

@@ -1,11 +1,11 @@
 """Latency statistics: pure functions of samples.
 
 A round times both networks back to back, in an order drawn at random, so whatever slows the machine
-for both hits either one with equal probability: the log of a round's ratio lies symmetrically about
-the truth. The ratio is the Hodges-Lehmann estimate of its centre, the median of the averages of all
-pairs of rounds, with the interval of Wilcoxon's signed ranks (Hollander, Wolfe and Chicken,
-Nonparametric Statistical Methods, 2014, sections 3.2 and 3.3). Rounds that resemble the ones before
-them count for less: the variance is that of independent rounds times the autocorrelation time.
+for both hits either one with equal probability: a round's ratio is above the true one as often as
+below. The ratio is the median over rounds, with the interval of the sign test between two of the
+sorted rounds, which assumes nothing else of them (Conover, Practical Nonparametric Statistics,
+1999, section 3.2). Rounds that resemble the ones before them count for less: the variance is that
+of independent rounds times their autocorrelation time, and the quantiles are Student's.
 
 Every interval has two sides for people (``low``, ``high``) and the two one-sided bounds that
 verdicts use (``at_least``, ``at_most``), every one at the stated confidence.
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.ranks import autocorrelation_time, pair_averages
+from bench.autocorrelation import autocorrelation_time
 
 Floats = npt.NDArray[np.float64]
 Numbers = Sequence[float] | npt.NDArray[Any]
@@ -160,10 +160,8 @@ def median_ratio_interval(
     pruned_blocks: Numbers,
     *,
     confidence: float,
-    seed: int = 0,
-    resamples: int = 0,
 ) -> RatioInterval:
-    """Return how many times the latency of the reference the pruned network takes.
+    """Return the median ratio of pruned over reference.
 
     Both arguments hold one latency per round, (rounds,): entry i of each was measured in the same
     round, so what slowed both networks cancels.
@@ -171,7 +169,7 @@ def median_ratio_interval(
     Raises:
         ValueError: lengths that differ, no rounds, or values that are not finite and positive.
     """
-    return _centre(Blocks(pruned_blocks, reference_blocks), confidence).as_ratio(confidence)
+    return _median(Blocks(pruned_blocks, reference_blocks), confidence).as_ratio(confidence)
 
 
 def change_interval(
@@ -179,8 +177,6 @@ def change_interval(
     now: Blocks,
     *,
     confidence: float,
-    seed: int = 0,
-    resamples: int = 0,
 ) -> RatioInterval:
     """Return how a latency changed between two measurements: now over then, above 1 is slower.
 
@@ -191,24 +187,23 @@ def change_interval(
     Raises:
         ValueError: as ``median_ratio_interval``.
     """
-    return _centre(now, confidence).minus(_centre(then, confidence)).as_ratio(confidence)
+    return _median(now, confidence).minus(_median(then, confidence)).as_ratio(confidence)
 
 
 def median_interval(blocks: Numbers, *, confidence: float) -> RatioInterval:
     """Return the latency of one network, in the unit of its blocks (rounds,), with its bounds.
 
-    It is the centre of the block medians, estimated as ``median_ratio_interval`` does: a ratio to
-    one unit.
+    It is the median over the blocks, bounded as in ``median_ratio_interval``: a ratio to one unit.
 
     Raises:
         ValueError: as ``median_ratio_interval``.
     """
-    return _centre(Blocks(blocks), confidence).as_ratio(confidence)
+    return _median(Blocks(blocks), confidence).as_ratio(confidence)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Centre:
-    """Centre of the logs of the rounds, with its bounds."""
+class _Median:
+    """Median of the logs of the rounds, with its bounds."""
 
     found: float
     low: float
@@ -217,8 +212,8 @@ class _Centre:
     at_most: float
     rounds: int
 
-    def minus(self, other: _Centre) -> _Centre:
-        """Return the difference of two independent centres, with square-and-add bounds."""
+    def minus(self, other: _Median) -> _Median:
+        """Return the difference of two independent medians, with square-and-add bounds."""
         found = self.found - other.found
 
         def lower(mine: float, theirs: float) -> float:
@@ -227,7 +222,7 @@ class _Centre:
         def upper(mine: float, theirs: float) -> float:
             return found + math.hypot(mine - self.found, other.found - theirs)
 
-        return _Centre(
+        return _Median(
             found=found,
             low=lower(self.low, other.high),
             high=upper(self.high, other.low),
@@ -248,8 +243,8 @@ class _Centre:
         )
 
 
-def _centre(blocks: Blocks, confidence: float) -> _Centre:
-    """Estimate the centre of the logs of the pruned blocks, over the reference if there is one."""
+def _median(blocks: Blocks, confidence: float) -> _Median:
+    """Estimate the median log of the pruned blocks, over the reference if there is one."""
     from scipy.special import stdtrit
 
     logs = np.log(_positive(blocks.pruned))
@@ -258,22 +253,19 @@ def _centre(blocks: Blocks, confidence: float) -> _Centre:
         if len(reference) != len(logs):
             raise ValueError(f"{len(reference)} reference blocks cannot be paired with {len(logs)}")
         logs = logs - np.log(reference)
-    rounds, tail = len(logs), 1 - confidence
-    pairs, repeats = rounds * (rounds + 1) / 2, autocorrelation_time(logs)
-    # Under the null hypothesis, the standard deviation of Wilcoxon's signed-rank statistic.
-    spread = math.sqrt(rounds * (rounds + 1) * (2 * rounds + 1) / 24 * repeats)
+    rounds, tail, repeats = len(logs), 1 - confidence, autocorrelation_time(logs)
+    # Of how many rounds lie below the true ratio: the standard deviation.
+    spread = math.sqrt(rounds * repeats) / 2
     reach = stdtrit(max(1.0, rounds / repeats - 1), [1 - tail / 2, 1 - tail]) * spread
-    outside = np.maximum(np.floor(pairs / 2 - 0.5 - reach), 0)
-    middle = [math.floor((pairs - 1) / 2), math.ceil((pairs - 1) / 2)]
-    found = pair_averages(logs, [*middle, *outside, *(pairs - 1 - outside)])
-    lower, upper, low, at_least, high, at_most = found.tolist()
-    centre = (lower + upper) / 2
-    return _Centre(
-        found=centre,
-        low=min(low, centre),
-        high=max(high, centre),
-        at_least=min(at_least, centre),
-        at_most=max(at_most, centre),
+    outside = np.maximum(np.floor(rounds / 2 - 0.5 - reach), 0).astype(int)
+    ordered = np.sort(logs)
+    (low, at_least), (high, at_most) = ordered[outside], ordered[rounds - 1 - outside]
+    return _Median(
+        found=median(logs),
+        low=float(low),
+        high=float(high),
+        at_least=float(at_least),
+        at_most=float(at_most),
         rounds=rounds,
     )
 

@@ -141,7 +141,7 @@ def _conditions_facts(found: Conditions) -> dict[str, str]:
         "load average after": _told(cpu.load_average_after, "{:.2f}"),
         "stopped by a CPU quota": _told(cpu.quota_throttled_ms, "{:.0f} ms"),
         "clocks lowered for heat": _told(cpu.thermal_throttles, "{:d} times"),
-        "time given to other guests": _told(cpu.stolen_share, "{:.2%}"),
+        "time given to other guests": _told(cpu.stolen_share, "{:.2%}").replace("%", " %"),
         "clock of the core": _span(cpu.frequency_mhz_min, cpu.frequency_mhz_max),
     }
     if gpu is not None:

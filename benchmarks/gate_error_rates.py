@@ -101,6 +101,7 @@ NOISES = {
     "drift: a ramp": Noise(lognormal(0.05), ramp),
     "drift: a random walk": Noise(lognormal(0.05), walk),
     "two speeds": Noise(lognormal(0.05), modes(1.4, 1.5)),
+    "busy: half the speed for 0.2 s": Noise(lognormal(0.05), modes(2.0, 0.2)),
 }
 """Noise that does not ask which network runs."""
 NEIGHBOURS = {
@@ -309,9 +310,7 @@ def _latency_tables(runs: int, config: BenchConfig) -> Iterator[str]:
             rows.append((name, *(f"{100 * number / one.runs:.1f} %" for number in counts)))
         yield from _table(header, rows)
     yield "\nTime of a measurement, and verdicts that were not given:\n"
-    rows = [
-        (n, f"{r.seconds:.1f} s", f"{100 * r.unfit / (3 * runs):.1f} %") for n, r in found.items()
-    ]
+    rows = [(n, f"{r.seconds:.1f} s", f"{r.unfit / (3 * runs):.1%}") for n, r in found.items()]
     yield from _table(("noise", "median time", "SKIPPED"), rows)
 
 

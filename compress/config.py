@@ -376,9 +376,9 @@ class BenchConfig(Section):
     """Least work in one timed block, in milliseconds."""
     min_blocks: int = Field(default=20, ge=4)
     """Fewest blocks per network and batch size."""
-    max_seconds: float = Field(default=15.0, gt=0)
+    max_seconds: float = Field(default=20.0, gt=0)
     """Most time per batch size, in seconds."""
-    ratio_precision: float = Field(default=0.02, gt=0)
+    ratio_precision: float = Field(default=0.0075, gt=0)
     """Stop early when the half-width of the interval of the latency ratio is below this share."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Level of the intervals."""

@@ -15,6 +15,8 @@ from commands import (
     contents,
     document,
     files_in,
+    full_for,
+    interrupted_in,
     invoke,
     refused,
 )
@@ -433,4 +435,30 @@ class TestWhatIsMeasured:
         (tmp_path / "b.toml").write_text("[accuracy]\nmax_drop_pp = 0.01\n")
         for command in (("bench", copied), ("gate", copied / "report.json")):
             refused(*command, "--budgets", tmp_path / "b.toml", code=2, says="27053 images")
+        assert contents(copied) == before
+
+
+class TestTrouble:
+    def test_disk_full_while_the_page_is_written(
+        self, copied: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = contents(copied)
+        full_for(monkeypatch, "compress.files", ".html")
+        refused("bench", copied, code=1, says="report.html: the disk is full")
+        after = contents(copied)
+        assert after["report.json"] != before["report.json"]  # what was measured is not lost
+        assert after["report.html"] == before["report.html"]
+        assert after.keys() == before.keys()
+
+    @pytest.mark.parametrize(
+        "moment", ["bench.benchmark.measure_latency", "bench.benchmark.profile_layers"]
+    )
+    def test_ctrl_c_while_it_measures(
+        self, moment: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = contents(copied)
+        interrupted_in(monkeypatch, moment)
+        result = invoke("bench", copied)
+        assert (result.exit_code, result.stdout) == (130, "")
+        assert result.stderr.splitlines()[-1] == "stopped"
         assert contents(copied) == before

@@ -117,7 +117,7 @@ def _latency(
 
     def interval(slot: str) -> Any:
         return median_ratio_interval(
-            blocks["reference"], blocks[slot], confidence=config.confidence, seed=0, resamples=1000
+            blocks["reference"], blocks[slot], confidence=config.confidence
         )
 
     return LatencyResult(

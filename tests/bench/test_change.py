@@ -100,6 +100,15 @@ def test_batch_sizes_of_one_side_are_left_out(sample_report: ReportFactory) -> N
     assert [change.batch_size for change in found.latency] == [8]
 
 
+def test_what_the_stored_report_measured_on_an_unfit_machine_is_left_out(
+    sample_report: ReportFactory,
+) -> None:
+    steady, unsteady = sample_report(), sample_report(control=1.1)
+    assert change_against(steady, unsteady).latency == ()
+    # Of this report it is the verdict that says so.
+    assert len(change_against(unsteady, steady).latency) == 2
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [

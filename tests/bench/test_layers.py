@@ -222,10 +222,11 @@ def test_savings_and_their_shares() -> None:
     ]
 
 
-def test_nothing_saved_has_no_shares() -> None:
-    times = times_of(("a", (100, 4.0), (100, 4.5)))
+@pytest.mark.parametrize("macs", [100, 120])
+def test_nothing_saved_has_no_shares(macs: int) -> None:
+    times = times_of(("a", (100, 4.0), (macs, 4.5)))
     (one,) = savings(times)
-    assert (one.macs, one.milliseconds) == (0, -0.5)
+    assert (one.macs, one.milliseconds) == (100 - macs, -0.5)
     assert one.macs_share is None
     assert one.milliseconds_share is None
 
@@ -243,9 +244,9 @@ def test_why_the_time_did_not_follow_the_macs() -> None:
     # its 4 ms and b 1 less than half of its 2, which leaves nothing.
     assert explain(times) == (
         "MACs fell 2.00x and the time in layers fell 1.31x (10.40 ms to 7.950 ms). Had the time "
-        "fallen as the MACs did, it would be 5.200 ms; of the 2.750 ms beyond that, 2.000 ms lie "
-        "in layers whose time did not follow their MACs (a with MACs 4.00x and time 1.33x) and "
-        "0.750 ms lie outside of layers with weights (Add and Cast). Of 3 layers with weights, 1 "
+        "fallen as the MACs did, it would be 5.200 ms. The 2.750 ms beyond that are 2.000 ms in "
+        "layers whose time did not follow their MACs (a with MACs 4.00x and time 1.33x) and 0.750 "
+        "ms outside of layers with weights (Add and Cast). Of 3 layers with weights, 1 "
         "has channels that are no multiple of 8."
     )
 
@@ -259,9 +260,33 @@ def test_macs_saved_where_they_are_cheap_and_layers_that_were_added() -> None:
     # half, less the sixth that a saved more.
     assert explain(times) == (
         "MACs fell 2.00x and the time in layers rose 1.03x (10.00 ms to 10.33 ms). Had the time "
-        "fallen as the MACs did, it would be 5.000 ms; of the 5.333 ms beyond that, 4.333 ms come "
-        "from saving MACs where they take less time than elsewhere and 1.000 ms lie in layers that "
-        "the reference lacks."
+        "fallen as the MACs did, it would be 5.000 ms. The 5.333 ms beyond that are 4.333 ms from "
+        "saving MACs where they take less time than elsewhere and 1.000 ms in layers that the "
+        "reference lacks."
+    )
+
+
+def test_what_was_gained_is_taken_off_what_was_lost() -> None:
+    times = times_of(
+        *(("a", (900, 9.0), (300, 9.0)), ("b", (100, 1.0), (200, 2.0))),
+        *(("Add", (0, 4.0), (0, 1.0)),),
+    )
+    # 2x less MACs would leave 7 of 14 ms; a is 6 behind its own MACs, Add fell by 1 more than by
+    # half, a and b are as far from half as their MACs are.
+    assert explain(times) == (
+        "MACs fell 2.00x and the time in layers fell 1.17x (14.00 ms to 12.00 ms). Had the time "
+        "fallen as the MACs did, it would be 7.000 ms. The 5.000 ms beyond that are 6.000 ms in "
+        "layers whose time did not follow their MACs (a with MACs 3.00x and time 1.00x), less "
+        "1.000 ms outside of layers with weights."
+    )
+    times = times_of(("a", (100, 2.0), (10, 4.0)), ("b", (100, 8.0), (90, 3.0)))
+    # Half of 10 ms would be 5: a is 3.8 behind its MACs, b 4.2 ahead, and b kept most of its MACs.
+    assert "beyond that are 2.400 ms from saving MACs where they take less" in explain(times)
+    assert explain(times).endswith("less 0.400 ms in layers whose time fell more than their MACs.")
+    times = times_of(("a", (100, 9.0), (10, 8.0)), ("b", (100, 1.0), (90, 1.0)))
+    assert explain(times).endswith(
+        "(a with MACs 10.00x and time 1.12x, b with MACs 1.11x and time 1.00x), less 3.200 ms from "
+        "saving MACs where they take more time than elsewhere."
     )
 
 
@@ -291,6 +316,12 @@ def test_where_there_is_nothing_to_explain(rows: list[Any], said: str) -> None:
     assert explain(times_of(*rows)) == said
 
 
+def test_layers_that_do_not_add_up_explain_nothing() -> None:
+    times = times_of(("a", (100, 5.0), (50, 2.5)))
+    times = times.model_copy(update={"reference_ms": 10.0, "pruned_ms": 9.0})
+    assert explain(times).endswith("Had the time fallen as the MACs did, it would be 5.000 ms.")
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_causes_add_up_to_what_is_missing(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -300,13 +331,16 @@ def test_causes_add_up_to_what_is_missing(seed: int) -> None:
     ]
     rows += [("Add", (0, 2.0), (0, 2.0 * rng.uniform(0.5, 2))), ("new", None, (30, 4.0))]
     said = explain(times_of(*rows))
-    beyond, causes = said.split("; of the ")[1].split(" beyond that, ")
-    parts = [float(found) for found in re.findall(r"([\d.]+) ms", causes)]
+    beyond, causes = said.split(". The ")[1].split(" beyond that are ")
     missing = float(beyond.removesuffix(" ms"))
-    # What is not said is less than a twentieth each, or in our favour.
-    assert sum(parts) >= missing * (1 - 3 * 0.05) - 0.01
-    assert min(parts) >= 0.05 * missing - 0.01
-    assert parts == sorted(parts, reverse=True)
+    more, less = (
+        [float(found) for found in re.findall(r"([\d.]+) ms", part)]
+        for part in f"{causes}, less ".split(", less ")[:2]
+    )
+    # What is not said is less than a twentieth each.
+    assert sum(more) - sum(less) == pytest.approx(missing, abs=0.1 * missing + 0.01)
+    assert min(more + less) >= 0.05 * missing - 0.01
+    assert more == sorted(more, reverse=True)
 
 
 @pytest.fixture(scope="module")

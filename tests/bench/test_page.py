@@ -270,6 +270,7 @@ def test_every_cell_of_every_table_is_on_the_page(
         for row in sheet.rows if sheet != verdict_sheet(verdicts) else ():
             assert all(cell in shown for cell in row)
         assert sheet.title in page.text("h2") + page.text("h3")
+    assert page.text().count(verdict_sheet(verdicts).title) == 1
 
 
 def test_every_verdict_is_told_with_its_sentence_once(page: Page, verdicts: list[Verdict]) -> None:
@@ -363,6 +364,11 @@ def test_names_are_text_whatever_they_hold(bare: Report, names: list[str]) -> No
     assert page.text("title").startswith("<script>")
 
 
+def test_characters_that_no_document_can_hold_are_replaced(bare: Report) -> None:
+    written = render_page(bare.model_copy(update={"architecture": "a\x00b\ud800c"}), [])
+    assert Page(written.encode().decode()).text("h1").startswith("a\ufffdb\ufffdc for cpu")
+
+
 def test_names_in_plots_are_text_as_well(sample_report: ReportFactory) -> None:
     report = with_details(sample_report(batch_sizes=(1,)))
     nasty = "</text></svg><script>alert(1)</script>"
@@ -400,7 +406,7 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., s
         ).stdout
 
     try:
-        run("<p>")
+        run("<p>", "--dump-dom")
     except (OSError, subprocess.SubprocessError) as error:
         pytest.skip(f"{CHROMIUM} does not work here: {error}")
     return run

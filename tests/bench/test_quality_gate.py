@@ -327,7 +327,7 @@ def test_a_batch_size_that_the_baseline_lacks_is_skipped(sample_report: ReportFa
     judged = two.model_copy(update={"change": change_against(two, stored)})
     verdicts = judge(judged, budgets(latency={"max_regression": 1.5}))
     assert [(v.batch_size, v.status) for v in verdicts] == [(1, "SKIPPED"), (8, "PASS")]
-    assert "was not measured in the baseline" in verdicts[0].sentence
+    assert "at batch size 1 has no fit measurement in the baseline" in verdicts[0].sentence
 
 
 def test_an_accuracy_that_the_baseline_lacks_is_skipped_with_the_reason(report: Report) -> None:

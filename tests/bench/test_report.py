@@ -79,8 +79,6 @@ def test_the_interval_can_be_recomputed_from_the_document(report: Report) -> Non
         report.networks.reference.latency[0].block_medians_ms,
         report.networks.pruned.latency[0].block_medians_ms,
         confidence=report.config.confidence,
-        seed=0,
-        resamples=1000,
     )
     assert again == found.ratio
 

@@ -123,7 +123,7 @@ def test_steps_on_a_gpu_and_what_the_machine_did(sample_report: ReportFactory) -
         "load average after": "0.50",
         "stopped by a CPU quota": "unknown",
         "clocks lowered for heat": "0 times",
-        "time given to other guests": "1.25%",
+        "time given to other guests": "1.25 %",
         "clock of the core": "2400 to 3100 MHz",
         "SM clock": "1380 MHz",
         "memory clock": "877 MHz",

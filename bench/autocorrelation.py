@@ -1,8 +1,6 @@
-"""Rank statistics of a series: what is robust to any single value of it."""
+"""How alike the values of a series are that follow each other, by their ranks."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +8,6 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 _BIAS_STEPS = 2  # more gain nothing, and make much of chance in short series
-_BISECTIONS = 36  # of the range of the values: to 1.5e-11 of it
 
 
 def autocorrelation_time(values: Floats) -> float:
@@ -32,23 +29,6 @@ def autocorrelation_time(values: Floats) -> float:
         positive = pairs[: np.argmax(pairs <= 0)] if (pairs <= 0).any() else pairs
         time = min(max(1.0, float(2 * positive.sum() - 1)), max(1.0, count / 2))
     return time
-
-
-def pair_averages(values: Floats, places: Sequence[float]) -> Floats:
-    """Return some of the sorted averages of all pairs (n,), each value with itself among them.
-
-    ``places`` (m,) count from 0; the result is (m,). By bisection on how many averages are no
-    larger, since the averages of many values would not fit into memory.
-    """
-    values, wanted = np.sort(values), np.asarray(places) + 1
-    low, high = np.full(len(wanted), values[0]), np.full(len(wanted), values[-1])
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        ordered = np.searchsorted(values, 2 * middle[:, None] - values, side="right").sum(axis=1)
-        with_itself = np.searchsorted(values, middle, side="right")
-        enough = (ordered + with_itself) / 2 >= wanted
-        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return high
 
 
 def _ranks(values: Floats) -> Floats:
