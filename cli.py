@@ -25,9 +25,9 @@ from compress.errors import (
 
 # Nothing else is imported up here: --help must not wait for torch.
 if TYPE_CHECKING:
+    from bench.judging.quality_gate import Verdict
     from bench.measurement import Against
-    from bench.quality_gate import Verdict
-    from bench.schema import Report
+    from bench.reports.schema import Report
     from compress.config import RunConfig
     from compress.data import ImageData
     from compress.launch import Check, Request, Started
@@ -341,7 +341,7 @@ def report_command(
 ) -> None:
     """Write a report's Markdown, page and JUnit file again, from its JSON alone."""
     from bench.publish import write_views
-    from bench.report import load_report
+    from bench.reports.report import load_report
 
     measured, more = load_report(report), [load_report(other) for other in others or ()]
     verdicts = _judge(measured)
@@ -359,7 +359,7 @@ def baseline_command(
     as_json: Json = False,
 ) -> None:
     """Keep a report as the baseline that later ones are judged against."""
-    from bench.baseline import keep_baseline
+    from bench.judging.baseline import keep_baseline
 
     kept = keep_baseline(report, output, overwrite=overwrite)
     say(f"the baseline is in {output}")
@@ -620,13 +620,13 @@ def _measure(
 
 def _judge(report: Report) -> list[Verdict]:
     """Judge a report by the budgets that it names."""
-    from bench.quality_gate import judge
+    from bench.judging.quality_gate import judge
 
     return judge(report, report.budgets) if report.budgets else []
 
 
 def _exit_code(verdicts: list[Verdict]) -> int:
-    from bench.quality_gate import exit_code
+    from bench.judging.quality_gate import exit_code
 
     return exit_code(verdicts) if verdicts else 0
 
@@ -642,12 +642,12 @@ def _publish(report: Report, verdicts: list[Verdict], folder: Path) -> None:
 
 def _print_report(report: Report, verdicts: list[Verdict], as_json: bool) -> None:
     if as_json:
-        from bench.report import sealed
+        from bench.reports.report import sealed
 
         judged = [asdict(verdict) for verdict in verdicts]
         print_json({"report": sealed(report), "verdicts": judged})
     else:
-        from bench.render import render_table
+        from bench.pages.render import render_table
 
         print_table(render_table(report, verdicts))
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.accuracy import LabelledImages, Predictions, compare, measure_accuracy
-from bench.conditions import Watch
-from bench.environment import default_threads, fingerprint
-from bench.latency import Images, LatencyResult, measure_latency
-from bench.layer_records import LayerTimes
-from bench.layers import profile_layers
-from bench.report import build_report
-from bench.schema import GroupRecord, Report
+from bench.measuring.accuracy import LabelledImages, Predictions, compare, measure_accuracy
+from bench.measuring.conditions import Watch
+from bench.measuring.environment import default_threads, fingerprint
+from bench.measuring.latency import Images, LatencyResult, measure_latency
+from bench.measuring.layer_records import LayerTimes
+from bench.measuring.layers import profile_layers
+from bench.reports.report import build_report
+from bench.reports.schema import GroupRecord, Report
 from bench.subject import Subject, subjects
 from compress.config import BenchConfig, Precision
 from compress.errors import DataError

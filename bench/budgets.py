@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, field_validator, model_validator
 
 from bench import units
-from bench.paired import images_to_resolve, resolution
+from bench.statistics.paired import images_to_resolve, resolution
 from compress.config import Precision
 from compress.documents import Section, apply_setting, read_toml, validated
 from compress.errors import ConfigError

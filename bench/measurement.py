@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.benchmark import Progress, benchmark
 from bench.budgets import Budgets, require_resolvable
-from bench.change import change_against
-from bench.report import load_report
-from bench.schema import GroupRecord, Report
+from bench.judging.change import change_against
+from bench.reports.report import load_report
+from bench.reports.schema import GroupRecord, Report
 from compress.checkpoint import read_description
 from compress.data import ImageData, eval_batches
 from compress.errors import ConfigError

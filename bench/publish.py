@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.junit import render_junit
-from bench.page import render_page
-from bench.quality_gate import Verdict
-from bench.render import render_markdown
-from bench.report import save_report
-from bench.schema import Report
+from bench.judging.junit import render_junit
+from bench.judging.quality_gate import Verdict
+from bench.pages.page import render_page
+from bench.pages.render import render_markdown
+from bench.reports.report import save_report
+from bench.reports.schema import Report
 from compress.files import write_atomically
 
 REPORT = "report.json"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bench.schema import Artefact, ParityRecord
+from bench.reports.schema import Artefact, ParityRecord
 from compress.config import BenchConfig, Precision, Runtime
 from compress.documents import named_files
 from compress.errors import CheckpointError, ConfigError

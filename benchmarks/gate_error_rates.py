@@ -22,16 +22,16 @@ from itertools import count
 import numpy as np
 import numpy.typing as npt
 
-from bench.accuracy import Predictions, compare
 from bench.budgets import Budgets
-from bench.change import change_against
-from bench.environment import Environment
-from bench.latency import SLOTS, LatencyResult, measure_latency
-from bench.paired import PairedDrop, paired_drop
-from bench.quality_gate import judge
-from bench.report import build_report
-from bench.schema import Artefact, Report
-from bench.stats import RatioInterval
+from bench.judging.change import change_against
+from bench.judging.quality_gate import judge
+from bench.measuring.accuracy import Predictions, compare
+from bench.measuring.environment import Environment
+from bench.measuring.latency import SLOTS, LatencyResult, measure_latency
+from bench.reports.report import build_report
+from bench.reports.schema import Artefact, Report
+from bench.statistics.paired import PairedDrop, paired_drop
+from bench.statistics.stats import RatioInterval
 from compress.config import BenchConfig
 
 Floats = npt.NDArray[np.float64]

@@ -79,7 +79,7 @@ class HostGpu:
 
 
 class HostEvent:
-    """What ``bench.device_timing`` marks a stream with, by the clock of the host."""
+    """What ``bench.measuring.device_timing`` marks a stream with, by the clock of the host."""
 
     def __init__(self, stream: int) -> None:
         assert stream == HostGpu.stream

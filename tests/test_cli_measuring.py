@@ -21,8 +21,8 @@ from commands import (
     refused,
 )
 
-from bench.report import load_report, save_report
-from bench.stats import RatioInterval
+from bench.reports.report import load_report, save_report
+from bench.statistics.stats import RatioInterval
 
 
 class TestBenchAndGate:

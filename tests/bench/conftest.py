@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.accuracy import Predictions, compare
-from bench.environment import Environment
-from bench.latency import SLOTS, LatencyResult, Warmup
-from bench.report import build_report
-from bench.schema import Artefact, ParityRecord, Report
-from bench.stats import median_ratio_interval
+from bench.measuring.accuracy import Predictions, compare
+from bench.measuring.environment import Environment
+from bench.measuring.latency import SLOTS, LatencyResult, Warmup
+from bench.reports.report import build_report
+from bench.reports.schema import Artefact, ParityRecord, Report
+from bench.statistics.stats import median_ratio_interval
 from compress.config import BenchConfig
 
 ReportFactory = Callable[..., Report]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.accuracy import compare, measure_accuracy
+from bench.measuring.accuracy import compare, measure_accuracy
 from compress.errors import DataError, ModelError
 
 

@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.benchmark import benchmark, timing_batch
-from bench.report import load_report, render_markdown, save_report
+from bench.pages.render import render_markdown
+from bench.reports.report import load_report, save_report
 from bench.subject import subjects
 from compress.config import BenchConfig
 from compress.errors import CheckpointError, ConfigError, DataError, EnvironmentUnfitError

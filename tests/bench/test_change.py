@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.change import change_against
-from bench.outcomes import pack_outcomes
-from bench.report import load_report, save_report, sealed
-from bench.schema import NetworkRecord, Report
-from bench.stats import median_ratio_interval
+from bench.judging.change import change_against
+from bench.reports.outcomes import pack_outcomes
+from bench.reports.report import load_report, save_report, sealed
+from bench.reports.schema import NetworkRecord, Report
+from bench.statistics.stats import median_ratio_interval
 from compress.errors import CheckpointError
 
 ReportFactory = Callable[..., Report]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench import conditions as module
-from bench.conditions import Conditions, CpuConditions, GpuConditions, Watch, throttled
-from bench.environment import affinity
+from bench.measuring import conditions as module
+from bench.measuring.conditions import Conditions, CpuConditions, GpuConditions, Watch, throttled
+from bench.measuring.environment import affinity
 from export.nvml import THROTTLING, GpuReading
 
 READING = GpuReading(

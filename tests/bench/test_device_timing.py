@@ -12,8 +12,8 @@ import pytest
 import torch
 from host_gpu import HostEvent, fresh_host_gpu
 
-from bench import device_timing
-from bench.device_timing import STAGES, DeviceCalls, advice, time_on_device
+from bench.measuring import device_timing
+from bench.measuring.device_timing import STAGES, DeviceCalls, advice, time_on_device
 from export.runners.cuda import Cuda
 from export.runners.stages import Stages
 
@@ -255,6 +255,7 @@ def test_trtexecs_thresholds() -> None:
 
 
 def test_importing_it_loads_no_torch() -> None:
-    code = "import sys, bench.device_timing, bench.conditions; print('torch' in sys.modules)"
+    modules = "bench.measuring.device_timing, bench.measuring.conditions"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import environment
-from bench.environment import cpu_quota, default_threads, fingerprint
+from bench.measuring import environment
+from bench.measuring.environment import cpu_quota, default_threads, fingerprint
 from export.nvml import Gpu
 
 

@@ -16,11 +16,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from bench import bars, pareto
-from bench.figures import Plot, plots
-from bench.layer_records import LayerFigures, LayerRecord, LayerTimes
-from bench.schema import GroupRecord, Report
-from bench.svg import VARIABLES, default_style, fitted, inline_svg, plain
+from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
+from bench.pages import bars, pareto
+from bench.pages.figures import Plot, plots
+from bench.pages.svg import VARIABLES, default_style, fitted, inline_svg, plain
+from bench.reports.schema import GroupRecord, Report
 from compress.plots import BLUE, GREEN, INK, ORANGE, VERMILION
 
 ReportFactory = Callable[..., Report]

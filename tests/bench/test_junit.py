@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.junit import render_junit
-from bench.quality_gate import Budgets, Verdict, judge
-from bench.schema import Report
+from bench.judging.junit import render_junit
+from bench.judging.quality_gate import Budgets, Verdict, judge
+from bench.reports.schema import Report
 
 ReportFactory = Callable[..., Report]
 

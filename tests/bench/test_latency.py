@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.device_timing import DeviceCalls
-from bench.latency import LatencyResult, measure_latency
+from bench.measuring.device_timing import DeviceCalls
+from bench.measuring.latency import LatencyResult, measure_latency
 from compress.config import BenchConfig
 from compress.errors import DataError
 
@@ -241,7 +241,7 @@ def test_on_a_gpu_the_latency_is_that_of_the_steps(monkeypatch: pytest.MonkeyPat
             stages_ms={name: [ms] * iterations for name, ms in STEPS_MS.items()},
         )
 
-    monkeypatch.setattr("bench.latency.time_on_device", time_on_device)
+    monkeypatch.setattr("bench.measuring.latency.time_on_device", time_on_device)
     clock = Clock()
     runners = {
         "reference": GpuRunner("reference", clock, lambda call: 3.0),

@@ -14,9 +14,9 @@ from onnx_models import exported
 from torch import nn
 
 import export.profiling
-from bench.layer_matching import layer_times
-from bench.layer_records import LayerFigures, LayerRecord, LayerTimes
-from bench.layers import explain, profile_layers, savings
+from bench.measuring.layer_matching import layer_times
+from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
+from bench.measuring.layers import explain, profile_layers, savings
 from bench.subject import Subject
 from compress import cost
 from compress.analysis import analyse

@@ -17,13 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.layer_records import LayerFigures, LayerRecord, LayerTimes
-from bench.page import POLICY, render_page
-from bench.quality_gate import judge, load_budgets
-from bench.report import save_report
-from bench.schema import GroupRecord, Report
-from bench.sheets import headline, sheets, verdict_sheet
-from bench.verdicts import Status, Verdict
+from bench.judging.quality_gate import judge, load_budgets
+from bench.judging.verdicts import Status, Verdict
+from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
+from bench.pages.page import POLICY, render_page
+from bench.pages.sheets import headline, sheets, verdict_sheet
+from bench.reports.report import save_report
+from bench.reports.schema import GroupRecord, Report
 
 ReportFactory = Callable[..., Report]
 VOID = {"meta", "br", "wbr"}
@@ -219,8 +219,8 @@ def test_the_same_report_makes_the_same_bytes_in_another_process(
     report = with_details(sample_report(batch_sizes=(1,)), layers=0)
     save_report(report, tmp_path / "report.json")
     program = (
-        "import sys; from pathlib import Path; from bench.page import render_page; "
-        "from bench.report import load_report; "
+        "import sys; from pathlib import Path; from bench.pages.page import render_page; "
+        "from bench.reports.report import load_report; "
         "sys.stdout.buffer.write(render_page(load_report(Path(sys.argv[1])), []).encode())"
     )
     written = subprocess.run(

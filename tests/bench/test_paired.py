@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binom, binomtest, norm
 
-from bench.paired import (
+from bench.statistics.paired import (
     images_needed,
     images_to_resolve,
     mcnemar_p,

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.budgets import require_baseline, require_resolvable
-from bench.change import change_against
-from bench.conditions import Conditions, CpuConditions, throttled
-from bench.quality_gate import Budgets, Verdict, exit_code, judge, load_budgets, unfit
-from bench.schema import Report
-from bench.stats import RatioInterval
+from bench.judging.change import change_against
+from bench.judging.quality_gate import Budgets, Verdict, exit_code, judge, load_budgets, unfit
+from bench.measuring.conditions import Conditions, CpuConditions, throttled
+from bench.reports.schema import Report
+from bench.statistics.stats import RatioInterval
 from compress.documents import named_files
 from compress.errors import ConfigError
 

@@ -15,12 +15,13 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from bench import units
-from bench.json_schema import report_schema
-from bench.outcomes import Outcomes
-from bench.quality_gate import Verdict, judge, load_budgets
-from bench.report import load_report, render_markdown, render_table, save_report, sealed
-from bench.schema import Report
-from bench.sheets import comparison_sheet, verdict_sheet
+from bench.judging.quality_gate import Verdict, judge, load_budgets
+from bench.pages.render import render_markdown, render_table
+from bench.pages.sheets import comparison_sheet, verdict_sheet
+from bench.reports.json_schema import report_schema
+from bench.reports.outcomes import Outcomes
+from bench.reports.report import load_report, save_report, sealed
+from bench.reports.schema import Report
 from compress.errors import CheckpointError, OutputError
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +73,7 @@ def test_the_document_says_what_it_is(report: Report, tmp_path: Path) -> None:
 
 
 def test_the_interval_can_be_recomputed_from_the_document(report: Report) -> None:
-    from bench.stats import median_ratio_interval
+    from bench.statistics.stats import median_ratio_interval
 
     found = report.comparison.latency[0]
     again = median_ratio_interval(
@@ -265,7 +266,9 @@ def test_units(written: str, expected: str) -> None:
     assert written == expected
 
 
-@pytest.mark.parametrize("module", ["bench.quality_gate", "bench.report", "bench.benchmark"])
+@pytest.mark.parametrize(
+    "module", ["bench.judging.quality_gate", "bench.reports.report", "bench.benchmark"]
+)
 def test_import_is_light(module: str) -> None:
     heavy = "('torch', 'torchvision', 'onnx', 'onnxruntime', 'scipy', 'rich')"
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"

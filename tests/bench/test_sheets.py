@@ -7,12 +7,12 @@ from datetime import datetime, timezone
 
 import pytest
 
-from bench.conditions import Conditions, CpuConditions, GpuConditions
-from bench.layer_records import LayerFigures, LayerRecord, LayerTimes
-from bench.schema import Change, LatencyChange, Report
-from bench.sheets import sheets
-from bench.stats import RatioInterval, summary
-from bench.timing_sheets import MOST_LAYERS, layer_sheet
+from bench.measuring.conditions import Conditions, CpuConditions, GpuConditions
+from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
+from bench.pages.sheets import sheets
+from bench.pages.timing_sheets import MOST_LAYERS, layer_sheet
+from bench.reports.schema import Change, LatencyChange, Report
+from bench.statistics.stats import RatioInterval, summary
 from compress.sheet import Sheet
 
 ReportFactory = Callable[..., Report]

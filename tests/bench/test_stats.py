@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, quantile_test
 
-from bench.autocorrelation import autocorrelation_time
-from bench.stats import (
+from bench.statistics.autocorrelation import autocorrelation_time
+from bench.statistics.stats import (
     Blocks,
     change_interval,
     median,

@@ -63,7 +63,7 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = fake_tensorrt("10.4.0")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("export.runners.engine_runner.Cuda", fresh_host_gpu())
-    monkeypatch.setattr("bench.device_timing._TorchEvent", HostEvent)
+    monkeypatch.setattr("bench.measuring.device_timing._TorchEvent", HostEvent)
     for where in ("export.engines.gpu.find_gpu", "export.engines.build.find_gpu"):
         monkeypatch.setattr(where, lambda: HOST)
     return module

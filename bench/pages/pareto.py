@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench import units
-from bench.schema import NetworkRecord, Report
+from bench.reports.schema import NetworkRecord, Report
 
 Cost = int | None
 """A batch size, whose median latency in milliseconds is the cost; None for MACs per image."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.layer_records import LayerFigures, LayerRecord, LayerTimes
+from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
 
 if TYPE_CHECKING:
     from export.profiling import LayerTime, Profile

@@ -11,12 +11,19 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from bench import units
-from bench.figures import Plot, plots
-from bench.page_style import STYLE
-from bench.schema import LatencyComparison, Report
-from bench.sheets import NOT_MEASURED, headline, measured_on, reference_name, sheets, verdict_sheet
-from bench.svg import default_style, inline_svg, plain
-from bench.verdicts import EXIT_CODES, Status, Verdict
+from bench.judging.verdicts import EXIT_CODES, Status, Verdict
+from bench.pages.figures import Plot, plots
+from bench.pages.page_style import STYLE
+from bench.pages.sheets import (
+    NOT_MEASURED,
+    headline,
+    measured_on,
+    reference_name,
+    sheets,
+    verdict_sheet,
+)
+from bench.pages.svg import default_style, inline_svg, plain
+from bench.reports.schema import LatencyComparison, Report
 from compress.sheet import Row, Sheet
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

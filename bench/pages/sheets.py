@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from bench import timing_sheets as timing
 from bench import units
-from bench.paired import PairedDrop
-from bench.quality_gate import Verdict
-from bench.schema import Change, NetworkRecord, Report
-from bench.stats import RatioInterval
+from bench.judging.quality_gate import Verdict
+from bench.pages import timing_sheets as timing
+from bench.reports.schema import Change, NetworkRecord, Report
+from bench.statistics.paired import PairedDrop
+from bench.statistics.stats import RatioInterval
 from compress.sheet import Row, Sheet
 
 NOT_MEASURED = "not measured"

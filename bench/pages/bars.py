@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench import units
-from bench.schema import GroupRecord
-from bench.svg import WIDTH, fitted
+from bench.pages.svg import WIDTH, fitted
+from bench.reports.schema import GroupRecord
 from compress.plots import BLUE, FAINT, GREEN, INK, ORANGE, PALE, VERMILION
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from bench.layer_records import LayerFigures, LayerRecord, LayerTimes
+    from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
 
 MOST_ROWS = 28
 """Groups of one figure; more go into several of equal length, to be set side by side."""

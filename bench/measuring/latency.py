@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from bench.conditions import Conditions, Watch
-from bench.device_timing import time_on_device
-from bench.stats import RatioInterval, median, median_ratio_interval
+from bench.measuring.conditions import Conditions, Watch
+from bench.measuring.device_timing import time_on_device
+from bench.statistics.stats import RatioInterval, median, median_ratio_interval
 from compress.errors import DataError
 
 if TYPE_CHECKING:

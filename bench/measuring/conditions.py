@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field
 
-from bench.environment import affinity
+from bench.measuring.environment import affinity
 from bench.record import Record
 from export.nvml import THROTTLING, GpuReading, read_gpu
 

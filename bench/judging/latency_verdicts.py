@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from bench import units
 from bench.budgets import LatencyBudget
-from bench.conditions import throttled
-from bench.schema import LatencyComparison, Report
-from bench.stats import (
+from bench.judging.verdicts import Figure, Verdict
+from bench.measuring.conditions import throttled
+from bench.reports.schema import LatencyComparison, Report
+from bench.statistics.stats import (
     FEWEST_ROUNDS,
     TAIL_CONFIDENCE,
     LatencySummary,
@@ -16,7 +17,6 @@ from bench.stats import (
     median_interval,
     queries_needed,
 )
-from bench.verdicts import Figure, Verdict
 from compress.config import BenchConfig
 
 STEADY = 0.02

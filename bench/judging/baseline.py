@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.change import change_against
-from bench.latency_verdicts import unfit
-from bench.report import load_report, save_report
-from bench.schema import Report
+from bench.judging.change import change_against
+from bench.judging.latency_verdicts import unfit
+from bench.reports.report import load_report, save_report
+from bench.reports.schema import Report
 from compress.errors import EnvironmentUnfitError, OutputError
 
 

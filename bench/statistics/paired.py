@@ -18,7 +18,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from bench.stats import MOST_COUNT, first_count
+from bench.statistics.stats import MOST_COUNT, first_count
 
 _TOLERANCE = 1e-13  # of a share; doubles near 1 are 2e-16 apart
 

@@ -1,11 +1,14 @@
-"""The JSON schema of a report: ``python -m bench.json_schema > docs/report.schema.json``."""
+"""The JSON schema of a report.
+
+python -m bench.reports.json_schema > docs/report.schema.json
+"""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from bench.schema import SCHEMA_VERSION, Report
+from bench.reports.schema import SCHEMA_VERSION, Report
 
 
 def report_schema() -> dict[str, Any]:

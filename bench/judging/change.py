@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.environment import Environment
-from bench.latency_verdicts import unfit
-from bench.paired import PairedDrop, paired_drop
-from bench.report import sealed
-from bench.schema import Change, LatencyChange, LatencyRecord, NetworkRecord, Report
-from bench.stats import Blocks, change_interval
+from bench.judging.latency_verdicts import unfit
+from bench.measuring.environment import Environment
+from bench.reports.report import sealed
+from bench.reports.schema import Change, LatencyChange, LatencyRecord, NetworkRecord, Report
+from bench.statistics.paired import PairedDrop, paired_drop
+from bench.statistics.stats import Blocks, change_interval
 from compress.errors import CheckpointError
 
 _SETTINGS = ("cuda_graph", "channels_last", "compiled")  # of bench, that change what is timed

@@ -13,16 +13,16 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field
 
-from bench.accuracy import AccuracyComparison
 from bench.budgets import Budgets
-from bench.conditions import Conditions
-from bench.environment import Environment
-from bench.latency import Warmup
-from bench.layer_records import LayerTimes
-from bench.outcomes import Outcomes
-from bench.paired import PairedDrop
+from bench.measuring.accuracy import AccuracyComparison
+from bench.measuring.conditions import Conditions
+from bench.measuring.environment import Environment
+from bench.measuring.latency import Warmup
+from bench.measuring.layer_records import LayerTimes
 from bench.record import Record, Sha256
-from bench.stats import LatencySummary, RatioInterval
+from bench.reports.outcomes import Outcomes
+from bench.statistics.paired import PairedDrop
+from bench.statistics.stats import LatencySummary, RatioInterval
 from compress.config import BenchConfig, Precision
 
 SCHEMA_VERSION: Literal[2] = 2

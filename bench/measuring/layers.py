@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bench.latency import Images
-from bench.layer_matching import layer_times
-from bench.layer_records import LayerFigures, LayerRecord, LayerTimes, Saving
+from bench.measuring.latency import Images
+from bench.measuring.layer_matching import layer_times
+from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes, Saving
 from bench.units import milliseconds, speed_up
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from datetime import timezone
 from xml.etree import ElementTree as ET
 
-from bench.schema import Report
-from bench.verdicts import Verdict
+from bench.judging.verdicts import Verdict
+from bench.reports.schema import Report
 
 # What XML 1.0 (section 2.2) cannot hold, escaped or not.
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

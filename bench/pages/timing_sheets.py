@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bench import units
-from bench.conditions import Conditions
-from bench.device_timing import advice
-from bench.environment import Environment
-from bench.latency import HOST
-from bench.layer_records import LayerFigures, LayerRecord, LayerTimes
-from bench.layers import explain
-from bench.schema import LatencyRecord, Report
-from bench.stats import RatioInterval
+from bench.measuring.conditions import Conditions
+from bench.measuring.device_timing import advice
+from bench.measuring.environment import Environment
+from bench.measuring.latency import HOST
+from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
+from bench.measuring.layers import explain
+from bench.reports.schema import LatencyRecord, Report
+from bench.statistics.stats import RatioInterval
 from compress.sheet import Row, Sheet
 
 MOST_LAYERS = 30

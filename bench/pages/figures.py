@@ -1,6 +1,7 @@
 """The plots of the page: what is drawn of a report, and the sentences that say how to read it.
 
-Drawn through matplotlib's objects, never through pyplot, for ``bench.svg`` to put into the page.
+Drawn through matplotlib's objects, never through pyplot; ``bench.pages.svg`` puts it into the
+page.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench import bars, pareto, units
-from bench.schema import LatencyRecord, NetworkRecord, Report
-from bench.sheets import reference_name
-from bench.svg import PAPER, WIDTH
+from bench import units
+from bench.pages import bars, pareto
+from bench.pages.sheets import reference_name
+from bench.pages.svg import PAPER, WIDTH
+from bench.reports.schema import LatencyRecord, NetworkRecord, Report
 from compress.plots import BLUE, FAINT, GREEN, VERMILION
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from bench.layer_records import LayerTimes
+    from bench.measuring.layer_records import LayerTimes
 
 _STEPS = np.linspace(0, 100, 201)  # percent, as LatencySummary.quantiles_ms has them
 _WIDE = 4.0  # times the fastest call, from which an axis of latencies is logarithmic
@@ -45,7 +47,7 @@ class Plot:
 
 
 def plots(report: Report, others: Sequence[Report] = ()) -> Iterator[Plot]:
-    """Yield what can be drawn of a report; to be called inside ``bench.svg.default_style``.
+    """Yield what can be drawn of a report; to be called inside ``bench.pages.svg.default_style``.
 
     Args:
         report: what is drawn.
@@ -290,7 +292,7 @@ def _channels(report: Report) -> Plot:
 
 
 def _layers(times: Sequence[LayerTimes], name: str) -> Plot:
-    from bench.layers import explain
+    from bench.measuring.layers import explain
 
     return Plot(
         "layers",

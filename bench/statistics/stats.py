@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.autocorrelation import autocorrelation_time
+from bench.statistics.autocorrelation import autocorrelation_time
 
 Floats = npt.NDArray[np.float64]
 Numbers = Sequence[float] | npt.NDArray[Any]

@@ -1,14 +1,14 @@
-"""The report for people: the sheets of ``bench/sheets.py`` as Markdown and on the terminal."""
+"""The report for people: its sheets as Markdown and on the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from bench.layers import explain
-from bench.quality_gate import Status, Verdict
-from bench.schema import Report
-from bench.sheets import comparison_sheet, headline, measured_on, sheets, verdict_sheet
+from bench.judging.quality_gate import Status, Verdict
+from bench.measuring.layers import explain
+from bench.pages.sheets import comparison_sheet, headline, measured_on, sheets, verdict_sheet
+from bench.reports.schema import Report
 from compress.sheet import Sheet, fill, markdown_lines
 
 if TYPE_CHECKING:

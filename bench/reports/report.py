@@ -11,14 +11,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.accuracy import AccuracyComparison, Predictions
-from bench.environment import Environment
-from bench.latency import HOST, LatencyResult
-from bench.layer_records import LayerTimes
-from bench.outcomes import pack_outcomes
+from bench.measuring.accuracy import AccuracyComparison, Predictions
+from bench.measuring.environment import Environment
+from bench.measuring.latency import HOST, LatencyResult
+from bench.measuring.layer_records import LayerTimes
 from bench.record import Sha256
-from bench.render import render_markdown, render_table
-from bench.schema import (
+from bench.reports.outcomes import pack_outcomes
+from bench.reports.schema import (
     SCHEMA_VERSION,
     Against,
     Artefact,
@@ -31,7 +30,7 @@ from bench.schema import (
     Report,
     ValidationSet,
 )
-from bench.stats import summary
+from bench.statistics.stats import summary
 from compress.config import BenchConfig, Precision
 from compress.errors import CheckpointError
 from compress.files import staged, write_flushed
@@ -41,8 +40,6 @@ __all__ = [
     "Report",
     "build_report",
     "load_report",
-    "render_markdown",
-    "render_table",
     "save_report",
     "sealed",
 ]

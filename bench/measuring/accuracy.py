@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bench.paired import PairedDrop, paired_drop
+from bench.statistics.paired import PairedDrop, paired_drop
 from compress.errors import DataError, ModelError
 
 if TYPE_CHECKING:

@@ -22,10 +22,10 @@ from bench.budgets import (
     require_any,
     require_baseline,
 )
-from bench.latency_verdicts import judge_latency, unfit
-from bench.paired import PairedDrop, images_needed
-from bench.schema import Report
-from bench.verdicts import Figure, Status, Verdict, exit_code
+from bench.judging.latency_verdicts import judge_latency, unfit
+from bench.judging.verdicts import Figure, Status, Verdict, exit_code
+from bench.reports.schema import Report
+from bench.statistics.paired import PairedDrop, images_needed
 
 __all__ = ["Budgets", "Status", "Verdict", "exit_code", "judge", "load_budgets", "unfit"]
 

@@ -1,0 +1,1 @@
+"""Judges a report by budgets."""

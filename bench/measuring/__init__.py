@@ -1,0 +1,1 @@
+"""Measures: latency, accuracy, layers, and what the machine did meanwhile."""

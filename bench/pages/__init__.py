@@ -1,0 +1,1 @@
+"""Shows a report: tables, Markdown, the page and its plots."""

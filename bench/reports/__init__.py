@@ -1,0 +1,1 @@
+"""What a report holds, how it is read and written, and how two of them compare."""
