@@ -494,13 +494,16 @@ def _started(
 
         checks.append(check_budget)
     if exports:
-        from bench.budgets import load_budgets, require_resolvable
+        from bench.budgets import load_budgets, require_judgeable
         from export.exporter import target_of
 
         checks.append(lambda config, _: target_of(config.export))
         checks.append(
-            lambda config, data: require_resolvable(
-                load_budgets(config.bench.budgets), data.val_images, config.bench.confidence
+            lambda config, data: require_judgeable(
+                load_budgets(config.bench.budgets),
+                images=data.val_images,
+                confidence=config.bench.confidence,
+                baseline=False,
             )
         )
     return started(request, checks, checkpoint)

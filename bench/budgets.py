@@ -151,6 +151,22 @@ def require_any(budgets: Budgets) -> None:
         )
 
 
+def require_judgeable(budgets: Budgets, *, images: int, confidence: float, baseline: bool) -> None:
+    """Refuse budgets that nothing measured could meet, before anything is measured.
+
+    Args:
+        budgets: the budgets.
+        images: how many there are to validate on.
+        confidence: level of the bounds.
+        baseline: whether there is one.
+
+    Raises:
+        ConfigError: as ``require_baseline`` and ``require_resolvable``.
+    """
+    require_baseline(budgets, present=baseline)
+    require_resolvable(budgets, images, confidence)
+
+
 def require_baseline(budgets: Budgets, *, present: bool) -> None:
     """Raise a ConfigError if a budget is about a baseline and there is none."""
     needing = [

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.benchmark import Progress, benchmark
-from bench.budgets import Budgets, require_resolvable
-from bench.judging.change import change_against
+from bench.budgets import Budgets, require_judgeable
+from bench.judging.change import change_against, require_same_model
 from bench.reports.report import load_report
 from bench.reports.schema import GroupRecord, Report
+from bench.subject import subjects
 from compress.checkpoint import read_description
 from compress.data import ImageData, eval_batches
 from compress.errors import ConfigError
@@ -91,10 +92,17 @@ def measure_run(
         progress: told about every step.
 
     Raises:
-        CompressError: as ``benchmark``, ``change_against`` and ``require_resolvable``.
+        CompressError: as ``benchmark``, ``change_against`` and ``require_judgeable``.
     """
     if budgets is not None:
-        require_resolvable(budgets, data.val_images, config.bench.confidence)
+        require_judgeable(
+            budgets,
+            images=data.val_images,
+            confidence=config.bench.confidence,
+            baseline=against.stored is not None,
+        )
+    if against.stored is not None:
+        _check_stored(against.stored, run, config, against.run)
 
     def batches() -> Iterator[Any]:
         size, workers = config.data.eval_batch_size, config.data.workers
@@ -115,6 +123,23 @@ def measure_run(
     )
     change = change_against(report, against.stored) if against.stored else None
     return report.model_copy(update={"budgets": budgets, "change": change})
+
+
+def _check_stored(
+    stored: Report, run: RunDirectory, config: RunConfig, against: Path | None
+) -> None:
+    """Refuse a stored report of another model before any time is spent on measuring."""
+    precision = config.export.precision
+    found = subjects(run.path, config=config.bench, precision=precision, against=against)
+    require_same_model(
+        stored,
+        architecture=found["pruned"].facts["architecture"],
+        reference=found["reference"].facts["weights_sha256"],
+        config=config.bench,
+        precision=precision,
+        target=found["pruned"].facts["target"],
+        against="dense" if against is None else "run",
+    )
 
 
 def _groups(

@@ -19,6 +19,7 @@ from commands import (
     interrupted_in,
     invoke,
     refused,
+    small,
 )
 
 from bench.reports.report import load_report, save_report
@@ -389,6 +390,41 @@ class TestAgainst:
         assert change["differences"] == []
         assert change["accuracy"]["drop_pp"] == 0
         assert change["sha256"] == json.loads((run / "report.json").read_text())["sha256"]
+
+    @pytest.fixture
+    def never_measured(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def measured(*_: object, **__: object) -> None:
+            raise AssertionError("this should have been refused before")
+
+        monkeypatch.setattr("bench.measurement.benchmark", measured)
+
+    @pytest.mark.usefixtures("never_measured")
+    def test_a_stored_report_of_another_model_is_refused_before_it_measures(
+        self, run: Path, copied: Path, tmp_path: Path
+    ) -> None:
+        other = steady(run / "report.json", tmp_path / "other.json", architecture="resnet56")
+        for option in ("--against", "--baseline"):
+            refused("bench", copied, option, other, code=1, says="architecture resnet56")
+        refused(
+            "bench",
+            copied,
+            "--against",
+            run,
+            "--baseline",
+            run / "report.json",
+            code=1,
+            says="kind of reference dense",
+        )
+
+    @pytest.mark.usefixtures("never_measured")
+    def test_budgets_on_a_baseline_that_is_missing_are_refused_before_it_measures(
+        self, copied: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "b.toml").write_text("[latency]\nmax_regression = 1.03\n")
+        refused("bench", copied, "--budgets", tmp_path / "b.toml", code=2, says="--baseline")
+        settings = small(bench_budgets=str(tmp_path / "b.toml"))
+        refused("run", "--output", tmp_path / "new", *settings, code=2, says="--baseline")
+        assert not (tmp_path / "new").exists()
 
     def test_neither(self, copied: Path, tmp_path: Path) -> None:
         before = contents(copied)

@@ -10,10 +10,19 @@ from collections.abc import Iterator
 
 from bench.judging.latency_verdicts import unfit
 from bench.measuring.environment import Environment
+from bench.record import Sha256
 from bench.reports.report import sealed
-from bench.reports.schema import Change, LatencyChange, LatencyRecord, NetworkRecord, Report
+from bench.reports.schema import (
+    Against,
+    Change,
+    LatencyChange,
+    LatencyRecord,
+    NetworkRecord,
+    Report,
+)
 from bench.statistics.paired import PairedDrop, paired_drop
 from bench.statistics.stats import Blocks, change_interval
+from compress.config import BenchConfig, Precision
 from compress.errors import CheckpointError
 
 _SETTINGS = ("cuda_graph", "channels_last", "compiled")  # of bench, that change what is timed
@@ -27,7 +36,15 @@ def change_against(report: Report, stored: Report) -> Change:
         CheckpointError: the stored report is not of the same reference, runtime, precision, target
             and kind of comparison.
     """
-    _require_same_model(report, stored)
+    require_same_model(
+        stored,
+        architecture=report.architecture,
+        reference=report.networks.reference.weights_sha256,
+        config=report.config,
+        precision=report.precision,
+        target=report.target,
+        against=report.against,
+    )
     different = tuple(_differences(stored, report))
     accuracy, no_accuracy = _accuracy(report, stored)
     return Change(
@@ -40,14 +57,38 @@ def change_against(report: Report, stored: Report) -> Change:
     )
 
 
-def _require_same_model(report: Report, stored: Report) -> None:
+def require_same_model(
+    stored: Report,
+    *,
+    architecture: str,
+    reference: Sha256,
+    config: BenchConfig,
+    precision: Precision,
+    target: str,
+    against: Against,
+) -> None:
+    """Refuse a stored report that a measurement, made or still to be made, does not compare with.
+
+    Args:
+        stored: the stored report.
+        architecture: of the pruned network.
+        reference: digest of the reference's weights.
+        config: how it is measured.
+        precision: of the networks.
+        target: of the networks.
+        against: what the reference is.
+
+    Raises:
+        CheckpointError: naming all that differs.
+    """
+    weights = stored.networks.reference.weights_sha256
     facts = {
-        "architecture": (stored.architecture, report.architecture),
-        "weights of the reference": (_reference(stored), _reference(report)),
-        "runtime": (stored.runtime, report.runtime),
-        "precision": (stored.precision, report.precision),
-        "target": (stored.target, report.target),
-        "kind of reference": (stored.against, report.against),
+        "architecture": (stored.architecture, architecture),
+        "weights of the reference": (weights[:_DIGITS], reference[:_DIGITS]),
+        "runtime": (stored.config.runtime, config.runtime),
+        "precision": (stored.precision, precision),
+        "target": (stored.target, target),
+        "kind of reference": (stored.against, against),
     }
     other = [f"{name} {then} and not {now}" for name, (then, now) in facts.items() if then != now]
     if other:
@@ -55,10 +96,6 @@ def _require_same_model(report: Report, stored: Report) -> None:
             f"the stored report of {stored.created:%Y-%m-%d %H:%M} UTC is not of the same model as "
             f"this one, it has {', '.join(other)}; name one of the same reference, measured alike"
         )
-
-
-def _reference(report: Report) -> str:
-    return report.networks.reference.weights_sha256[:_DIGITS]
 
 
 def _differences(then: Report, now: Report) -> Iterator[str]:
@@ -87,6 +124,7 @@ def _fingerprint(report: Report) -> dict[str, object]:
         "governor": found.governor,
         "platform": found.platform,
         "python": found.python,
+        "runtime": report.runtime,
         **found.packages,
         **gpu,
         **{f"bench.{name}": getattr(report.config, name) for name in _SETTINGS},

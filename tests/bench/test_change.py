@@ -11,6 +11,7 @@ from bench.reports.outcomes import pack_outcomes
 from bench.reports.report import load_report, save_report, sealed
 from bench.reports.schema import NetworkRecord, Report
 from bench.statistics.stats import median_ratio_interval
+from compress.config import BenchConfig
 from compress.errors import CheckpointError
 
 ReportFactory = Callable[..., Report]
@@ -164,7 +165,7 @@ def test_how_calls_were_timed_belongs_to_the_median(report: Report) -> None:
     ("facts", "words"),
     [
         ({"architecture": "resnet56"}, "architecture resnet56 and not resnet20"),
-        ({"runtime": "TensorRT"}, "runtime TensorRT and not ONNX Runtime (CPU)"),
+        ({"config": BenchConfig(runtime="tensorrt")}, "runtime tensorrt and not onnxruntime-cpu"),
         ({"precision": "int8"}, "precision int8 and not fp32"),
         ({"target": "v100"}, "target v100 and not cpu"),
         ({"against": "run"}, "kind of reference run and not dense"),
@@ -179,6 +180,12 @@ def test_a_report_of_another_model_is_refused(
         "the stored report of 2026-01-02 03:04 UTC is not of the same model as this one, it has "
         f"{words}; name one of the same reference, measured alike"
     )
+
+
+def test_another_release_of_the_runtime_is_a_difference(report: Report) -> None:
+    found = change_against(report, report.model_copy(update={"runtime": "TensorRT 10.4.0"}))
+    assert found.differences == ("runtime: TensorRT 10.4.0 then, ONNX Runtime (CPU) now",)
+    assert found.latency
 
 
 def test_a_report_of_another_reference_is_refused(report: Report) -> None:
