@@ -11,6 +11,7 @@ from bench.pages.page import render_page
 from bench.pages.render import render_markdown
 from bench.reports.report import save_report
 from bench.reports.schema import Report
+from compress.errors import writing
 from compress.files import write_atomically
 
 REPORT = "report.json"
@@ -20,7 +21,7 @@ REPORT = "report.json"
 def publish(
     report: Report, verdicts: Sequence[Verdict], folder: Path, *, others: Sequence[Report] = ()
 ) -> None:
-    """Write ``report.json``, ``report.md`` and ``report.html``, and ``junit.xml`` of verdicts.
+    """Write ``report.json``, ``report.md`` and ``report.html``, and ``report.xml`` of verdicts.
 
     Args:
         report: the report.
@@ -38,8 +39,12 @@ def publish(
 def write_views(
     report: Report, verdicts: Sequence[Verdict], folder: Path, *, others: Sequence[Report] = ()
 ) -> None:
-    """Write all of ``publish`` but the report itself."""
+    """Write all of ``publish`` but the report itself; verdicts of an earlier one are removed."""
     write_atomically(folder / "report.md", render_markdown(report, verdicts))
     write_atomically(folder / "report.html", render_page(report, verdicts, others))
+    junit = folder / "report.xml"
     if verdicts:
-        write_atomically(folder / "junit.xml", render_junit(report, verdicts))
+        write_atomically(junit, render_junit(report, verdicts))
+    else:
+        with writing(junit):
+            junit.unlink(missing_ok=True)

@@ -90,7 +90,7 @@ class RunDirectory:
     @property
     def report_views(self) -> tuple[Path, ...]:
         """What is made of the measurements: for people, and for CI."""
-        names = ("report.md", "report.html", "junit.xml")
+        names = ("report.md", "report.html", "report.xml")
         return tuple(self.path / name for name in names)
 
     def check_new(self, *, overwrite: bool) -> None:

@@ -40,7 +40,7 @@ CALIBRATION = ("--set", "export.calibration_images=8")
 RUN_FILES = {
     *("config.toml", "dense.safetensors", "pruned.safetensors", "history.jsonl"),
     *("export/dense.onnx", "export/dense.json", "export/pruned.onnx", "export/pruned.json"),
-    *("report.json", "report.md", "report.html", "junit.xml", "history.png", "pruning.png"),
+    *("report.json", "report.md", "report.html", "report.xml", "history.png", "pruning.png"),
 }
 
 

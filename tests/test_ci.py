@@ -38,7 +38,7 @@ USES_KEYS = {"uses", "with"}
 OUTPUTS_OF_OTHERS = {"actions/cache/restore": {"cache-hit"}}
 
 VERDICTS = {0: "PASS", 3: "FAIL", 4: "INCONCLUSIVE", 5: "SKIPPED"}
-REPORT_FILES = {"report.json", "report.md", "report.html", "junit.xml"}
+REPORT_FILES = {"report.json", "report.md", "report.html", "report.xml"}
 SUMMARY_LIMIT = 1024 * 1000
 
 COMPRESS = r"""#!/bin/bash
@@ -58,7 +58,7 @@ case $command in
   bench)
     if [[ ! ${NO_REPORT:-} ]]; then
       mkdir -p "$output"
-      for name in report.json report.html junit.xml; do echo "$name" >"$output/$name"; done
+      for name in report.json report.html report.xml; do echo "$name" >"$output/$name"; done
       printf '%s\n' "${MARKDOWN:-# measured}" >"$output/report.md"
       if [[ ${LONG_MARKDOWN:-} ]]; then cat "$LONG_MARKDOWN" >>"$output/report.md"; fi
     fi
@@ -458,7 +458,7 @@ def test_gitlab_keeps_the_report_and_caches_the_pruned_network() -> None:
     kept = jobs["gate"]["artifacts"]
     assert kept["when"] == "always"
     assert kept["paths"] == ["report/"]
-    assert kept["reports"] == {"junit": "report/junit.xml"}
+    assert kept["reports"] == {"junit": "report/report.xml"}
     bench = accepted(shlex.split(jobs["gate"]["script"][-1])[1:])
     assert f"{bench['output']}/" in kept["paths"]
     (cache,) = (entry for entry in jobs["prune"]["cache"] if "files" in entry["key"])

@@ -144,7 +144,7 @@ class TestRun:
         assert result.stderr.count("done before") == 3
         after = contents(copied)
         changed = {name for name in after if after[name] != before.get(name)}
-        assert changed <= {"report.json", "report.md", "report.html", "junit.xml"}
+        assert changed <= {"report.json", "report.md", "report.html", "report.xml"}
 
     def test_without_output_a_new_directory_under_runs(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -199,7 +199,7 @@ class TestRun:
         assert result.stderr.count("done before") == 3
         after = contents(output)
         assert {name for name in after if after[name] != before[name]} <= {
-            *("report.json", "report.md", "report.html", "junit.xml")
+            *("report.json", "report.md", "report.html", "report.xml")
         }
 
 

@@ -131,7 +131,7 @@ class TestBenchAndGate:
         assert result.exit_code == 3
         assert [v["status"] for v in document(result)["verdicts"]] == ["FAIL"]
         assert files_in(tmp_path / "new") == {
-            *("report.json", "report.md", "report.html", "junit.xml")
+            *("report.json", "report.md", "report.html", "report.xml")
         }
 
     @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ class TestReport:
         result = invoke("report", tmp_path / "report.json")
         assert (result.exit_code, result.stderr) == (0, "")
         assert "PASS" in result.stdout
-        pages = {"report.json", "report.md", "report.html", "junit.xml"}
+        pages = {"report.json", "report.md", "report.html", "report.xml"}
         assert contents(tmp_path) == {
             name: content for name, content in contents(run).items() if name in pages
         }
@@ -285,7 +285,7 @@ class TestReport:
         alone = invoke("report", run / "report.json", "--output", tmp_path / "alone")
         both = invoke("report", run / "report.json", other, "--output", tmp_path / "both")
         assert (alone.exit_code, both.exit_code) == (0, 0)
-        pages = {"report.md", "report.html", "junit.xml"}
+        pages = {"report.md", "report.html", "report.xml"}
         assert files_in(tmp_path / "both") == pages
         differ = {
             name
@@ -382,6 +382,7 @@ class TestAgainst:
         drop = report["comparison"]["accuracy"]["drop"]
         assert (drop["flips_to_wrong"], drop["flips_to_right"]) == (0, 0)
         assert "pruned against other run" in (copied / "report.md").read_text()
+        assert not (copied / "report.xml").exists()  # verdicts on what was measured before
 
     def test_a_stored_report(self, run: Path, copied: Path) -> None:
         measured = invoke("bench", copied, "--against", run / "report.json", "--json")
