@@ -153,4 +153,5 @@ def _cosine(expected: np.ndarray, actual: np.ndarray) -> float:
     norms = float(np.linalg.norm(expected) * np.linalg.norm(actual))
     if norms == 0:
         return 1.0 if np.array_equal(expected, actual) else 0.0
-    return float(np.vdot(expected, actual)) / norms
+    # Rounding may carry it past the ends, and a limit may be one of them.
+    return min(1.0, max(-1.0, float(np.vdot(expected, actual)) / norms))

@@ -236,8 +236,9 @@ class TestPrune:
         report = document(measured)["report"]
         assert report["validation"]["skipped"] == 1
         assert report["target"] == "v100"
-        judged = invoke("gate", output / "report.json", "--budgets", "default", "--json")
-        assert judged.exit_code in (0, 3, 4)
+        loose = ("--set", "accuracy.max_drop_pp=50")  # eleven images decide nothing smaller
+        judged = invoke("gate", output / "report.json", "--budgets", "default", *loose, "--json")
+        assert judged.exit_code in (0, 3, 4, 5)
         assert document(judged)["verdicts"]
 
     def test_names_the_first_broken_image(
@@ -934,7 +935,7 @@ class TestInterrupt:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli, "_bench", interrupt)
+        monkeypatch.setattr(cli, "_measure", interrupt)
         arguments = ("run", "--resume", "--output", copied)
         refused(*arguments, code=130, says=f"go on with --resume --output {copied}")
         result = invoke("bench", copied)

@@ -135,6 +135,15 @@ def test_nothing_to_compare_is_no_proof() -> None:
 LOGITS = arrays(np.float32, (4, 5), elements=st.floats(-8, 8, width=16))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rounding_never_carries_the_cosine_past_its_ends(sign: int) -> None:
+    for value in np.linspace(0.1, 3, 97, dtype=np.float32):  # some round up, wherever it runs
+        logits = np.full((4, 5), value)
+        found = compare(logits, sign * np.float32(1.875) * logits, tolerance=9, cosine=-1.0)
+        assert -1 <= found.cosine <= 1
+        assert found.cosine == pytest.approx(sign)
+
+
 @given(LOGITS, LOGITS)
 def test_the_figures_against_their_formulas(expected: np.ndarray, actual: np.ndarray) -> None:
     try:
