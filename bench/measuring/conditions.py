@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field
 
-from bench.measuring.environment import affinity
+from bench.measuring.environment import affinity, read_fact
 from bench.record import Record
 from export.nvml import THROTTLING, GpuReading, read_gpu
 
@@ -201,7 +201,7 @@ def _quota_files(proc: Path, cgroup: Path) -> tuple[Path, ...]:
     In a container that still sees the host's names, only the topmost is there.
     """
     found = []
-    for line in (_read(proc / "self/cgroup") or "").splitlines():
+    for line in (read_fact(proc / "self/cgroup") or "").splitlines():
         controllers, _, path = line.partition(":")[2].partition(":")
         if controllers and "cpu" not in controllers.split(","):
             continue
@@ -221,7 +221,7 @@ def _throttled_ms(text: str) -> float:
 
 def _ticks(proc: Path, cores: tuple[int, ...]) -> tuple[int, int] | None:
     """Return the stolen ticks of cores, and all of their ticks."""
-    text = _read(proc / "stat") or ""
+    text = read_fact(proc / "stat") or ""
     lines = re.findall(r"^cpu(\d+) ([\d ]+)$", text, flags=re.MULTILINE)
     ticks = [list(map(int, rest.split()))[:_TICKS] for core, rest in lines if int(core) in cores]
     if not ticks or any(len(row) < _TICKS for row in ticks):
@@ -233,10 +233,10 @@ def _frequency_mhz(proc: Path, cpus: Path) -> float | None:
     """Return the clock of the core that this thread is on."""
     core = _core_of_thread(proc)
     with suppress(ValueError):
-        return int(_read(cpus / f"cpu{core}/cpufreq/scaling_cur_freq") or "") / 1000
+        return int(read_fact(cpus / f"cpu{core}/cpufreq/scaling_cur_freq") or "") / 1000
     match = re.search(
         rf"^processor\s*: {core}$.*?^cpu MHz\s*: ([\d.]+)$",
-        _read(proc / "cpuinfo") or "",
+        read_fact(proc / "cpuinfo") or "",
         flags=re.MULTILINE | re.DOTALL,
     )
     return float(match.group(1)) if match else None
@@ -244,7 +244,7 @@ def _frequency_mhz(proc: Path, cpus: Path) -> float | None:
 
 def _core_of_thread(proc: Path) -> int | None:
     # The second field is the program's name in brackets, and may hold spaces and brackets itself.
-    fields = (_read(proc / "thread-self/stat") or "").rpartition(")")[2].split()
+    fields = (read_fact(proc / "thread-self/stat") or "").rpartition(")")[2].split()
     with suppress(IndexError):
         return int(fields[_PROCESSOR_FIELD - 3])
     return None
@@ -252,7 +252,7 @@ def _core_of_thread(proc: Path) -> int | None:
 
 def _load_average(proc: Path) -> float | None:
     with suppress(ValueError, IndexError):
-        return float((_read(proc / "loadavg") or "").split()[0])
+        return float((read_fact(proc / "loadavg") or "").split()[0])
     return None
 
 
@@ -294,16 +294,10 @@ def _numbers(files: Iterable[Path], read: Callable[[str], float]) -> dict[Path, 
     found = {}
     for file in files:
         with suppress(ValueError, KeyError):
-            found[file] = read(_read(file) or "")
+            found[file] = read(read_fact(file) or "")
     return found
 
 
 def _rises(before: Mapping[Path, float], after: Mapping[Path, float]) -> list[float]:
     """Return how far each count rose; one that was reset while it was watched did not rise."""
     return [max(0, after[file] - before[file]) for file in before.keys() & after.keys()]
-
-
-def _read(path: Path) -> str | None:
-    with suppress(OSError, UnicodeDecodeError):
-        return path.read_text(encoding="utf-8").strip()
-    return None

@@ -68,7 +68,7 @@ def fingerprint(*, threads: int) -> Environment:
         cpu_quota=cpu_quota(),
         threads=threads,
         load_average=_load_average(),
-        governor=_read(_CPUS / f"cpu{cores[0]}/cpufreq/scaling_governor"),
+        governor=read_fact(_CPUS / f"cpu{cores[0]}/cpufreq/scaling_governor"),
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         packages=_versions(),
@@ -93,11 +93,11 @@ def affinity() -> tuple[int, ...]:
 
 def cpu_quota(cgroup: Path = _CGROUP) -> float | None:
     """Return the cores' worth of time that the control group grants, None without a limit."""
-    if text := _read(cgroup / "cpu.max"):
+    if text := read_fact(cgroup / "cpu.max"):
         quota, _, period = text.partition(" ")
     else:
-        quota = _read(cgroup / "cpu/cpu.cfs_quota_us") or ""
-        period = _read(cgroup / "cpu/cpu.cfs_period_us") or ""
+        quota = read_fact(cgroup / "cpu/cpu.cfs_quota_us") or ""
+        period = read_fact(cgroup / "cpu/cpu.cfs_period_us") or ""
     with suppress(ValueError, ZeroDivisionError):
         share = int(quota) / int(period)
         return share if share > 0 else None
@@ -110,12 +110,12 @@ def _all_cores() -> tuple[int, ...]:
 
 def _physical(cores: tuple[int, ...], cpus: Path = _CPUS) -> int | None:
     """Count cores that share no execution units, by what the kernel lists as their siblings."""
-    siblings = {_read(cpus / f"cpu{core}/topology/thread_siblings_list") for core in cores}
+    siblings = {read_fact(cpus / f"cpu{core}/topology/thread_siblings_list") for core in cores}
     return None if None in siblings else len(siblings)
 
 
 def _cpu_model() -> str | None:
-    text = _read(Path("/proc/cpuinfo")) or ""
+    text = read_fact(Path("/proc/cpuinfo")) or ""
     match = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
     return match.group(1).strip() if match else platform.processor() or None
 
@@ -152,7 +152,8 @@ def _word(fact: object) -> str:
     return ("on" if fact else "off") if isinstance(fact, bool) else str(fact)
 
 
-def _read(path: Path) -> str | None:
+def read_fact(path: Path) -> str | None:
+    """Return what a file of the kernel says, without space around it; None if it cannot be read."""
     with suppress(OSError, UnicodeDecodeError):
         return path.read_text(encoding="utf-8").strip()
     return None

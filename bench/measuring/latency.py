@@ -216,7 +216,9 @@ class _Stopwatch:
         return _Calibration(warmup, needed)
 
     def _time(self, runner: Runner, iterations: int) -> _Calls:
-        stages = getattr(runner, "stages", None)
+        from export.runners import stages_of
+
+        stages = stages_of(runner)
         if stages is not None:  # on a GPU; the images were staged by the call before
             found = time_on_device(stages, iterations, clock=self.clock)
             return _Calls(found.latency_ms, {**found.stages_ms, HOST: found.host_ms})

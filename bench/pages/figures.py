@@ -17,6 +17,7 @@ from bench.pages import bars, pareto
 from bench.pages.sheets import reference_name
 from bench.pages.svg import PAPER, WIDTH
 from bench.reports.schema import LatencyRecord, NetworkRecord, Report
+from bench.statistics.stats import QUANTILES
 from compress.plots import BLUE, FAINT, GREEN, VERMILION
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
 
     from bench.measuring.layer_records import LayerTimes
 
-_STEPS = np.linspace(0, 100, 201)  # percent, as LatencySummary.quantiles_ms has them
+_STEPS = 100 * QUANTILES  # percent
 _WIDE = 4.0  # times the fastest call, from which an axis of latencies is logarithmic
 _WIDEST = 1e4  # times the left end of such an axis, at most; a coarse clock reads 0 at times
 

@@ -35,7 +35,8 @@ MOST_COUNT = 10**12
 FEWEST_ROUNDS = 8
 """Fewer rounds cannot show that they resemble each other."""
 
-_QUANTILES = np.linspace(0, 1, 201)
+QUANTILES = np.linspace(0, 1, 201)
+"""Shares of the sorted calls that ``LatencySummary.quantiles_ms`` holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ def summary(samples_ms: Numbers) -> LatencySummary:
         p99_at_least_ms=at_least,
         p99_at_most_ms=at_most,
         variation=float(values.std() / mean) if mean else 0.0,
-        quantiles_ms=tuple(np.quantile(values, _QUANTILES, method="inverted_cdf").tolist()),
+        quantiles_ms=tuple(np.quantile(values, QUANTILES, method="inverted_cdf").tolist()),
     )
 
 

@@ -285,9 +285,8 @@ def test_a_p99_far_out_is_shown_on_a_logarithmic_axis(sample_report: ReportFacto
 def test_a_call_that_took_no_time_by_a_coarse_clock_can_be_drawn(
     sample_report: ReportFactory,
 ) -> None:
-    inline_svg(
-        figure(with_summary(sample_report(batch_sizes=(1,)), min_ms=0.0), "latency"), "k", ""
-    )
+    report = with_summary(sample_report(batch_sizes=(1,)), min_ms=0.0)
+    assert inline_svg(figure(report, "latency"), "k", "").startswith("<svg")
 
 
 def test_the_course_is_every_block_against_the_median_of_its_network(report: Report) -> None:
