@@ -1,0 +1,156 @@
+"""What the pruned network may cost, and how channels are chosen and removed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from compress.documents import Section
+
+
+class Budget(Section):
+    """What the pruned network may cost."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    kind: Literal["macs", "params", "channels", "removed"]
+    """MACs, parameters, channels kept, or channels removed."""
+    value: float = Field(gt=0)
+    """A share of the dense network up to 1, or an absolute number above 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            kind, separator, number = value.partition("=")
+            if not separator:
+                raise ValueError("a budget is written KIND=VALUE, for example macs=0.5")
+            return {"kind": kind.strip(), "value": number.strip()}
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Budget:
+        if self.kind == "removed" and self.value != int(self.value):
+            raise ValueError("removed counts channels and must be a whole number")
+        return self
+
+    def __str__(self) -> str:
+        whole = self.value.is_integer()
+        return f"{self.kind}={int(self.value) if whole else self.value}"
+
+
+CRITERION_NUMBERS = {
+    0: "taylor-weight",
+    1: "random",
+    2: "weight-norm",
+    3: "weight-abs",
+    6: "taylor-output",
+    10: "obd",
+    11: "taylor-gate-so",
+    22: "taylor-gate",
+    23: "taylor-gate-fg",
+    30: "bn-scale",
+    31: "bn-taylor",
+}
+"""The criteria by the numbers that the research code of Molchanov et al. 2019 gives them."""
+
+
+class PruneConfig(Section):
+    """How channels are chosen and removed."""
+
+    recipe: Literal["default", "seed2019"] = "default"
+    """``seed2019`` sets what the research code of Molchanov et al. 2019 does; explicit keys win."""
+    criterion: str = "taylor-gate"
+    """Name of the importance formula, or the original's number of it; see docs/criteria.md."""
+    budget: Budget = Budget(kind="macs", value=0.5)
+    """``macs=0.5``, ``params=0.4``, ``channels=0.72`` (shares kept) or ``removed=3200``."""
+    steps: int = Field(default=30, ge=1)
+    """Pruning steps; the cost falls linearly from dense to the budget over them."""
+    step_size: int | None = Field(default=None, ge=1)
+    """Channels removed by each step instead, until the budget is reached."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Pruning ends after so many pruning steps, even if the budget is not reached."""
+    start_after: int = Field(default=0, ge=0)
+    """Pruning steps at the start that measure importance and remove nothing."""
+    max_loss: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Nothing is removed while the mean training loss since the last pruning step is above."""
+    interval: int = Field(default=10, ge=1)
+    """Minibatches between two pruning steps, over which importance is averaged."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Exponential average of importance over pruning steps; 0 uses the last interval alone."""
+    fixed_criteria: bool = False
+    """Score once: the importance of the first interval decides every pruning step."""
+    normalize: Literal["none", "l2"] = "none"
+    """``l2`` divides the importance of a group by its L2 norm before groups are compared."""
+    rank: Literal["importance", "importance-per-mac"] = "importance"
+    """What is compared: the importance, or its ratio to the MACs that the removal saves."""
+    flops_regularization: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Importance taken off for every MAC that the removal of a channel saves."""
+    hessian_samples: int = Field(default=4, ge=0)
+    """Random vectors per minibatch that estimate a Hessian's diagonal; 0 computes it exactly."""
+    channel_multiple: int = Field(default=1, ge=1)
+    """Widths stay multiples of this number; in a configuration that says nothing, the target's."""
+    min_channels: int = Field(default=4, ge=1)
+    """No group is pruned below this many channels."""
+    min_share: float = Field(default=0.1, ge=0, le=1)
+    """No group is pruned below this share of its dense width."""
+    residual_gate: Literal["read", "block"] = "read"
+    """Where the gate of a residual stream sits: at its readers, or after add+ReLU of each block."""
+    as_published: bool = False
+    """Repeat the slips of the original's criteria, for comparison; see docs/criteria.md."""
+    keep_dense: tuple[str, ...] = ()
+    """Groups that are never pruned, by name as ``compress inspect`` prints it; ``*`` matches."""
+    only: tuple[str, ...] = ()
+    """If not empty, the only groups that are pruned."""
+    shrink_at: float = Field(default=0.3, gt=0, le=1)
+    """Shrink during pruning whenever this share of the current MACs is masked away."""
+    bn_batches: int = Field(default=50, ge=0)
+    """Training batches from which BatchNorm statistics are re-estimated after the last shrink."""
+    proof_images: int = Field(default=1, ge=1)
+    """Real images on which masked and shrunk are compared in float64."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_recipe(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("recipe") == "seed2019":
+            return {**SEED2019_PRUNE, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> PruneConfig:
+        if self.max_steps is not None and self.max_steps <= self.start_after:
+            raise ValueError(
+                f"max_steps = {self.max_steps} ends pruning before start_after = "
+                f"{self.start_after} lets it begin"
+            )
+        if self.flops_regularization and self.rank == "importance-per-mac":
+            raise ValueError(
+                "flops_regularization and rank = 'importance-per-mac' exclude each other"
+            )
+        return self
+
+    @field_validator("criterion", mode="before")
+    @classmethod
+    def _name_of_number(cls, value: Any) -> Any:
+        number = str(value).strip()
+        if not number.lstrip("-").isdigit():
+            return value
+        if int(number) not in CRITERION_NUMBERS:
+            known = ", ".join(f"{n} {name}" for n, name in CRITERION_NUMBERS.items())
+            raise ValueError(f"no criterion has this number: choose one of {known}")
+        return CRITERION_NUMBERS[int(number)]
+
+
+SEED2019_PRUNE: dict[str, Any] = {
+    "step_size": 100,
+    "interval": 30,
+    "momentum": 0.9,
+    "channel_multiple": 1,
+    "residual_gate": "block",
+    "as_published": True,
+    "min_channels": 1,
+    "min_share": 0.0,
+}
+"""Pruning settings of Molchanov et al., CVPR 2019, and the rules of their research code."""

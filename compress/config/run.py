@@ -1,0 +1,103 @@
+"""One run, whole: TOML in, frozen models out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import Field
+
+from compress.config.deployment import BenchConfig, ExportConfig
+from compress.config.images import DataConfig, ModelConfig
+from compress.config.pruning import SEED2019_PRUNE, PruneConfig
+from compress.config.training import SEED2019, ComputeConfig, SaveConfig, TrainConfig
+from compress.documents import Section, apply_setting, read_text, read_toml, validated
+from compress.files import write_atomically
+
+DEFAULT_CONFIG = "digits-resnet20"
+
+
+class RunConfig(Section):
+    """One run, whole."""
+
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seeds initial weights, order of images, augmentation and the random criterion."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    tensorboard: bool = True
+    """Write curves for TensorBoard to ``tensorboard/`` of the run."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    prune: PruneConfig = PruneConfig()
+    finetune: TrainConfig = TrainConfig()
+    compute: ComputeConfig = ComputeConfig()
+    save: SaveConfig = SaveConfig()
+    export: ExportConfig = ExportConfig()
+    bench: BenchConfig = BenchConfig()
+
+
+def load_config(name: str = DEFAULT_CONFIG, settings: Iterable[str] = ()) -> RunConfig:
+    """Read a run configuration and lay ``section.key=value`` settings over it.
+
+    A path that ends in ``.json`` holds settings of the research code of Molchanov et al. 2019.
+
+    Raises:
+        ConfigError: naming the key, what it holds and what it may hold.
+    """
+    settings = list(settings)
+    document = _read_original(name, settings) if name.endswith(".json") else read_toml(name)
+    for setting in settings:
+        _forget_recipe(document, setting)
+        apply_setting(document, setting)
+    return _rounded(validated(RunConfig, document, source=name))
+
+
+def _forget_recipe(document: dict[str, Any], setting: str) -> None:
+    """A recipe that is asked for by hand must not lose to the file's own keys."""
+    section, _, last = setting.partition("=")[0].strip().rpartition(".")
+    table = document.get(section)
+    if last == "recipe" and isinstance(table, dict):
+        for overruled in {**SEED2019, **SEED2019_PRUNE}:
+            table.pop(overruled, None)
+
+
+def _rounded(config: RunConfig) -> RunConfig:
+    """Round widths as the target wants, unless the configuration says how."""
+    from compress.targets import load_target  # it is built on this module
+
+    target = load_target(config.export.target)
+    if "channel_multiple" in config.prune.model_fields_set:
+        return config
+    multiple = target.rounding(config.export.precision)
+    prune = config.prune.model_copy(update={"channel_multiple": multiple})
+    return config.model_copy(update={"prune": prune})
+
+
+def _read_original(path: str, settings: Iterable[str]) -> dict[str, Any]:
+    from compress.original import run_document  # it is built on this module
+
+    asked: dict[str, Any] = {}
+    for setting in settings:
+        apply_setting(asked, setting)
+    model = asked.get("model")
+    named = model.get("name") if isinstance(model, dict) else None
+    return run_document(read_text(path), path, named)
+
+
+def save_config(config: Section, path: Path) -> None:
+    """Write a configuration as TOML; keys that hold None are left out."""
+    document = _without_none(config.model_dump(mode="json"))
+    if "prune" in document:
+        if not document["prune"].keys() >= SEED2019_PRUNE.keys():
+            document["prune"]["recipe"] = "default"  # it would fill in a key that holds None
+        document["prune"]["budget"] = str(config.prune.budget)  # type: ignore[attr-defined]
+    write_atomically(path, tomli_w.dumps(document))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value
