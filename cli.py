@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from compress.console import print_json, print_table, print_text, say
+from compress.console import print_json, print_table, print_text, say, say_error
 from compress.errors import (
     CompressError,
     ConfigError,
     EnvironmentUnfitError,
     InterruptedRunError,
 )
+from compress.signals import sigterm_as_ctrl_c
+from compress.torchrun import is_main, require_one_process
 
 # Nothing else is imported up here: --help must not wait for torch.
 if TYPE_CHECKING:
@@ -47,9 +49,10 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a bug keeps its traceback."""
         try:
-            return super().invoke(ctx)
+            with sigterm_as_ctrl_c():
+                return super().invoke(ctx)
         except CompressError as error:
-            say(f"error: {' '.join(str(error).split())}")  # one line, whatever a library said
+            say_error(str(error))
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             say("stopped")
@@ -83,7 +86,7 @@ Model = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", help="Folder of the data set: train/ and val/ for an image folder."),
+    typer.Option("--data", help="Folder of the data set (image folder: train/, val/), or URL."),
 ]
 Criterion = Annotated[
     str | None,
@@ -109,10 +112,14 @@ ReportFile = Annotated[
 
 @app.callback(invoke_without_command=True)
 def main_options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Make trained convolutional networks small and fast, and prove it."""
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    level = logging.WARNING if is_main() else logging.ERROR
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=level)
+    if context.invoked_subcommand not in (None, "run", "train", "prune"):
+        require_one_process(context.invoked_subcommand)
     if version:
         from compress import __version__
 
@@ -157,6 +164,8 @@ def run_command(
         on.session.check_stop()
         _stage(run.pruned, f"pruning to {on.config.prune.budget}", lambda: _prune(on))
         on.session.check_stop()
+        if not _goes_on():
+            return
         export = partial(_export, run, run.export, on.config, on.data, model)
         _stage(_exported(on), "exporting", export)
         say("measuring")
@@ -224,7 +233,7 @@ def prune_command(
         *(output, model, data, resume, overwrite),
     )
     with _started(request, prunes=True, checkpoint=checkpoint) as on:
-        if checkpoint is not None:
+        if checkpoint is not None and not (on.resumed and on.run.dense.is_file()):
             from compress.dense import import_dense
 
             import_dense(on.config, on.data, on.session, checkpoint)
@@ -254,13 +263,14 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Export the dense and the pruned network of a run to ONNX, and prove parity with torch."""
-    from compress.launch import existing
+    from compress.launch import existing, reading
     from export.summary import render_delivery
 
     options = {"export.target": target, "export.precision": precision, "export.batch": batch}
     directory, config, images = existing(run, _asked(settings, options), data)
     folder = output or directory.export
-    delivery = _export(directory, folder, config, images, model, engine=engine, triton=triton)
+    with reading(directory):
+        delivery = _export(directory, folder, config, images, model, engine=engine, triton=triton)
     for warning in delivery.warnings:
         say(f"warning: {warning}")
     if as_json:
@@ -290,7 +300,7 @@ def bench_command(
 ) -> None:
     """Measure latency and accuracy of the pruned network of a run against its dense parent."""
     from bench.measurement import against_what
-    from compress.launch import existing
+    from compress.launch import existing, reading
 
     reference = against_what(against, baseline)
     sizes = None if batch is None else f"[{batch}]"
@@ -300,9 +310,10 @@ def bench_command(
         "bench.batch_sizes": sizes,
     }
     directory, resolved, images = existing(run, _asked(settings, options), data)
-    report = _measure(directory, resolved, images, reference, budgets=budgets, model=model)
-    verdicts = _judge(report)
-    _publish(report, verdicts, output or directory.path)
+    with reading(directory):
+        report = _measure(directory, resolved, images, reference, budgets=budgets, model=model)
+        verdicts = _judge(report)
+        _publish(report, verdicts, output or directory.path)
     _print_report(report, verdicts, as_json)
     raise typer.Exit(_exit_code(verdicts))
 
@@ -420,6 +431,93 @@ def oracle_command(
         print_json(document)
     else:
         print_table(render_tables(document))
+
+
+@app.command("sweep")
+def sweep_command(
+    output: Annotated[Path, typer.Option("--output", help="Directory to write to.")],
+    config: ConfigName = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="Dense weights; without them they are trained."),
+    ] = None,
+    data: Data = None,
+    model: Model = None,
+    budgets: Annotated[
+        list[str] | None,
+        typer.Option("--budget", help="A grid: macs=0.7,0.5,params=0.4; repeatable."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop", help="Search the smallest network within this top-1 drop, in pp."
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="Of the search: macs, params or channels.")
+    ] = None,
+    lowest: Annotated[
+        float | None, typer.Option("--lowest", help="Of the search: least share; default 0.1.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", help="Of the search: how closely; default 0.02.")
+    ] = None,
+    points: Annotated[
+        int | None, typer.Option("--points", help="Of the search: most networks.")
+    ] = None,
+    devices: Annotated[
+        str | None, typer.Option("--devices", help="auto, cpu, or GPUs: cuda:0,cuda:1.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", help="Networks at a time; default one per device.")
+    ] = None,
+    criterion: Criterion = None,
+    target: TargetName = None,
+    precision: PrecisionName = None,
+    settings: Settings = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Prune one dense network to several budgets, and show accuracy against cost.
+
+    Every point is a run directory of its own, for compress export and compress bench.
+    """
+    from compress.sweep.request import SweepRequest
+    from compress.sweep.run import require_complete, run_sweep
+    from compress.sweep.table import render_sweep
+
+    options = {
+        "prune.criterion": criterion,
+        "export.target": target,
+        "export.precision": precision,
+    }
+    request = SweepRequest(
+        output=output,
+        config=config,
+        settings=_asked(settings, options),
+        checkpoint=checkpoint,
+        data=data,
+        model=model,
+        budgets=budgets or [],
+        max_drop=max_drop,
+        kind=kind,
+        lowest=lowest,
+        tolerance=tolerance,
+        points=points,
+        devices=devices,
+        jobs=jobs,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    start = time.monotonic()
+    document = run_sweep(request, say)
+    say(f"{time.monotonic() - start:.0f} s; everything is in {output}")
+    if as_json:
+        print_json(document)
+    else:
+        print_table(render_sweep(document, output))
+    require_complete(document, output)
 
 
 @app.command("doctor")
@@ -540,13 +638,22 @@ def _own_model(config: RunConfig) -> str | None:
 
 def _stage(result: Path, title: str, work: Callable[[], object]) -> None:
     """Do the work unless its result is there from before the run was resumed."""
-    if result.is_file():
+    from compress.distributed import current
+
+    if current().first(result.is_file()):
         say(f"{title}: done before")
         return
     start = time.monotonic()
     say(title)
     work()
     say(f"{title}: {time.monotonic() - start:.0f} s")
+
+
+def _goes_on() -> bool:
+    """Part from the other processes of the run; what is left is done by the main one."""
+    from compress.distributed import part
+
+    return part().main
 
 
 def _train(on: Started) -> Path:
@@ -565,7 +672,7 @@ def _exported(on: Started) -> Path:
     """What an export of the run writes last."""
     from export.exporter import onnx_path
 
-    return onnx_path(on.run.export, "pruned", on.config.export.precision).with_suffix(".json")
+    return onnx_path(on.run.export, "pruned", on.config.export.precision)
 
 
 def _export(

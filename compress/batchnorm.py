@@ -10,19 +10,23 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.data import Batch
+from compress.distributed import ALONE, World
 from compress.evaluate import evaluating
 
 
 @torch.no_grad()
-def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> int:
+def reestimate_batchnorm(
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, world: World = ALONE
+) -> int:
     """Replace running statistics by their plain average over minibatches.
 
     No weight changes; modes and momenta are put back whatever happens.
 
     Args:
         model: the network on ``device``.
-        batches: training minibatches.
+        batches: training minibatches, this process's share.
         device: where the network is.
+        world: the processes that share them; the result is the mean over processes.
 
     Returns:
         The number of minibatches seen; 0 leaves the statistics as they were.
@@ -33,13 +37,15 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Batch], device: tor
         return seen
     with _averaging(model, norms):
         for batch in batches:
-            if len(batch.images) < 2:
+            if min(world.each(len(batch.images))) < 2:
                 continue
             if not seen:
                 for norm in norms:
                     norm.reset_running_stats()
             model(batch.images.to(device))
             seen += 1
+    if seen:
+        world.average_buffers(model)
     return seen
 
 

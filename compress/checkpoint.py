@@ -1,6 +1,7 @@
 """Weights on disk: our own safetensors with everything needed to rebuild, and other people's files.
 
-Nothing here writes a pickle, and nothing pickled is loaded with code execution.
+Nothing here writes a pickle, and nothing pickled is loaded with code execution. What a file claims
+is compared with the file itself before memory is taken for it.
 """
 
 from __future__ import annotations
@@ -8,18 +9,20 @@ from __future__ import annotations
 import json
 import platform
 import re
+import sys
 import warnings
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from safetensors import safe_open
 from torch import nn
 
 import compress
@@ -34,10 +37,15 @@ from compress.recipe import mask_from_recipe, recipe_from_mask
 from compress.shrink import shrink_
 
 Length = Annotated[int, Field(ge=1, le=2**16)]
+Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 FORMAT_VERSION = 1
 METADATA_KEY = "compress"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+MOST_HEADER_BYTES = 2**24
+"""Of a safetensors file; names and shapes of a thousand layers with 20,000 classes take a MiB."""
+ANY_NETWORK = 2**30
+"""Bytes: more than any architecture takes by itself, so that more of them are claimed by a file."""
 COUNTERS = "num_batches_tracked"
 """Files from before PyTorch 0.4.1 lack these buffers; nothing computed depends on them."""
 
@@ -52,14 +60,20 @@ class Description(BaseModel):
     classes: tuple[str, ...] = Field(min_length=1)
     input_size: tuple[Length, Length, Length]
     """(C, H, W) of one image."""
-    mean: tuple[float, ...]
+    mean: tuple[FiniteFloat, ...]
     """Per channel, of images scaled to [0, 1]."""
-    std: tuple[float, ...]
+    std: tuple[Deviation, ...]
     recipe: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
     parent_sha256: str | None = None
     """Digest of the file of the dense network that this one was pruned from."""
     tools: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_for_each_channel(self) -> Description:
+        if not len(self.mean) == len(self.std) == self.input_size[0]:
+            raise ValueError("mean and std have one number for each channel of the images")
+        return self
 
     @property
     def num_classes(self) -> int:
@@ -202,13 +216,16 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"there is no checkpoint {path}")
     if path.suffix == ".safetensors":
         return _read_tensors(path)
+    _require_stored(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols; the error says enough
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way
         raise CheckpointError(_unpickling_message(path, error)) from error
-    return _plain_state(content, path)
+    state = _plain_state(content, path)
+    _require_plain(state, path)
+    return state
 
 
 def read_description(path: Path) -> Description | None:
@@ -217,12 +234,11 @@ def read_description(path: Path) -> Description | None:
     Raises:
         CheckpointError: no such file, not safetensors, or a header that cannot be understood.
     """
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
+    _require_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # a damaged header can fail in any way
         raise CheckpointError(f"{path} is truncated or not a safetensors file") from error
     if text is None:
         return None
@@ -237,6 +253,30 @@ def read_description(path: Path) -> Description | None:
         raise CheckpointError(f"{path} has a header that cannot be understood") from error
 
 
+def require_claims(
+    path: Path, name: str, state: Mapping[str, torch.Tensor], classes: int, channels: int
+) -> None:
+    """Refuse a width that a file cannot hold before memory is taken for a network of it.
+
+    Raises:
+        CheckpointError: the network would be many times as large as the file's tensors.
+    """
+    if is_custom(name):  # its constructor may need real numbers, so only the user can tell
+        return
+    try:
+        with torch.device("meta"):
+            network = build_model(name, num_classes=classes, in_channels=channels)
+        size = sum(parameter.nbytes for parameter in network.parameters())
+    except RuntimeError:  # of dimensions whose product no integer holds
+        size = sys.maxsize
+    held = sum(tensor.nbytes for tensor in state.values())
+    if size > 4 * held + ANY_NETWORK:  # weights may be of 8 bits
+        raise CheckpointError(
+            f"{path} claims {classes} classes and images of {channels} channels and holds "
+            f"{held} bytes of weights, which is too little for that: it is damaged"
+        )
+
+
 def identify(state: Mapping[str, torch.Tensor]) -> str | None:
     """Return the built-in architecture whose tensors these are, or None."""
     shapes = _shapes(state)
@@ -244,7 +284,8 @@ def identify(state: Mapping[str, torch.Tensor]) -> str | None:
         first, classifier = (shapes.get(f"{end}.weight", ()) for end in ends_of(name))
         if len(first) != 4 or len(classifier) != 2:  # no need to build it
             continue
-        with suppress(ModelError):
+        # RuntimeError: dimensions whose product no integer holds.
+        with suppress(ModelError, RuntimeError):
             if _builtin_shapes(name, classifier[0], first[1]) == shapes:
                 return name
     return None
@@ -320,12 +361,62 @@ def _set_tensor(model: nn.Module, name: str, value: torch.Tensor) -> None:
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    _require_header(path)
+    try:
+        state = _without_prefixes(safetensors.torch.load_file(path))
+    except Exception as error:  # a damaged header can fail in any way
+        raise CheckpointError(f"{path} is truncated or not a safetensors file") from error
+    _require_plain(state, path)
+    return state
+
+
+def _require_header(path: Path) -> None:
+    """Refuse a file whose header is absurdly long, before it is parsed."""
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
-        return _without_prefixes(safetensors.torch.load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file") from error
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    if length > MOST_HEADER_BYTES:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file")
+
+
+def _require_stored(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it is; PyTorch stores and never compresses."""
+    try:
+        if not zipfile.is_zipfile(path):  # as PyTorch wrote until 1.6
+            return
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except Exception as error:  # a damaged archive can fail in any way
+        raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint") from error
+    unpacked = sum(record.file_size for record in records)
+    stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+    if not stored or unpacked > path.stat().st_size:
+        raise CheckpointError(
+            f"{path} unpacks to {unpacked} bytes and is smaller than that, as no file of PyTorch "
+            "is: save it again with torch.save"
+        )
+
+
+def _require_plain(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse tensors whose numbers are not all in the file, or are of no use as weights."""
+    size = path.stat().st_size
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            _refuse_tensor(path, name, "is no plain tensor")
+        if tensor.is_complex():
+            _refuse_tensor(path, name, "holds complex numbers")
+        # A stride of 0 makes any shape of one number.
+        taken = tensor.numel() * tensor.element_size()
+        if taken > tensor.untyped_storage().nbytes() or taken > size:
+            _refuse_tensor(path, name, f"claims a shape of {taken} bytes, which it does not hold")
+
+
+def _refuse_tensor(path: Path, name: str, why: str) -> NoReturn:
+    raise CheckpointError(f"{path}: {name!r} {why}: save the state dict of a trained network")
 
 
 def _plain_state(content: Any, path: Path) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from compress.errors import OutputError
+from compress.torchrun import is_main
 
 
 def print_json(document: Any) -> None:
@@ -30,9 +31,13 @@ def print_table(renderable: RenderableType) -> None:
 def print_text(text: str) -> None:
     """Print on stdout; a reader that went away does not change the exit code.
 
+    Of several processes, the main one speaks for all.
+
     Raises:
         OutputError: stdout is a file on a full disk.
     """
+    if not is_main():
+        return
     try:
         print(text, end="", flush=True)
     except OSError as error:
@@ -44,5 +49,12 @@ def print_text(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr."""
-    print(text, file=sys.stderr)
+    """Print a line on stderr, if this is the main process."""
+    if is_main():
+        print(text, file=sys.stderr)
+
+
+def say_error(text: str) -> None:
+    """Print an error in one line on stderr, with the number of a process that is not the main."""
+    whose = "" if is_main() else f"rank {os.environ['RANK']}: "
+    print(f"{whose}error: {' '.join(text.split())}", file=sys.stderr)  # whatever a library said

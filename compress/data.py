@@ -21,20 +21,22 @@ from torchvision import datasets
 from torchvision.transforms.v2 import functional
 
 from compress.config import DataConfig
-from compress.errors import DataError
+from compress.errors import ConfigError, DataError
 from compress.imagefolder import scan
 from compress.loading import (
     Augment,
     Batch,
     FileImages,
     ImageSet,
-    Int64s,
     Request,
     TensorImages,
     View,
-    batches,
     image_set,
 )
+from compress.order import Int64s, Share
+from compress.shards.dataset import open_shards
+from compress.shards.images import ShardImages
+from compress.workers import PREFETCH, Reader, batches
 
 __all__ = [
     "Batch",
@@ -53,7 +55,9 @@ AUTO_AUGMENT: dict[str, Augment] = {
     "cifar10": "crop-flip",
     "cifar100": "crop-flip",
     "imagefolder": "imagenet",
+    "shards": "imagenet",
 }
+PHOTOGRAPHS = ("imagefolder", "shards")
 DIGITS_SPLIT_SEED = 2019
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -77,7 +81,7 @@ class ImageData:
     """Per channel, of images scaled to [0, 1]."""
     identity: str
     """sha256, hexadecimal, of the validation set: of labels and raw pixels when it is held in
-    memory, of relative file names, sizes in bytes and labels when it is a folder."""
+    memory, of relative file names, sizes in bytes and labels when it is a folder or shards."""
 
     @property
     def num_classes(self) -> int:
@@ -97,10 +101,17 @@ class TrainBatches:
 
     Args:
         data: The data set.
-        batch_size: Images per batch.
+        batch_size: Images per batch, over all ranks.
         seed: With the epoch and an image's position, decides its place and augmentation.
-        workers: Processes that decode, started for each epoch; 0 decodes in this process.
+        workers: Processes that decode, the same for all epochs; 0 decodes in this process.
+        prefetch: Batches that each of them reads ahead.
         pin_memory: Return page-locked tensors, for copies to a GPU.
+        rank: Which part of every batch is read here.
+        ranks: Processes that train together, each with its part.
+
+    Raises:
+        ConfigError: a batch has fewer images than there are ranks.
+        DataError: there are fewer training images than ranks.
     """
 
     def __init__(
@@ -110,17 +121,21 @@ class TrainBatches:
         batch_size: int,
         seed: int,
         workers: int = 0,
+        prefetch: int = PREFETCH,
         pin_memory: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self._images = image_set(data.train)
-        self._batch_size = batch_size
+        self._share = Share(batch_size, rank, ranks)
         self._seed = seed
-        self._workers = workers
-        self._pin_memory = pin_memory
+        self._reader = Reader(
+            self._images, workers=workers, prefetch=prefetch, pin_memory=pin_memory
+        )
+        self._check_share()
 
     def __len__(self) -> int:
-        images = len(self._images)
-        return images // self._batch_size or min(images, 1)
+        return self._share.steps(len(self._images))
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch.
@@ -132,24 +147,43 @@ class TrainBatches:
         Raises:
             DataError: a worker process died.
         """
-        return batches(
-            self._images,
-            self._requests(epoch)[start:],
-            workers=self._workers,
-            pin_memory=self._pin_memory,
-        )
+        return self._reader.read(self._requests(epoch)[start:])
+
+    def close(self) -> None:
+        """End the workers; they end with this object too."""
+        self._reader.close()
 
     def _requests(self, epoch: int) -> list[Request]:
         rng = np.random.default_rng((self._seed, epoch))
-        order = rng.permutation(len(self._images))
+        order = self._images.epoch_order(self._share, rng)
         seeds = rng.integers(2**63, size=len(self._images))[order]
-        return _cut(order, seeds, self._batch_size)[: len(self)]
+        return list(map(Request, order, seeds))
+
+    def _check_share(self) -> None:
+        images, batch_size, ranks = len(self._images), self._share.batch_size, self._share.ranks
+        if batch_size < ranks:
+            raise ConfigError(
+                f"data.batch_size = {batch_size} counts the images of all {ranks} ranks, and each "
+                f"needs one: raise it to a multiple of {ranks}"
+            )
+        if 0 < images < ranks:
+            raise DataError(
+                f"the {images} training images cannot be shared by {ranks} ranks: start fewer"
+            )
 
 
 def eval_batches(
-    dataset: Dataset[Any], *, batch_size: int, workers: int = 0, pin_memory: bool = False
+    dataset: Dataset[Any],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Iterator[Batch]:
-    """Yield every image of a data set in order, without augmentation; the last batch may be short.
+    """Yield the images of a data set in order, without augmentation; the last batch may be short.
+
+    With several ranks each reads every ``ranks``-th batch, and together they read every image once.
 
     Args:
         dataset: Either half of an ``ImageData``, or any map-style data set of normalised images
@@ -157,12 +191,14 @@ def eval_batches(
         batch_size: Images per batch.
         workers: Processes that decode; 0 decodes in this process.
         pin_memory: Return page-locked tensors, for copies to a GPU.
+        rank: Read the batches ``rank::ranks``.
+        ranks: Processes that share the batches.
 
     Raises:
         DataError: a worker process died.
     """
     images = image_set(dataset)
-    requests = _cut(np.arange(len(images)), None, batch_size)
+    requests = _cut(np.arange(len(images)), batch_size)[rank::ranks]
     return batches(images, requests, workers=workers, pin_memory=pin_memory)
 
 
@@ -176,7 +212,7 @@ def spread_batches(
     images = image_set(dataset)
     count = min(count, len(images))
     indices = (np.arange(count) * len(images)) // max(count, 1)
-    yield from batches(images, _cut(indices, None, batch_size), workers=workers, pin_memory=False)
+    yield from batches(images, _cut(indices, batch_size), workers=workers, pin_memory=False)
 
 
 def first_images(data: ImageData, count: int) -> torch.Tensor:
@@ -207,7 +243,7 @@ def require_images(read: int, skipped: int, *, purpose: str) -> None:
 
 
 def load_data(config: DataConfig, *, seed: int = 0) -> ImageData:
-    """Open the data set that the configuration names; an image folder is listed, not decoded.
+    """Open the data set that the configuration names; image files are listed, not decoded.
 
     Args:
         config: Which images, and how they are read.
@@ -223,7 +259,9 @@ def load_data(config: DataConfig, *, seed: int = 0) -> ImageData:
             f"data.dataset = {config.dataset!r} is read from disk, and data.root is not set: "
             "add --set data.root=FOLDER"
         )
-    root = config.root.expanduser()
+    if config.dataset == "shards":
+        return _load_shards(config)
+    root = Path(config.root).expanduser()
     if config.dataset == "imagefolder":
         return _load_image_folder(config, root)
     return _load_torchvision(config, root)
@@ -316,13 +354,23 @@ def _half(part: Any) -> _Half:
 def _load_image_folder(config: DataConfig, root: Path) -> ImageData:
     folder = scan(root)
     view = _view(config, IMAGENET_MEAN, IMAGENET_STD)
-    halves = FileImages(folder.train, view), FileImages(folder.val, view)
-    return _image_data(*halves, folder.classes, view, folder.identity)
+    train, val = (FileImages(part, view, config.decoder) for part in (folder.train, folder.val))
+    return _image_data(train, val, folder.classes, view, folder.identity)
+
+
+def _load_shards(config: DataConfig) -> ImageData:
+    shards = open_shards(config)
+    view = _view(config, IMAGENET_MEAN, IMAGENET_STD)
+    train, val = (
+        ShardImages(shards.store, half, view, config.decoder, config.shuffle_shards)
+        for half in (shards.train, shards.val)
+    )
+    return _image_data(train, val, shards.classes, view, shards.val.identity())
 
 
 def _view(config: DataConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> View:
     augment = AUTO_AUGMENT[config.dataset] if config.augment == "auto" else config.augment
-    size = config.image_size or (224 if config.dataset == "imagefolder" else 32)
+    size = config.image_size or (224 if config.dataset in PHOTOGRAPHS else 32)
     return View(size, augment, mean, std)
 
 
@@ -358,7 +406,9 @@ def _tensors_identity(half: _Half) -> str:
     return digest.hexdigest()
 
 
-def _cut(order: Int64s, seeds: Int64s | None, batch_size: int) -> list[Request]:
-    """Cut an order of images into the requests of its batches, the last one perhaps short."""
-    cuts = [slice(first, first + batch_size) for first in range(0, len(order), batch_size)]
-    return [Request(order[cut], None if seeds is None else seeds[cut]) for cut in cuts]
+def _cut(order: Int64s, batch_size: int) -> list[Request]:
+    """Cut an order of images into the requests of evaluation, the last one perhaps short."""
+    return [
+        Request(order[first : first + batch_size], None)
+        for first in range(0, len(order), batch_size)
+    ]

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from compress.checkpoint import Description, load_weights, read_description, save_checkpoint
+from compress.compute import computing
 from compress.config import RunConfig
 from compress.data import ImageData
+from compress.distributed import current
 from compress.errors import CheckpointError, ModelError
 from compress.loop import Loop, accuracy_of, train_batches
 from compress.models import build_model
@@ -25,29 +27,36 @@ def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
         TrainingError: the loss became NaN or infinite.
         InterruptedRunError: the user stopped; the state is saved.
     """
-    device = pick_device(config.device)
+    device, world = pick_device(config.device), current()
     torch.manual_seed(config.seed)
     model = _new_model(config, data).to(device)
-    per_epoch = len(train_batches(data, config, device.type))
+    per_epoch = len(train_batches(data, config, device.type, world))
     trainer = Trainer(
         model,
         config.train,
         steps_per_epoch=per_epoch,
         total=config.train.epochs * per_epoch,
         seed=config.seed,
-        memory_format=memory_format_for(model, data.input_size),
+        memory_format=memory_format_for(model, data.input_size, config.compute.channels_last),
+        compute=config.compute,
+        world=world,
     )
     trainer.start_averaging()
     state = session.load("train")
     if state:
-        trainer.load_state(state.tensors)
-        trainer.step_index = state.facts["step"]
+        with session.taking_up():
+            trainer.load_state(state.tensors)
+            trainer.step_index = state.facts["step"]
 
     def snapshot() -> State:
         return State("train", {"step": trainer.step_index}, trainer.state())
 
     model.train()
-    with bar(f"training {config.model.name}", trainer.total) as shown, session.interruptible():
+    with (
+        computing(config.compute),
+        bar(f"training {config.model.name}", trainer.total) as shown,
+        session.interruptible(),
+    ):
         loop = Loop(trainer, data, config, session, shown)
         loop.run(
             lambda batch: trainer.step(batch),
@@ -57,8 +66,10 @@ def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
         )
         accuracy = loop.accuracy()
     description = describe(config.model.name, data, {"accuracy": accuracy.as_dict()})
-    save_checkpoint(session.run.dense, trainer.result, description=description)
-    session.finish()
+    if world.main:
+        save_checkpoint(session.run.dense, trainer.result, description=description)
+        session.finish()
+    world.wait()
     return session.run.dense
 
 
@@ -68,16 +79,19 @@ def import_dense(config: RunConfig, data: ImageData, session: Session, checkpoin
     Raises:
         CheckpointError: the file does not fit the architecture or the classes of the data.
     """
-    device = pick_device(config.device)
+    device, world = pick_device(config.device), current()
     own = read_description(checkpoint) if checkpoint.suffix == ".safetensors" else None
     if own:
         _check_origin(own, config, data, checkpoint)
     model = _new_model(config, data)
     load_weights(checkpoint, model)
-    accuracy = accuracy_of(model.to(device), data, config)
+    accuracy = accuracy_of(model.to(device), data, config, world)
     description = describe(config.model.name, data, {"accuracy": accuracy.as_dict()})
-    save_checkpoint(session.run.dense, model, description=description)
+    session.forget("train")  # what an import tells that was killed before its file was there
     session.record("dense", checkpoint=checkpoint.name, **accuracy.as_dict())
+    if world.main:
+        save_checkpoint(session.run.dense, model, description=description)
+    world.wait()
     return session.run.dense
 
 

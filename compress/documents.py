@@ -1,14 +1,18 @@
 """TOML documents and settings become validated sections, every mistake named.
 
 A document is a named file under ``configs/`` or a path, with ``section.key=value`` settings on top.
-Unknown keys are errors that offer the nearest known key.
+Unknown keys are errors that offer the nearest known key. Documents may come from anybody: one that
+is too large or too deep is refused before it costs time or memory.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,11 +28,20 @@ else:
 
 SectionT = TypeVar("SectionT", bound="Section")
 
+MOST_BYTES = 2**18
+"""Largest configuration; those that come with the tool have a hundredth of it."""
+MOST_DOTS = 32
+"""Of a dotted key: the parser takes time that grows with the square of their number."""
+MOST_MISTAKES = 1000
+"""That are described; each takes a thousand times the memory of the letter that it is about."""
+
 
 class Section(BaseModel):
     """Base of every part of the configuration: immutable, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -68,23 +81,63 @@ def read_toml(name: str, folder: str = "") -> dict[str, Any]:
     else:
         text = read_text(name)
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        document = parsed_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{name} is not valid TOML: {error}") from error
     return _extended(document, name, folder)
 
 
 def read_text(path: str) -> str:
-    """Return the text of a file that the user named.
+    """Return the text of a configuration that the user named.
 
     Raises:
-        ConfigError: it cannot be read or is not text.
+        ConfigError: it cannot be read, is not text or is larger than any configuration.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with Path(path).open("rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+        text = data.decode("utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         reason = getattr(error, "strerror", None) or "not a text file"
         raise ConfigError(f"cannot read {path}: {reason}") from error
+    if len(data) > MOST_BYTES:
+        raise ConfigError(f"cannot read {path}: no configuration is larger than 256 KiB")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parsed_toml(text: str) -> dict[str, Any]:
+    """Return the document of a TOML text.
+
+    Raises:
+        ValueError: it is not TOML, or nested too deeply.
+    """
+    if any(part.count(".") > MOST_DOTS for part in re.split(r"[\n,=#\[\]{}]", text)):
+        raise ValueError(f"a key has more than {MOST_DOTS} dots")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text in which no key is there twice.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {shown(twice)} is there twice")
+    return found
 
 
 def _extended(document: dict[str, Any], name: str, folder: str) -> dict[str, Any]:
@@ -112,6 +165,8 @@ def validated(model: type[SectionT], document: Mapping[str, Any], source: str) -
     try:
         return model.model_validate(document)
     except ValidationError as error:
+        if error.error_count() > MOST_MISTAKES:
+            raise ConfigError(f"{source} has {error.error_count()} mistakes") from None
         details = error.errors()
         more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
         raise ConfigError(f"{source}: {_explain(model, details[0])}{more}") from error
@@ -137,14 +192,27 @@ def apply_setting(document: dict[str, Any], setting: str) -> None:
 
 def _value(text: str) -> Any:
     """Read a setting's value as TOML or JSON would; what is neither is a string."""
+    for read in (_toml_value, parsed_json):
+        with suppress(ValueError):
+            return read(text)
+    return text
+
+
+def _toml_value(text: str) -> Any:
+    return parsed_toml(f"value = {text}")["value"]
+
+
+def shown(value: object) -> str:
+    """Return a value as Python writes it, shortened before it becomes long."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        pass
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+        return _SHORT.repr(value)
+    except ValueError:  # Python refuses to write thousands of digits
+        return f"a number of {int(value).bit_length()} bits"  # type: ignore[call-overload]
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxtuple = 3, 8, 8, 8
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
 
 
 def _explain(model: type[BaseModel], detail: Any) -> str:
@@ -155,7 +223,7 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
     if detail["type"] == "missing":
         return f"the key {key!r} is missing"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{key} = {detail['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{key} = {shown(detail['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> Iterable[str]:

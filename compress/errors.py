@@ -8,6 +8,7 @@
     |-- ModelError                1  the network cannot be built, traced or pruned
     |-- BudgetError               1  the requested size cannot be reached
     |-- TrainingError             1  the loss became NaN or infinite
+    |-- RunError                  1  the processes of a run differ, or one of them ended
     |-- EnvironmentUnfitError     5  a runtime or a machine that cannot do what was asked
     |-- ParityError               6  two runtimes disagree about the same model
     `-- InterruptedRunError     130  Ctrl-C; the state was saved
@@ -23,11 +24,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+MOST_LETTERS = 960
+"""Longest message: what a file says must not fill a terminal or a log."""
+
 
 class CompressError(Exception):
-    """Base of every error that is the user's to mend; the message is one complete sentence."""
+    """Base of every error that is the user's to mend; the message is one complete sentence.
+
+    Messages quote files, so a message is kept to one line of printable letters and is shortened in
+    its middle.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class ConfigError(CompressError):
@@ -60,6 +71,10 @@ class TrainingError(CompressError):
     """Training that diverged."""
 
 
+class RunError(CompressError):
+    """Processes of one run that do not agree, or one that ended."""
+
+
 class EnvironmentUnfitError(CompressError):
     """A runtime that is missing here, or a machine that cannot do what was asked."""
 
@@ -76,6 +91,17 @@ class InterruptedRunError(CompressError):
     """The user stopped the run; its state is on disk."""
 
     exit_code = 130
+
+
+def one_line(text: str, most: int = MOST_LETTERS) -> str:
+    """Return a text as one line of at most so many letters, control characters spelt out."""
+    if len(text) > most:  # first, so that megabytes cost nothing
+        text = f"{text[: most * 2 // 3]} ... {text[-most // 4 :]}"
+    line = " ".join(part.strip() for part in text.splitlines()) if "\n" in text else text
+    if line.isprintable():
+        return line
+    spelt = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return spelt if len(spelt) <= most else one_line(spelt, most)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compress.data import Batch, require_images
+from compress.distributed import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -> Accuracy:
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, world: World = ALONE
+) -> Accuracy:
     """Measure top-1 and top-5 accuracy; the network's modes are put back.
+
+    Args:
+        model: the network on ``device``.
+        batches: this process's share of the images.
+        device: where the network is.
+        world: the processes that share the images; they count together.
 
     Raises:
         DataError: there is not one readable image.
@@ -58,5 +67,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device) -
             right1 += int(hits[:, :1].sum())
             right5 += int(hits.sum())
             images += len(batch.labels)
+    counts = world.sum(torch.tensor([right1, right5, images, skipped]))
+    right1, right5, images, skipped = counts.tolist()
     require_images(images, skipped, purpose="evaluation")
     return Accuracy(100 * right1 / images, 100 * right5 / images, images, skipped)

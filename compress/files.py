@@ -5,12 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from compress.errors import writing
+
+_TEMPORARY = re.compile(r"\.(?P<stem>.+)\.\d{1,10}(?P<suffix>\.[^.]+)?")
+
+
+def temporary_name(path: Path) -> Path:
+    """Return the name under which this process writes a file before it takes its real name."""
+    return path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+
+
+def real_name(temporary: str) -> str | None:
+    """Return the name that a file of ``temporary_name`` was to take, or None for other files."""
+    found = _TEMPORARY.fullmatch(temporary)
+    return f"{found['stem']}{found['suffix'] or ''}" if found else None
 
 
 @contextmanager
@@ -23,13 +37,14 @@ def staged(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the folder cannot be made or the file cannot be renamed.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = temporary_name(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
         with writing(path):
             temporary.replace(path)
+        sync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -45,6 +60,16 @@ def write_flushed(path: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder, where the file system can say so."""
+    with suppress(OSError):  # the files are whole in any case
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

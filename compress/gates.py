@@ -81,7 +81,8 @@ class GatedNetwork(nn.Module):
             torch.ones(graph.num_units, dtype=parameter.dtype, device=parameter.device)
         )
         self.network = trace(model)
-        insert(self.network, graph, sites, lambda units: GateLayer(self.gates, units))
+        inserted = insert(self.network, graph, sites, lambda units: GateLayer(self.gates, units))
+        self.gates.requires_grad_(inserted > 0)  # processes join only what has a gradient
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> logits."""
@@ -105,8 +106,8 @@ def insert(
     graph: ChannelGraph,
     sites: str,
     layer: Callable[[torch.Tensor], nn.Module],
-) -> None:
-    """Put a layer into a traced network at every site.
+) -> int:
+    """Put a layer into a traced network at every site, and return how many there are.
 
     Args:
         network: the traced network, changed in place.
@@ -130,6 +131,7 @@ def insert(
         _wire(network.graph, nodes[site.node], name, before=before)
     network.graph.lint()
     network.recompile()
+    return len(chosen)
 
 
 def _wire(graph: fx.Graph, node: fx.Node, name: str, *, before: bool) -> None:

@@ -17,9 +17,11 @@ from compress.checkpoint import (
     load_weights,
     read_description,
     read_state_dict,
+    require_claims,
     save_checkpoint,
 )
 from compress.config import DataConfig, RunConfig
+from compress.config.location import root_setting
 from compress.data import IMAGENET_MEAN, IMAGENET_STD, first_images, load_data
 from compress.dense import describe
 from compress.documents import apply_setting, validated
@@ -71,7 +73,9 @@ def import_checkpoint(
             f"{checkpoint} holds {len(state)} tensors of no architecture that is recognised: "
             "say which with --model"
         )
-    description, images = _surroundings(name, data, *_ends(name, weights))
+    ends = _ends(name, weights)
+    require_claims(checkpoint, name, weights, *ends)
+    description, images = _surroundings(name, data, *ends)
     if classes not in (None, description.num_classes):
         raise CheckpointError(
             f"{checkpoint} has {description.num_classes} classes and --classes asks for {classes}"
@@ -100,7 +104,7 @@ def data_asked_for(folder: Path | None, settings: Iterable[str]) -> DataConfig |
         ConfigError: a setting that is not of the data.
     """
     document: dict[str, Any] = {"data": {"dataset": "imagefolder"} if folder else {}}
-    settings = [*settings, *([f"data.root={folder.expanduser().resolve()}"] if folder else [])]
+    settings = [*settings, *([root_setting(folder)] if folder else [])]
     for setting in settings:
         if not setting.startswith("data."):
             raise ConfigError(f"--set {setting}: an import takes nothing but data.key=value")

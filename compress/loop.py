@@ -9,6 +9,7 @@ from torch import nn
 
 from compress.config import RunConfig
 from compress.data import Batch, ImageData, TrainBatches, eval_batches, require_images
+from compress.distributed import ALONE, World
 from compress.errors import DataError
 from compress.evaluate import Accuracy, evaluate
 from compress.progress import Bar
@@ -27,7 +28,8 @@ class Loop:
     bar: Bar
 
     def __post_init__(self) -> None:
-        self.batches = train_batches(self.data, self.config, self.trainer.device.type)
+        self.world = self.trainer.world
+        self.batches = train_batches(self.data, self.config, self.trainer.device.type, self.world)
 
     def run(
         self,
@@ -54,8 +56,8 @@ class Loop:
                 if finished():
                     return
             if not offset:  # the rest of an epoch says nothing about the whole
-                require_images(read, trainer.skipped, purpose="training")
-                if not trained:
+                require_images(self.world.total(read), trainer.all_skipped, purpose="training")
+                if not self.world.any(trained > 0):
                     raise DataError(
                         f"no batch of {self.config.data.batch_size} held two readable images: "
                         "raise data.batch_size, or mend the files"
@@ -63,7 +65,7 @@ class Loop:
 
     def accuracy(self) -> Accuracy:
         """Measure what training has yielded so far on the validation set."""
-        return accuracy_of(self.trainer.result, self.data, self.config)
+        return accuracy_of(self.trainer.result, self.data, self.config, self.world)
 
     def record_epoch(self, phase: str, epoch: int) -> None:
         """Evaluate, write one line of history and show it."""
@@ -76,30 +78,40 @@ class Loop:
             step=self.trainer.step_index,
             loss=loss,
             lr=self.trainer.lr,
-            train_skipped=self.trainer.skipped,
+            train_skipped=self.trainer.all_skipped,
             **measured.as_dict(),
         )
         self.bar.at(self.trainer.step_index, f"loss {loss:.3f}  top-1 {measured.top1:.2f} %")
 
 
-def train_batches(data: ImageData, config: RunConfig, device: str) -> TrainBatches:
-    """Return the training batches of a run."""
+def train_batches(
+    data: ImageData, config: RunConfig, device: str, world: World = ALONE
+) -> TrainBatches:
+    """Return this process's share of the training batches of a run."""
     return TrainBatches(
         data,
         batch_size=config.data.batch_size,
         seed=config.seed,
         workers=config.data.workers,
+        prefetch=config.data.prefetch,
         pin_memory=device == "cuda",
+        rank=world.rank,
+        ranks=world.size,
     )
 
 
-def accuracy_of(model: nn.Module, data: ImageData, config: RunConfig) -> Accuracy:
+def accuracy_of(
+    model: nn.Module, data: ImageData, config: RunConfig, world: World = ALONE
+) -> Accuracy:
     """Measure the accuracy of a network on the validation set, on the network's device."""
     device = next(model.parameters()).device
+    world.share_buffers(model)
     batches = eval_batches(
         data.val,
         batch_size=config.data.eval_batch_size,
         workers=config.data.workers,
         pin_memory=device.type == "cuda",
+        rank=world.rank,
+        ranks=world.size,
     )
-    return evaluate(model, batches, device)
+    return evaluate(model, batches, device, world)

@@ -5,10 +5,8 @@ The table of keys, and what differs, is in docs/original.md.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from compress.analysis import analyse
 from compress.config import CRITERION_NUMBERS
-from compress.documents import Section, read_toml, validated
+from compress.documents import Section, parsed_json, read_toml, validated
 from compress.errors import ConfigError
 from compress.groups import ChannelGraph
 from compress.models import BUILTIN_MODELS, build_model
@@ -218,17 +216,9 @@ def _graph_of(model: str) -> ChannelGraph:
 
 
 def _parsed(text: str, name: str) -> dict[str, Any]:
-    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise ConfigError(f"{name}: the key {key!r} is there twice")
-            found[key] = value
-        return found
-
     try:
-        document = json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
+        document = parsed_json(text)
+    except ValueError as error:
         raise ConfigError(f"{name} is not valid JSON: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{name} holds no JSON object with settings")

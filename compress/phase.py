@@ -19,6 +19,7 @@ from compress.criteria import bind
 from compress.criteria.scoring import Context, Scoring
 from compress.data import Batch
 from compress.decision import decide, prunable
+from compress.distributed import current
 from compress.errors import CheckpointError
 from compress.groups import ChannelGraph, Mask
 from compress.importance import Importance, ranked, summary
@@ -39,6 +40,7 @@ def context_of(model: nn.Module, graph: ChannelGraph, config: RunConfig) -> Cont
         seed=config.seed,
         as_published=config.prune.as_published,
         hessian_samples=config.prune.hessian_samples,
+        world=current(),
     )
 
 
@@ -175,6 +177,9 @@ class PruningPhase:
                     step=self.at.step - prune.start_after,
                 )
                 mask_(self.model, self.graph, self.at.kept | ~before)  # the rest is masked already
+        self.trainer.world.require_same(
+            f"the mask of pruning step {self.at.step}", self.at.kept.tobytes()
+        )
         self.session.record(
             "prune_step",
             step=self.trainer.step_index,
@@ -215,9 +220,9 @@ class PruningPhase:
         with _timed(self.seconds, "proof"):
             difference = proof(self.model, self.graph, self.at.kept, self.images)
         with _timed(self.seconds, "shrink"):
-            self.graph = shrink_(self.model, self.graph, self.at.kept, self.trainer.optimizer)
+            with self.trainer.reshaping():
+                self.graph = shrink_(self.model, self.graph, self.at.kept, self.trainer.optimizer)
             self.at.shrunk = self.at.kept.copy()
-            self.trainer.settle()
             self.scoring = self._bind()
         self.largest_difference = max(self.largest_difference, difference)
         self.session.record(
@@ -263,8 +268,8 @@ class PruningPhase:
             facts["paused"],
             facts["ended"],
         )
-        self.graph = shrink_(self.model, self.graph, self.at.shrunk)
-        self.trainer.settle()
+        with self.trainer.reshaping():
+            self.graph = shrink_(self.model, self.graph, self.at.shrunk)
         self.importance.total = tensors["importance.total"]
         self.importance.minibatches = facts["minibatches"]
         if "importance.average" in tensors:

@@ -125,7 +125,7 @@ def draw_widths(widths: Widths) -> Figure:
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.set_xlim(0, 1.22 * max(dense, default=1))  # room for the label of the widest
     axes.set_xlabel("channels", fontsize=8)
-    _plain(axes, "x")
+    plain_axes(axes, "x")
     axes.set_yticks(rows, [group.name for group in groups], fontsize=7)
     _explain_colours(axes, any(group.residual for group in groups))
     figure.suptitle(_headline(widths), x=0.01, ha="left", fontsize=10, color=INK)
@@ -147,8 +147,8 @@ def _explain_colours(axes: Axes, residual: bool) -> None:
 def _headline(widths: Widths) -> str:
     names = {"macs": "MACs", "params": "parameters", "channels": "channels"}
     changes = [
-        f"{name} {_short(widths.dense[key])} \N{RIGHTWARDS ARROW} {_short(widths.now[key])} "
-        f"({100 * widths.now[key] / widths.dense[key]:.1f} %)"
+        f"{name} {short_count(widths.dense[key])} \N{RIGHTWARDS ARROW} "
+        f"{short_count(widths.now[key])} ({100 * widths.now[key] / widths.dense[key]:.1f} %)"
         for key, name in names.items()
         if widths.dense[key]
     ]
@@ -209,7 +209,7 @@ def draw_history(course: Course) -> Figure:
     panels = [
         Panel("training loss", course.loss, BLUE, "{:.3f}".format),
         Panel("top-1 (%)", course.top1, GREEN, "{:.2f}".format),
-        Panel("MACs left", course.macs_to_the_end, VERMILION, _short),
+        Panel("MACs left", course.macs_to_the_end, VERMILION, short_count),
     ]
     panels = [panel for panel in panels if panel.curve]
     size = (WIDTH, 0.8 + 1.9 * len(panels))
@@ -218,11 +218,11 @@ def draw_history(course: Course) -> Figure:
     for axes, panel in zip(column, panels, strict=True):
         _shade_phases(axes, course, named=axes is column[0])
         _draw_curve(axes, panel)
-        _plain(axes, "y")
+        plain_axes(axes, "y")
         axes.set_ylabel(panel.title, fontsize=8)
     if course.macs:
         column[-1].set_ylim(0, 1.1 * max(course.macs.values()))
-        column[-1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        column[-1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     column[-1].set_xlim(0, 1.08 * course.end)  # room for the last values
     marked = "; orange marks are pruning steps" if course.pruning_steps else ""
     column[-1].set_xlabel(f"training steps{marked}", fontsize=8)
@@ -274,7 +274,7 @@ def _draw_curve(axes: Axes, panel: Panel) -> None:
     label.set(va="center", fontsize=8, color=panel.colour)
 
 
-def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:
+def plain_axes(axes: Axes, grid: Literal["x", "y"]) -> None:
     """Take the frame off, and lay a faint grid under what is drawn."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
@@ -283,7 +283,7 @@ def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:
     axes.tick_params(length=0, labelsize=8)
 
 
-def _short(count: float) -> str:
+def short_count(count: float) -> str:
     """Write a count with three digits and a unit."""
     for scale, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if count >= 0.9995 * scale:

@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from compress.torchrun import is_main
+
 
 class Bar:
     """One running task."""
@@ -30,7 +32,10 @@ class Bar:
 
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Bar]:
-    """Show a bar with the time left while the block runs; quiet when stderr is not a terminal."""
+    """Show a bar with the time left while the block runs.
+
+    Quiet when stderr is not a terminal, and in every process but the main one.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -39,7 +44,7 @@ def bar(description: str, total: int) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}"),
     )
     console = Console(stderr=True)
-    quiet = not sys.stderr.isatty()
+    quiet = not (sys.stderr.isatty() and is_main())
     with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
         yield Bar(progress, total, description)
 

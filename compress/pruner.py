@@ -13,10 +13,12 @@ from compress import cost
 from compress.analysis import analyse
 from compress.batchnorm import reestimate_batchnorm
 from compress.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compress.compute import computing
 from compress.config import RunConfig
 from compress.criteria import bind
 from compress.data import ImageData, first_images
 from compress.decision import prunable
+from compress.distributed import current
 from compress.loop import Loop, train_batches
 from compress.masking import goal_for
 from compress.models import build_model, is_custom
@@ -51,8 +53,13 @@ def prune(config: RunConfig, data: ImageData, session: Session, model: str | Non
     finetuning = session.load("finetune")
     state = finetuning or session.load("prune")
     if state:
-        run.load(state)
-    with bar("pruning", run.expected_steps) as shown, session.interruptible():
+        with session.taking_up():
+            run.load(state)
+    with (
+        computing(config.compute),
+        bar("pruning", run.expected_steps) as shown,
+        session.interruptible(),
+    ):
         loop = Loop(run.trainer, data, config, session, shown)
         if not finetuning:
             run.prune(loop)
@@ -91,16 +98,20 @@ class _PruneRun:
         teacher = None
         if config.finetune.distill:
             teacher = copy.deepcopy(dense.model).to(device).requires_grad_(False)
-        self.model = dense.model.to(device).train()
+        self.model, world = dense.model.to(device).train(), current()
         self.trainer = Trainer(
             self.model,
             config.finetune,
-            steps_per_epoch=len(train_batches(data, config, device.type)),
+            steps_per_epoch=len(train_batches(data, config, device.type, world)),
             total=UNKNOWN_END,
             hold=UNKNOWN_END,
             seed=config.seed,
             teacher=teacher,
-            memory_format=memory_format_for(self.model, data.input_size),
+            memory_format=memory_format_for(
+                self.model, data.input_size, config.compute.channels_last
+            ),
+            compute=config.compute,
+            world=world,
         )
         images = first_images(data, config.prune.proof_images)
         self.pruning = PruningPhase(self.trainer, dense.dense_graph, config, session, images)
@@ -122,7 +133,7 @@ class _PruneRun:
         )
         self.accuracy["masked"] = loop.accuracy().as_dict()
         batches = itertools.islice(loop.batches.epoch(0), self.config.prune.bn_batches)
-        seen = reestimate_batchnorm(self.model, batches, self.trainer.device)
+        seen = reestimate_batchnorm(self.model, batches, self.trainer.device, self.trainer.world)
         self.accuracy["pruned"] = {**self._costs(), **loop.accuracy().as_dict()}
         self.session.record(
             "pruned",
@@ -149,6 +160,9 @@ class _PruneRun:
     def write(self) -> Path:
         """Write the result and its pictures, and remove the state."""
         run, dense, kept = self.session.run, self.dense, self.pruning.at.kept
+        if not self.trainer.world.main:
+            self.trainer.world.wait()
+            return run.pruned
         description = dense.description.model_copy(
             update={"metrics": self._metrics(), "parent_sha256": dense.sha256}
         )
@@ -162,6 +176,7 @@ class _PruneRun:
             kept=kept,
         )
         self.session.finish()
+        self.trainer.world.wait()
         return run.pruned
 
     def _metrics(self) -> dict[str, Any]:

@@ -1,183 +1,71 @@
-"""A run on disk: its directory, its history, its state to resume from, and Ctrl-C."""
+"""What a long loop needs from its run: its history, its state to resume from, and Ctrl-C."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError, safe_open
-
-from compress.config import RunConfig, load_config, save_config
-from compress.errors import CheckpointError, ConfigError, InterruptedRunError, writing
+from compress.config import SaveConfig
+from compress.distributed import World, current
+from compress.errors import CheckpointError, InterruptedRunError, writing
 from compress.files import write_atomically
+from compress.rundirectory import RunDirectory, event_of
+from compress.state import State, StateFiles
 from compress.tensorboard import Curves
+
+__all__ = ["RunDirectory", "Session", "State"]
 
 log = logging.getLogger("compress")
 
-SAVE_SECONDS = 60.0
-"""Time between two saves of the state, in seconds."""
-
-
-@dataclass(frozen=True)
-class RunDirectory:
-    """The files of one run, by name."""
-
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.toml"
-
-    @property
-    def dense(self) -> Path:
-        """The dense network."""
-        return self.path / "dense.safetensors"
-
-    @property
-    def pruned(self) -> Path:
-        """The pruned network."""
-        return self.path / "pruned.safetensors"
-
-    @property
-    def history(self) -> Path:
-        """One JSON object a line: epochs, pruning decisions, shrinks."""
-        return self.path / "history.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        """The same events as curves, for TensorBoard."""
-        return self.path / "tensorboard"
-
-    @property
-    def history_plot(self) -> Path:
-        """The course of the run, drawn."""
-        return self.path / "history.png"
-
-    @property
-    def pruning_plot(self) -> Path:
-        """The channels that every group kept, drawn."""
-        return self.path / "pruning.png"
-
-    @property
-    def state(self) -> Path:
-        """Where an unfinished run goes on."""
-        return self.path / "state" / "state.safetensors"
-
-    @property
-    def export(self) -> Path:
-        """The exported networks."""
-        return self.path / "export"
-
-    @property
-    def report(self) -> Path:
-        """The measurements."""
-        return self.path / "report.json"
-
-    @property
-    def report_views(self) -> tuple[Path, ...]:
-        """What is made of the measurements: for people, and for CI."""
-        names = ("report.md", "report.html", "report.xml")
-        return tuple(self.path / name for name in names)
-
-    def check_new(self, *, overwrite: bool) -> None:
-        """Refuse a directory that holds anything, unless an earlier run may be overwritten.
-
-        Raises:
-            ConfigError: the directory is not empty, holds no run to overwrite, or is a file.
-        """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path} is a file, not a directory")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
-            return
-        if not overwrite:
-            raise ConfigError(
-                f"{self.path} is not empty: use --resume to go on, --overwrite to start anew, "
-                "or another --output"
-            )
-        if not self.config.is_file():  # its folder `export` may be anybody's
-            raise ConfigError(
-                f"{self.path} is not empty and holds no run, so --overwrite leaves it alone: "
-                "give another --output"
-            )
-
-    def begin(self, config: RunConfig) -> None:
-        """Start a run: remove the files of an earlier one, and only those; write the configuration.
-
-        Raises:
-            OutputError: the directory cannot be written.
-        """
-        self._clear()
-        save_config(config, self.config)
-
-    def saved_config(self) -> RunConfig:
-        """Return the configuration of the run that lies here.
-
-        Raises:
-            ConfigError: there is no run here.
-        """
-        if not self.config.is_file():
-            raise ConfigError(f"{self.path} is not a run directory: it holds no config.toml")
-        return load_config(str(self.config))
-
-    def events(self) -> list[dict[str, Any]]:
-        """Return the history so far; a line that a full disk cut off is left out."""
-        if not self.history.is_file():
-            return []
-        text = self.history.read_text(encoding="utf-8")
-        return [json.loads(line) for line in _whole_lines(text)]
-
-    def discard_if_bare(self) -> None:
-        """Remove a directory that holds nothing but its configuration: nothing was done in it."""
-        if self.path.is_dir() and [*self.path.iterdir()] == [self.config]:
-            self.config.unlink()
-            self.path.rmdir()
-
-    def _clear(self) -> None:
-        own = (self.dense, self.pruned, self.history, self.report)
-        plots = (self.history_plot, self.pruning_plot)
-        with writing(self.path):
-            for file in (*own, *plots, *self.report_views):
-                file.unlink(missing_ok=True)
-            for folder in (self.export, self.state.parent, self.tensorboard):
-                if folder.is_dir():
-                    shutil.rmtree(folder)
-
-
-@dataclass(frozen=True)
-class State:
-    """What an unfinished run goes on from."""
-
-    phase: str
-    facts: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
+PHASES = ("train", "prune", "finetune")
+"""What a run does, in order; each can be gone on with by itself."""
+PHASE_OF = {
+    "dense": "train",
+    "prune_step": "prune",
+    "prune_pause": "prune",
+    "prune_end": "prune",
+    "shrink": "prune",
+    "pruned": "prune",
+    "finetuned": "finetune",
+}
+"""Events of the history that do not name their phase."""
 
 
 @dataclass
 class Session:
-    """What a long loop needs from its run: history, curves, state, and whether to stop."""
+    """What a long loop needs from its run: history, curves, state, and whether to stop.
+
+    With several processes every one of them has a session. All take the same decisions; only the
+    main one writes.
+    """
 
     run: RunDirectory
     stop: threading.Event = field(default_factory=threading.Event)
-    _saved_at: float = field(default_factory=time.monotonic)
+    _saved_at: float = field(init=False)
+    _unsaved_steps: int = 0
     _lines: int = 0
 
     def __post_init__(self) -> None:
-        wanted = self.run.config.is_file() and self.run.saved_config().tensorboard
-        self._curves = Curves(self.run.tensorboard) if wanted else None
+        self._saved_at = time.monotonic()
+        config = self.run.saved_config() if self.run.config.is_file() else None
+        self._save_config = config.save if config else SaveConfig()
+        self._curves = Curves(self.run.tensorboard) if config and config.tensorboard else None
+        self._states = StateFiles(self.run.state, self.run.previous_state)
+
+    @property
+    def world(self) -> World:
+        """The processes of the run, of which this is one."""
+        return current()
 
     def record(self, event: str, **facts: Any) -> None:
         """Append one line to the history, and draw it.
@@ -185,10 +73,12 @@ class Session:
         Raises:
             OutputError: the disk is full.
         """
+        self._lines += 1
+        if not self.world.main:
+            return
         line = json.dumps({"event": event, **facts})
         with writing(self.run.history), self.run.history.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
-        self._lines += 1
         if self._curves:
             self._curves.add({"event": event, **facts})
 
@@ -198,11 +88,13 @@ class Session:
         Raises:
             InterruptedRunError: after the state was saved.
         """
-        if self.stop.is_set():
+        self._unsaved_steps += 1
+        stop, due = self._agreed()
+        if stop or due:
             self.save(snapshot())
-        self.check_stop()
-        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
-            self.save(snapshot())
+        if stop:
+            self.world.wait()  # a process that ended would have its launcher stop the others
+            raise self._stopped()
 
     def check_stop(self) -> None:
         """Stop when the user asked for it and everything done so far is on disk.
@@ -210,53 +102,93 @@ class Session:
         Raises:
             InterruptedRunError: the user did.
         """
-        if self.stop.is_set():
-            raise InterruptedRunError(
-                "stopped; the state is saved, go on with --resume --output "
-                f"{shlex.quote(str(self.run.path))}"
-            )
+        if self.world.any(self.stop.is_set()):
+            raise self._stopped()
+
+    @property
+    def due(self) -> bool:
+        """Whether the state must be saved after this step, as this process sees it."""
+        every = self._save_config
+        counted = every.every_steps is not None and self._unsaved_steps >= every.every_steps
+        return counted or time.monotonic() - self._saved_at >= every.every_seconds
 
     def save(self, state: State) -> None:
-        """Write the state atomically.
+        """Write the state atomically; the one before it is kept beside it.
 
         Raises:
             OutputError: it cannot be written; the state before it is kept.
         """
-        with writing(self.run.state):
-            self.run.state.parent.mkdir(exist_ok=True)
-        document = {"phase": state.phase, "lines": self._lines, **state.facts}
-        tensors = {name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}
-        data = safetensors.torch.save(tensors, {"state": json.dumps(document)})
-        write_atomically(self.run.state, data)
-        self._saved_at = time.monotonic()
+        if self.world.main:
+            self._sync_history()
+            self._states.write(state, lines=self._lines)
+        self._saved_at, self._unsaved_steps = time.monotonic(), 0
 
     def load(self, phase: str) -> State | None:
         """Return the state of a phase, if that is where the run stopped; cut the history to it.
 
+        If the run stopped elsewhere, what the history tells of this phase and of later ones was
+        never finished, and is forgotten.
+
         Raises:
-            CheckpointError: the state is damaged.
+            CheckpointError: the state is damaged, and so is the one before it.
+            RunError: another process finds another state; all must see the same directory.
         """
-        self._cut_history()
-        if not self.run.state.is_file():
+        saved = self._states.read()
+        found = saved and (saved.state.phase, saved.state.facts.get("step"), saved.lines)
+        self.world.require_same("the state to go on from", repr(found).encode())
+        if saved is None or saved.state.phase != phase:
+            self.forget(phase)
             return None
-        try:
-            with safe_open(self.run.state, framework="pt") as file:
-                facts = json.loads(file.metadata()["state"])
-            if facts.pop("phase") != phase:
-                return None
-            tensors = safetensors.torch.load_file(self.run.state)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.run.state} is damaged: start anew with --overwrite"
-            ) from error
-        self._cut_history(facts.pop("lines"))
+        self._keep_lines(self.run.history_lines()[: saved.lines])
         if self._curves:
-            self._curves.resume(phase, facts.get("step", 0))
-        return State(phase, facts, tensors)
+            self._curves.resume(phase, saved.state.facts.get("step", 0))
+        return saved.state
+
+    def forget(self, phase: str) -> None:
+        """Cut from the history what it tells of a phase and of later ones.
+
+        Raises:
+            CheckpointError: the history is damaged.
+        """
+        late = PHASES[PHASES.index(phase) :] if phase in PHASES else ()
+        lines = self.run.history_lines()
+        self._keep_lines(
+            [line for line in lines if _phase_of(event_of(line, self.run.history)) not in late]
+        )
+        if self._curves and phase == "train":
+            self._curves.resume("train", 0)
+            # The accuracy of an imported network stands at step 0 of the pruning's curves.
+            self._curves.resume("prune", -1)
 
     def finish(self) -> None:
         """Remove the state of a phase that is complete."""
-        self.run.state.unlink(missing_ok=True)
+        if self.world.main:
+            self._states.remove()
+
+    def mend(self, *, locked: bool) -> None:
+        """Remove what a kill left behind: temporary files, and the state of a complete phase.
+
+        Args:
+            locked: whether nobody else can be writing in the run's directory.
+        """
+        self.run.remove_strays(locked=locked)
+        trained = self.run.dense.is_file() and self._states.phase() == "train"
+        if trained or self.run.pruned.is_file():
+            self.finish()
+
+    @contextmanager
+    def taking_up(self) -> Iterator[None]:
+        """Translate what goes wrong while a state is put into a network that it does not fit.
+
+        Raises:
+            CheckpointError: naming the state.
+        """
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.run.state} does not fit the run: start anew with --overwrite"
+            ) from error
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -280,15 +212,34 @@ class Session:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _cut_history(self, lines: int | None = None) -> None:
-        """Forget what happened after the state was saved, and a line that a full disk cut off."""
+    def _agreed(self) -> tuple[bool, bool]:
+        """Return whether any process was asked to stop, and whether the main one finds a save due.
+
+        One exchange answers both, because it is made after every step.
+        """
+        answers = self.world.each(2 * self.stop.is_set() + self.due)
+        return any(answer & 2 for answer in answers), bool(answers[0] & 1)
+
+    def _stopped(self) -> InterruptedRunError:
+        return InterruptedRunError(
+            "stopped; the state is saved, go on with --resume --output "
+            f"{shlex.quote(str(self.run.path))}"
+        )
+
+    def _sync_history(self) -> None:
+        """Have the disk hold the lines before the state that counts them."""
         if self.run.history.is_file():
-            text = self.run.history.read_text(encoding="utf-8")
-            whole = _whole_lines(text)[:lines]
-            if "".join(whole) != text:
-                write_atomically(self.run.history, "".join(whole))
-            self._lines = len(whole)
+            with writing(self.run.history), self.run.history.open("ab") as stream:
+                os.fsync(stream.fileno())
+
+    def _keep_lines(self, lines: list[str]) -> None:
+        """Have the history hold these lines, and not one that a full disk cut off."""
+        text = "".join(lines)
+        if self.world.main and text != self.run.history_text():
+            write_atomically(self.run.history, text)
+        self._lines = len(lines)
 
 
-def _whole_lines(text: str) -> list[str]:
-    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+def _phase_of(event: Mapping[str, Any]) -> str | None:
+    """Return the phase that an event belongs to; None for an event of no phase."""
+    return event.get("phase") or PHASE_OF.get(event["event"])

@@ -19,6 +19,7 @@ from compress.checkpoint import (
     load_weights,
     read_description,
     read_state_dict,
+    require_claims,
 )
 from compress.errors import CheckpointError
 from compress.files import sha256_of
@@ -49,6 +50,7 @@ def inspect_checkpoint(path: Path, model: str | None = None) -> dict[str, Any]:
             "say which with --model"
         )
     classes, channels = _ends(name, state)
+    require_claims(path, name, state, classes, channels)
     network = build_model(name, num_classes=classes, in_channels=channels)
     load_weights(path, network)
     size = 32 if name in SMALL_IMAGE_MODELS else 224

@@ -15,6 +15,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from compress.architectures import ChannelPad, FitTo
 from compress.errors import ModelError
+from compress.joined_batchnorm import JoinedBatchNorm
 
 Shapes = dict[fx.Node, torch.Size]
 
@@ -58,7 +59,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         """Whether a module is analysed as one operation."""
-        own = isinstance(module, ChannelPad | FitTo | FrozenBatchNorm2d)
+        own = isinstance(module, ChannelPad | FitTo | FrozenBatchNorm2d | JoinedBatchNorm)
         return own or super().is_leaf_module(module, qualified_name)
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
-from compress.config import TrainConfig
+from compress.config import ComputeConfig, TrainConfig
 from compress.criteria.scoring import Scoring
 from compress.data import Batch
 from compress.distill import distillation_loss
-from compress.errors import CheckpointError, EnvironmentUnfitError, TrainingError
+from compress.distributed import ALONE, World, device_name
+from compress.errors import CheckpointError, EnvironmentUnfitError, ModelError, TrainingError
+from compress.joined_batchnorm import join_batchnorms
 
 OTHER_NETWORK = "the state to go on from is of another network: start anew with --overwrite"
 
@@ -23,15 +28,17 @@ SMALLEST_BATCH = 2
 """Images of which BatchNorm can take a variance; smaller batches are passed over."""
 
 CHECK_EVERY = 20
-"""Steps between two looks at the loss on a GPU; every look waits for the GPU."""
+"""Steps between two looks at the loss; every look waits for the GPU and for other processes."""
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here.
+    """Return the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means in this process.
 
     Raises:
         EnvironmentUnfitError: the device is not there.
+        ConfigError: one GPU is named for several processes.
     """
+    name = device_name(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -82,11 +89,16 @@ def sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     )
 
 
-def memory_format_for(model: nn.Module, input_size: Sequence[int]) -> torch.memory_format:
+def memory_format_for(
+    model: nn.Module, input_size: Sequence[int], wish: Literal["auto", "on", "off"] = "auto"
+) -> torch.memory_format:
     """Return channels_last, which convolutions prefer, unless the network cannot compute in it.
 
-    ``x.view(len(x), -1)`` of feature maps, for one, needs them contiguous. A copy is asked.
+    ``x.view(len(x), -1)`` of feature maps, for one, needs them contiguous. A copy is asked, unless
+    the wish is a plain ``on`` or ``off``.
     """
+    if wish != "auto":
+        return torch.channels_last if wish == "on" else torch.contiguous_format
     device = next(model.parameters()).device
     probe = copy.deepcopy(model).to(memory_format=torch.channels_last).eval()
     images = torch.zeros(2, *input_size, device=device).to(memory_format=torch.channels_last)
@@ -110,6 +122,8 @@ class Trainer:
         seed: dropout and the like draw from this and the number of the step.
         teacher: the dense network, for distillation.
         memory_format: of weights and images, see ``memory_format_for``.
+        compute: how the machine computes.
+        world: the processes that train the network together.
     """
 
     def __init__(
@@ -123,10 +137,17 @@ class Trainer:
         seed: int = 0,
         teacher: nn.Module | None = None,
         memory_format: torch.memory_format = torch.channels_last,
+        compute: ComputeConfig | None = None,
+        world: World = ALONE,
     ) -> None:
         self.model, self.config, self.seed = model, config, seed
+        self.compute, self.world = compute or ComputeConfig(), world
         self.memory_format = memory_format
-        self.settle()
+        self._joined: tuple[nn.Module, nn.Module] | None = None
+        if self.compute.sync_batchnorm and not world.alone:
+            join_batchnorms(model)
+        with self.reshaping():
+            pass
         self.steps_per_epoch, self.total, self.hold = steps_per_epoch, total, hold
         self.step_index = 0
         self.device = next(model.parameters()).device
@@ -162,29 +183,36 @@ class Trainer:
         """Train on one minibatch.
 
         Args:
-            batch: (N, C, H, W) images and (N,) labels.
+            batch: (N, C, H, W) images and (N,) labels, this process's share.
             scoring: a criterion that judges the minibatch.
             scored: takes the criterion's (units,) scores.
 
         Raises:
             TrainingError: the loss is NaN or infinite.
+            ModelError: processes cannot join the gradient of a parameter.
         """
         self.skipped += batch.skipped
-        if len(batch.labels) < SMALLEST_BATCH:  # broken images left too little
+        counts = self.world.each(len(batch.labels))
+        if min(counts) < SMALLEST_BATCH:  # broken images left too little
             self.step_index += 1
             return
         torch.manual_seed(_mix(self.seed, self.step_index))
+        if self.device.type == "cuda" and not self.world.main:  # dropout of its own
+            torch.cuda.manual_seed(_mix(self.seed + self.world.rank, self.step_index))
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        images = batch.images.to(self.device, non_blocking=True, memory_format=self.memory_format)
-        labels = batch.labels.to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
-        network = scoring.network if scoring and scoring.network else self.model
-        with self._autocast():
-            loss = self._loss(network(images), images, labels)
-        if scoring and scoring.before_backward:
-            scoring.before_backward(loss)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        network = self._parallel(scoring.network if scoring and scoring.network else self.model)
+        # As many parts in every process: BatchNorm may meet the others in each.
+        parts = min(self.compute.accumulate, min(counts) // SMALLEST_BATCH)
+        images, labels = batch.images.tensor_split(parts), batch.labels.tensor_split(parts)
+        for part in range(parts):
+            last = part == parts - 1
+            weight = self.world.size * len(labels[part]) / sum(counts)
+            with nullcontext() if last else _apart(network):
+                self._pass(network, images[part], labels[part], weight, scoring)
+        if not self.world.alone:
+            self._require_all_used()
         self.scaler.unscale_(self.optimizer)
         if scoring and scored:
             scored(scoring.score(self.scaler.get_scale()))
@@ -194,37 +222,96 @@ class Trainer:
         self.scaler.update()
         if self.averaged is not None:
             self._average()
-        self._loss_sum += loss.detach() * len(labels)
-        self._images += len(labels)
+        self._images += len(batch.labels)
         self.step_index += 1
-        if self.device.type == "cpu" or self.step_index % CHECK_EVERY == 0:
+        often = self.device.type == "cpu" and self.world.alone
+        if often or self.step_index % CHECK_EVERY == 0:
             self.check()
 
+    def _require_all_used(self) -> None:
+        """Say what torch would say at the next step, in words and with a name."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                raise ModelError(
+                    f"the parameter {name} takes no part in the output, so processes cannot join "
+                    "its gradient: freeze it (requires_grad_(False)), or train in one process"
+                )
+
+    def _pass(
+        self,
+        network: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        weight: float,
+        scoring: Scoring | None,
+    ) -> None:
+        """Add the gradient of some images, by their weight in the joined minibatch."""
+        images = images.to(self.device, non_blocking=True, memory_format=self.memory_format)
+        labels = labels.to(self.device, non_blocking=True)
+        with self._autocast():
+            loss = self._loss(network(images), images, labels)
+        self._loss_sum += loss.detach() * len(labels)
+        if weight != 1:
+            loss = loss * weight
+        if scoring and scoring.before_backward:
+            scoring.before_backward(loss)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
     def check(self) -> None:
-        """Stop when a loss since the last report was NaN or infinite.
+        """Stop when a loss since the last report was NaN or infinite, in any process.
 
         Raises:
             TrainingError: it was.
         """
-        if not torch.isfinite(self._loss_sum):
+        loss = self.world.sum(self._loss_sum)
+        if not torch.isfinite(loss):
             epoch = (self.step_index - 1) // self.steps_per_epoch + 1
             lr = self.optimizer.param_groups[0]["lr"]
             raise TrainingError(
-                f"the loss became {self._loss_sum.item()} in epoch {epoch} at step "
+                f"the loss became {loss.item()} in epoch {epoch} at step "
                 f"{self.step_index} with learning rate {lr:g}: lower lr or raise warmup_epochs"
             )
 
     def mean_loss(self) -> float:
-        """Return the mean loss per image since the last call."""
+        """Return the mean loss per image of all processes since the last call."""
         self.check()
-        mean = self._loss_sum.item() / max(1, self._images)
+        mean = self.world.sum(self._loss_sum).item() / max(1, self.world.total(self._images))
         self._loss_sum.zero_()
         self._images = 0
         return mean
 
-    def settle(self) -> None:
-        """Lay weights out as convolutions want them; call it again after a shrink."""
+    @property
+    def all_skipped(self) -> int:
+        """Unreadable images that all processes left out."""
+        return self.world.total(self.skipped)
+
+    @contextmanager
+    def reshaping(self) -> Iterator[None]:
+        """Let the body change the shapes of parameters; then lay them out as convolutions want."""
+        self._release()
+        yield
         self.model.to(memory_format=self.memory_format)
+
+    def _release(self) -> None:
+        """Forget the network that joins processes, which holds on to the present parameters."""
+        if self._joined is not None:
+            self._joined = None
+            gc.collect()  # its hooks on the parameters go with it
+            if self.compute.compiled:
+                torch.compiler.reset()
+
+    def _parallel(self, network: nn.Module) -> nn.Module:
+        """Return what is run forward so that the gradients of all processes are joined."""
+        if self._joined is None or self._joined[0] is not network:
+            self._release()
+            run = network
+            if not self.world.alone:
+                index = self.device.index
+                run = DistributedDataParallel(run, None if index is None else [index])
+            if self.compute.compiled:
+                run = torch.compile(run)  # type: ignore[assignment]
+            self._joined = network, run
+        return self._joined[1]
 
     def start_averaging(self) -> None:
         """Begin the exponential moving average, if the settings ask for one."""
@@ -237,7 +324,7 @@ class Trainer:
         return self.averaged if self.averaged is not None else self.model
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return every tensor that the next steps depend on, by name.
+        """Return every tensor that the next steps depend on, by name; all processes must call it.
 
         Raises:
             TrainingError: the loss is NaN or infinite, so nothing may go on from here.
@@ -250,10 +337,9 @@ class Trainer:
                 tensors[f"momentum.{name}"] = momentum
         if self.averaged is not None:
             tensors |= {f"averaged.{name}": t for name, t in self.averaged.state_dict().items()}
-        tensors["loss"] = torch.stack(
-            [self._loss_sum, torch.as_tensor(float(self._images), device=self.device)]
-        )
-        tensors["skipped"] = torch.tensor(self.skipped)
+        images = torch.as_tensor(float(self._images), device=self.device)
+        tensors["loss"] = self.world.sum(torch.stack([self._loss_sum, images]))
+        tensors["skipped"] = torch.tensor(self.all_skipped)
         if self.scaler.is_enabled():
             scaler = self.scaler.state_dict()
             tensors["scale"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]])
@@ -272,15 +358,16 @@ class Trainer:
         momenta = dict(_under("momentum.", tensors))
         for name, parameter in self.model.named_parameters():
             if name in momenta:
-                buffer = momenta[name].to(self.device)
+                buffer = torch.empty_like(parameter).copy_(momenta[name])  # laid out alike
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer
         averaged = dict(_under("averaged.", tensors))
         if averaged:
             self.start_averaging()
             self.result.load_state_dict(averaged)
-        self._loss_sum.copy_(tensors["loss"][0])
-        self._images = int(tensors["loss"][1])
-        self.skipped = int(tensors["skipped"])
+        if self.world.main:  # what was counted in all processes goes on in one
+            self._loss_sum.copy_(tensors["loss"][0])
+            self._images = int(tensors["loss"][1])
+            self.skipped = int(tensors["skipped"])
         if "scale" in tensors:
             scale, grown = tensors["scale"].tolist()
             self.scaler.load_state_dict(
@@ -319,6 +406,14 @@ class Trainer:
         if self.amp_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.amp_dtype)
+
+
+def _apart(network: nn.Module) -> AbstractContextManager[object]:
+    """Add gradients up in this process; the last part of the minibatch joins them."""
+    inner = getattr(network, "_orig_mod", network)  # of a compiled network
+    if isinstance(inner, DistributedDataParallel):
+        return inner.no_sync()
+    return nullcontext()
 
 
 @torch.no_grad()

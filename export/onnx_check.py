@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,13 +99,51 @@ def standard_opset(model: onnx.ModelProto) -> int:
     )
 
 
+def require_one_file(path: Path) -> None:
+    """Refuse an ONNX file that would have a runtime read others, wherever they lie.
+
+    Raises:
+        CheckpointError: it names another file, or it is missing, damaged or not ONNX.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        fault = _external_data(onnx.load_model_from_string(path.read_bytes()))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except DecodeError as error:
+        raise CheckpointError(f"cannot load {path}: it is damaged or is not ONNX") from error
+    if fault:
+        raise CheckpointError(f"{path}: {fault}, and only that file itself is read: export again")
+
+
 def _external_data(model: onnx.ModelProto) -> str | None:
     from onnx.external_data_helper import uses_external_data
 
-    for tensor in model.graph.initializer:
+    nodes = (node for function in model.functions for node in function.node)
+    for tensor in (*_tensors(model.graph), *_held(nodes)):
         if uses_external_data(tensor):
             return f"weight {tensor.name!r} is kept in a second file"
     return None
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Walk the tensors of a graph, wherever its format can hold one."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _held(graph.node)
+
+
+def _held(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _tensors(graph)
 
 
 def _invalid(model: onnx.ModelProto) -> str | None:

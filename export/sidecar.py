@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compress.config import Precision
+from compress.documents import parsed_json, shown
 from compress.errors import CheckpointError
 from compress.files import sha256_of
 
 SCHEMA_VERSION = 2
+MOST_BYTES = 2**24
+"""Of a sidecar; what is longer is cut off, and no JSON any more."""
 _REQUIRED = {
     *("onnx", "target", "precision", "conversion", "parity", "tools"),
     *("architecture", "num_classes", "classes", "input_size", "mean", "std"),
     *("weights_sha256", "macs", "params"),
 }
+
+Size = Annotated[int, Field(ge=1, le=2**53)]
+
+
+class _Parity(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    batch_size: Size
+    relative_error: float
+    cosine: float
+    top1_agreement: float
+
+
+class _Facts(BaseModel):
+    """What a measurement takes from any sidecar; other keys are of no consequence."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    architecture: str
+    target: str
+    precision: Precision
+    num_classes: Size
+    classes: list[str]
+    input_size: Annotated[list[Size], Field(min_length=3, max_length=3)]
+    mean: list[float]
+    std: list[float]
+    weights_sha256: str
+    macs: Size | None
+    params: Size | None
+    parity: list[_Parity] | None = None
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
@@ -51,7 +86,8 @@ def read_document(
         CheckpointError: it is missing, damaged, of another version or lacks a key.
     """
     try:
-        document = json.loads(sidecar.read_bytes())
+        with sidecar.open("rb") as stream:
+            document = parsed_json(stream.read(MOST_BYTES))
     except OSError as error:
         raise CheckpointError(
             f"cannot read {sidecar}: {error.strerror or error}; {advice}"
@@ -61,11 +97,16 @@ def read_document(
     found = document.get("schema_version") if isinstance(document, dict) else None
     if found != version:
         raise CheckpointError(
-            f"{sidecar} has schema_version {found!r} and this tool reads {version}; {advice}"
+            f"{sidecar} has schema_version {shown(found)} and this tool reads {version}; {advice}"
         )
     missing = set(required) - document.keys()
     if missing:
         raise CheckpointError(f"{sidecar} lacks {', '.join(sorted(missing))}; {advice}")
+    try:
+        _Facts.model_validate(document)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"])) if error.error_count() < 100 else "all"
+        raise CheckpointError(f"{sidecar} is damaged at {place}; {advice}") from error
     return document
 
 

@@ -39,6 +39,10 @@ COMMANDS = {
         "checkpoint output config data model images split batch-size criteria pairs seed set "
         "resume overwrite json"
     ),
+    "sweep": (
+        "config checkpoint data model budget max-drop kind lowest tolerance points devices jobs "
+        "criterion target precision set output resume overwrite json"
+    ),
 }
 
 needs_checkout = pytest.mark.skipif(

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 import cli
 import compress
 from bench.budgets import Budgets
-from compress.config import PruneConfig, RunConfig, load_config
-from compress.documents import named_files, tomllib, validated
+from compress.config import ComputeConfig, PruneConfig, RunConfig, load_config
+from compress.documents import Section, named_files, tomllib, validated
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -114,10 +114,17 @@ def test_exit_codes_are_those_of_the_help() -> None:
     assert codes == {int(code) for code in re.findall(r"\b\d+\b", cli.EXIT_CODES)}
 
 
-def test_pruning_settings_are_those_of_the_code() -> None:
-    page = (ROOT / "docs" / "pruning.md").read_text(encoding="utf-8")
-    documented = {row[0].strip("`"): row[1].strip("`") for row in rows(page, "## Settings")}
-    defaults = {name: field.default for name, field in PruneConfig.model_fields.items()}
+@pytest.mark.parametrize(
+    ("page", "heading", "section"),
+    [
+        ("pruning.md", "## Settings", PruneConfig),
+        ("distributed.md", "## How the machine computes", ComputeConfig),
+    ],
+)
+def test_settings_are_those_of_the_code(page: str, heading: str, section: type[Section]) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    documented = {row[0].strip("`"): row[1].strip("`") for row in rows(text, heading)}
+    defaults = {name: field.default for name, field in section.model_fields.items()}
     written = {
         name: "none" if value is None else "[]" if value == () else str(value).lower()
         for name, value in defaults.items()

@@ -32,6 +32,7 @@ from bench.reports.schema import (
 )
 from bench.statistics.stats import summary
 from compress.config import BenchConfig, Precision
+from compress.documents import MOST_MISTAKES, parsed_json, shown
 from compress.errors import CheckpointError
 from compress.files import staged, write_flushed
 
@@ -43,6 +44,9 @@ __all__ = [
     "save_report",
     "sealed",
 ]
+
+MOST_BYTES = 2**24
+"""Largest report: that of 50,000 images with a hundred layers takes half a MiB."""
 
 
 def build_report(
@@ -125,12 +129,19 @@ def load_report(path: Path) -> Report:
         CheckpointError: missing, truncated, edited, not a report, or of another schema version.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = error.strerror or str(error)
+        with path.open("rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(
             f"cannot read the report {path}: {reason}; write one with `compress bench`"
         ) from error
+    if len(data) > MOST_BYTES:
+        raise CheckpointError(
+            f"{path} is no report of `compress bench`: none is larger than 16 MiB"
+        )
+    try:
+        document = parsed_json(data.decode("utf-8"))
     except ValueError as error:
         raise CheckpointError(
             f"{path} is not JSON or is cut short ({error}); measure again with `compress bench`"
@@ -140,15 +151,18 @@ def load_report(path: Path) -> Report:
     version = document["schema_version"]
     if version != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path} has schema_version {version!r} and this tool reads {SCHEMA_VERSION}; "
+            f"{path} has schema_version {shown(version)} and this tool reads {SCHEMA_VERSION}; "
             "measure again with `compress bench`"
         )
     digest = document.pop("sha256", None)
     try:
         report = Report.model_validate(document)
+        found = _digest(document)
     except ValidationError as error:
         raise CheckpointError(f"{path} is a damaged report: {_first(error)}") from error
-    if digest != _digest(document):
+    except (ValueError, RecursionError) as error:  # infinities, or depth, where anything may be
+        raise CheckpointError(f"{path} is a damaged report: JSON does not hold it") from error
+    if digest != found:
         raise CheckpointError(
             f"{path} was changed after it was written: its sha256 is not that of its content; "
             "measure again with `compress bench`"
@@ -209,5 +223,7 @@ def _ratio(reference: int | None, pruned: int | None) -> float | None:
 
 def _first(error: ValidationError) -> str:
     """Return the first thing that is wrong, by its place in the document."""
+    if error.error_count() > MOST_MISTAKES:
+        return f"it has {error.error_count()} mistakes"
     detail = error.errors()[0]
     return f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}"

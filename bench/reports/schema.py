@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, model_validator
 
 from bench.budgets import Budgets
 from bench.measuring.accuracy import AccuracyComparison
@@ -21,8 +21,7 @@ from bench.measuring.latency import Warmup
 from bench.measuring.layer_records import LayerTimes
 from bench.record import Record, Sha256
 from bench.reports.outcomes import Outcomes
-from bench.statistics.paired import PairedDrop
-from bench.statistics.stats import LatencySummary, RatioInterval
+from bench.reports.soundness import Blocks, Drop, Interval, Stage, Summary, sound_drop
 from compress.config import BenchConfig, Precision
 
 SCHEMA_VERSION: Literal[2] = 2
@@ -62,15 +61,15 @@ class LatencyRecord(Record):
     """One network at one batch size."""
 
     batch_size: int = Field(ge=1)
-    summary: LatencySummary
+    summary: Summary
     images_per_second: float = Field(gt=0)
     """Images of all timed calls over the time that they took on the host."""
-    stages: dict[str, LatencySummary] = Field(default_factory=dict)
+    stages: dict[str, Stage] = Field(default_factory=dict)
     """On a GPU, of each step of a call: h2d, compute, d2h and, by the host's clock, enqueue and
     host, which is the whole call."""
     iterations: int = Field(ge=1)
     """Timed calls per block."""
-    block_medians_ms: tuple[float, ...]
+    block_medians_ms: Blocks
     """One per round, in order."""
     warmup: Warmup
 
@@ -98,11 +97,11 @@ class LatencyComparison(Record):
     """Pruned against reference at one batch size, and reference against itself in those rounds."""
 
     batch_size: int = Field(ge=1)
-    ratio: RatioInterval
+    ratio: Interval
     speed_up: float
     """1 / ratio."""
-    control: RatioInterval
-    control_block_medians_ms: tuple[float, ...]
+    control: Interval
+    control_block_medians_ms: Blocks
     seconds: float
     converged: bool
     """Whether the ratio became as precise as asked before the time was up."""
@@ -119,6 +118,13 @@ class Comparison(Record):
     params_ratio: float | None = None
     bytes_ratio: float | None = None
 
+    @model_validator(mode="after")
+    def _sound(self) -> Comparison:
+        if self.accuracy is not None:
+            sound_drop(self.accuracy.drop)
+            sound_drop(self.accuracy.top5_drop)
+        return self
+
 
 class ValidationSet(Record):
     """The images that accuracy was measured on."""
@@ -134,9 +140,9 @@ class LatencyChange(Record):
     """How the latency of one batch size changed; above 1 is slower."""
 
     batch_size: int = Field(ge=1)
-    ratio: RatioInterval
+    ratio: Interval
     """Ratio of pruned over reference: now over then."""
-    median: RatioInterval | None
+    median: Interval | None
     """Median of the pruned network: now over then; None where the machines differ."""
 
 
@@ -151,7 +157,7 @@ class Change(Record):
     """What differs between the two machines and their software; empty for the same."""
     latency: tuple[LatencyChange, ...]
     """Batch sizes that both measured, the stored one on a fit machine."""
-    accuracy: PairedDrop | None
+    accuracy: Drop | None
     """Top-1 of the stored pruned network minus that of this one, on the same images."""
     no_accuracy: str | None
     """Why there is none, if so."""
@@ -196,3 +202,22 @@ class Report(Record):
     """How it was measured; verdicts read the precision and the confidence asked for from here."""
     pruning: dict[str, Any] | None = None
     """What the pruning stage said of itself, passed through."""
+
+    @model_validator(mode="after")
+    def _same_batch_sizes(self) -> Report:
+        compared = [found.batch_size for found in self.comparison.latency]
+        for network in (self.networks.reference, self.networks.pruned):
+            if [found.batch_size for found in network.latency] != compared:
+                raise ValueError("the networks are not measured at the batch sizes compared")
+        for found, one, other in zip(
+            self.comparison.latency,
+            self.networks.reference.latency,
+            self.networks.pruned.latency,
+            strict=True,
+        ):
+            rounds = {len(each.block_medians_ms) for each in (one, other)}
+            if rounds != {len(found.control_block_medians_ms)}:
+                raise ValueError("the networks are not measured in the same rounds")
+        if len(set(compared)) < len(compared):
+            raise ValueError("a batch size is there twice")
+        return self

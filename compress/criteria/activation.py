@@ -10,11 +10,13 @@ from compress.gates import probed
 
 
 class _Accumulated:
-    """(N, units) sums over all sites of one minibatch of what ``reduce`` makes of a product."""
+    """(N, units) sums over all sites of one minibatch of the products, or their absolute means."""
 
     def __init__(self, context: Context, *, absolute_mean: bool) -> None:
         self.num_units, self.absolute_mean = context.graph.num_units, absolute_mean
-        self.sums: torch.Tensor | None = None
+        self.world = context.world
+        self.parts: list[torch.Tensor] = []
+        self.seen: set[int] = set()
         self.network = probed(context.model, context.graph, context.residual_gate, self.add)
 
     @torch.no_grad()
@@ -28,27 +30,35 @@ class _Accumulated:
             # Behind a flatten, the positions of a channel lie side by side.
             repeats = torch.bincount(units, minlength=self.num_units)[units]
             per_channel = per_channel / (repeats * (product[0, 0].numel()))
-        if self.sums is None:
-            self.sums = torch.zeros(len(product), self.num_units).to(product)
-        self.sums.index_add_(1, units, per_channel)
+        if not self.parts or id(units) in self.seen:  # a site again: the next part began
+            self.parts.append(torch.zeros(len(product), self.num_units).to(product))
+            self.seen.clear()
+        self.seen.add(id(units))
+        self.parts[-1].index_add_(1, units, per_channel)
 
     def take(self, scale: float) -> torch.Tensor:
-        """Return the sums without the factor of the loss, and begin anew."""
-        assert self.sums is not None, "no backward pass has gone through the probes"
-        sums, self.sums = self.sums / scale, None
-        return sums
+        """Return the sums of every example's own loss, and begin anew."""
+        assert self.parts, "no backward pass has gone through the probes"
+        sums = torch.cat(self.parts)
+        self.parts, self.seen = [], set()
+        # The loss was averaged over the examples of all processes, whose gradients are averaged.
+        return sums * (self.examples(sums) / (self.world.size * scale))
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the mean over the examples of all processes: (N, units) -> (units,)."""
+        return self.world.sum(values.sum(0)) / self.examples(values)
+
+    def examples(self, values: torch.Tensor) -> int:
+        """Return the number of examples of all processes."""
+        return self.world.total(len(values))
 
 
 def taylor_gate_fg(context: Context) -> Scoring:
-    """23: the squared gate gradient of each example, averaged over examples ("Taylor FO-FG").
-
-    With the loss averaged over N examples, the gradient of example n is N times its part of it.
-    """
+    """23: the squared gate gradient of each example, averaged over examples ("Taylor FO-FG")."""
     accumulated = _Accumulated(context, absolute_mean=False)
 
     def score(scale: float) -> torch.Tensor:
-        parts = accumulated.take(scale)
-        return (len(parts) * parts).square().mean(0)
+        return accumulated.mean(accumulated.take(scale).square())
 
     return Scoring(score, per_minibatch=True, network=accumulated.network)
 
@@ -62,7 +72,8 @@ def taylor_output(context: Context) -> Scoring:
     groups = [context.units(group.units) for group in context.graph.groups if len(group.units)]
 
     def score(scale: float) -> torch.Tensor:
-        means = accumulated.take(scale).mean(0)
+        gradients = accumulated.take(scale)
+        means = accumulated.mean(gradients) / accumulated.examples(gradients)
         for units in groups:
             norm = torch.linalg.vector_norm(means[units])
             means[units] /= norm.clamp(min=float(np.finfo(np.float32).tiny))

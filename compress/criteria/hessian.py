@@ -19,7 +19,8 @@ class GateHessian:
 
     def __init__(self, context: Context) -> None:
         self.network = GatedNetwork(context.model, context.graph, context.residual_gate)
-        self.samples = context.hessian_samples
+        self.samples, self.world = context.hessian_samples, context.world
+        self.signs: list[torch.Tensor] = []
         self.units = np.concatenate([group.units for group in context.graph.prunable])
         self.gradient = self.diagonal = torch.zeros_like(self.network.gates)
         self.asked = torch.zeros_like(self.gradient)
@@ -30,21 +31,25 @@ class GateHessian:
         """Differentiate the loss twice; its graph stays for the training step's backward."""
         gates = self.network.gates
         (gradient,) = torch.autograd.grad(loss, gates, create_graph=True)
-        self.gradient = gradient.detach()
-        self.diagonal = self._estimate(gradient) if self.samples else self._exact(gradient)
+        self.gradient = self.gradient + gradient.detach()
+        diagonal = self._estimate(gradient) if self.samples else self._exact(gradient)
+        self.diagonal = self.diagonal + diagonal
 
     def take(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the gradient and the diagonal, and forget the gradient of the gates."""
+        """Return the gradient and the diagonal of the joined minibatch, and begin anew."""
+        joined = self.world.sum(torch.stack([self.gradient, self.diagonal])) / self.world.size
         self.network.gates.grad = None
-        return self.gradient, self.diagonal
+        self.gradient = self.diagonal = torch.zeros_like(self.gradient)
+        self.signs = []
+        return joined[0], joined[1]
 
     def _estimate(self, gradient: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros_like(gradient)
-        for _ in range(self.samples):
+        if not self.signs:  # the parts of a minibatch are asked along the same vectors
             # From the CPU's global generator, which a training step seeds: resuming repeats them.
-            signs = (2 * torch.randint(0, 2, gradient.shape) - 1).to(gradient) * self.asked
-            total += signs * self._product(gradient, signs)
-        return total / self.samples
+            draws = [torch.randint(0, 2, gradient.shape) for _ in range(self.samples)]
+            self.signs = [(2 * draw - 1).to(gradient) * self.asked for draw in draws]
+        products = [signs * self._product(gradient, signs) for signs in self.signs]
+        return torch.stack(products).mean(0)
 
     def _exact(self, gradient: torch.Tensor) -> torch.Tensor:
         diagonal = torch.zeros_like(gradient)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from compress.distributed import ALONE, World
 from compress.groups import ChannelGraph, Units
 
 
@@ -28,6 +29,8 @@ class Context:
     """Repeat the slips of the original's criteria."""
     hessian_samples: int = 4
     """Random vectors per minibatch for a Hessian's diagonal; 0 computes it exactly."""
+    world: World = ALONE
+    """The processes that share every minibatch."""
 
     @property
     def device(self) -> torch.device:
@@ -49,6 +52,10 @@ class Scoring:
         scoring.before_backward(loss)  # where it is not None
         (scale * loss).backward()
         scores = scoring.score(scale)
+
+    A minibatch may come in parts, each with its forward and backward pass and its weight in the
+    loss, and be shared by processes: gradients are then those of the joined minibatch, and each
+    process's loss is weighted by its share of the images times the number of processes.
     """
 
     score: Callable[[float], torch.Tensor]

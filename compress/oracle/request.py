@@ -16,10 +16,11 @@ from compress.config import DEFAULT_CONFIG, RunConfig, load_config
 from compress.data import ImageData, require_images
 from compress.errors import CheckpointError, ConfigError, writing
 from compress.launch import check_folder, with_flags
-from compress.loading import Request, batches, image_set
+from compress.loading import Request, image_set
 from compress.oracle.scores import check_names
 from compress.session import RunDirectory
 from compress.training import pick_device
+from compress.workers import batches
 
 log = logging.getLogger("compress")
 
@@ -200,8 +201,7 @@ def loaded(path: Path, request: OracleRequest, config: RunConfig) -> Checkpoint:
         CheckpointError: the file is missing, damaged or of a pruned network.
         EnvironmentUnfitError: the device is not there.
     """
-    own = config.model.name if request.checkpoint.is_dir() and ":" in config.model.name else None
-    dense = load_checkpoint(path, request.model or own)
+    dense = load_checkpoint(path, request.model)
     if dense.description.recipe:
         raise CheckpointError(f"{path} is pruned already: measure its dense parent instead")
     dense.model.to(pick_device(config.device))

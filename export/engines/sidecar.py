@@ -53,6 +53,8 @@ def read_engine_sidecar(path: Path) -> dict[str, Any]:
         )
     document = read_document(sidecar, version=SCHEMA_VERSION, required=_REQUIRED, advice=advice)
     require_described(path, document["engine"], sidecar, advice=advice)
+    if not isinstance(document["onnx"], dict) or type(document["onnx"].get("sha256")) is not str:
+        raise CheckpointError(f"{sidecar} is damaged at onnx.sha256; {advice}")
     return document
 
 

@@ -369,7 +369,11 @@ def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
         ({"architecture": "resnet32"}, "than CifarResNet: 60 tensors are missing"),
         ({"architecture": "resnet21"}, "no architecture is named 'resnet21'"),
         ({"classes": ["a", "b"]}, "has 7 classes and 2 are needed"),
-        ({"input_size": [1, 16, 16]}, "'conv1.weight' is .* in the network"),
+        ({"input_size": [1, 16, 16]}, "header that cannot be understood"),
+        (
+            {"input_size": [1, 16, 16], "mean": [0.5], "std": [0.25]},
+            "'conv1.weight' is .* in the network",
+        ),
         ({"recipe": {}}, r"'bn1.bias' is \[9\] there and \[16\] in"),
         ({"recipe": {"fc": {"size": 7, "kept": [1]}}}, "the recipe prunes 'fc', which"),
         ({"recipe": {"conv1": {"size": 16, "kept": [99]}}}, "are not ascending indices"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -27,7 +27,8 @@ from compress.data import (
     load_data,
     require_images,
 )
-from compress.errors import DataError
+from compress.errors import ConfigError, DataError
+from compress.imagefolder import FileList, scan
 from compress.loading import TensorImages, View
 
 # Newer Pythons and small machines warn about worker processes; neither matters to these tests.
@@ -174,6 +175,7 @@ def test_image_folder_resumes_without_decoding_again(folder, monkeypatch, augmen
         return read_rgb(path)
 
     monkeypatch.setattr(compress.loading, "read_rgb", logged)
+    batches.close()  # workers know the function that they were started with
     assert_same(list(batches.epoch(0, start=1)), whole[1:])
     assert len(log.read_text().splitlines()) == 4
 
@@ -261,6 +263,56 @@ def test_an_epoch_is_a_permutation_cut_into_batches(count, batch_size, seed, epo
     assert resumed == found[start:]
     everything = [batch.labels.tolist() for batch in eval_batches(Numbers(count), batch_size=7)]
     assert [index for batch in everything for index in batch] == list(range(count))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(0, 60),
+    batch_size=st.integers(1, 30),
+    ranks=st.integers(1, 8),
+    epoch=st.integers(0, 5),
+    start=st.integers(0, 4),
+)
+def test_ranks_read_the_batches_of_one_process(count, batch_size, ranks, epoch, start):
+    assume(batch_size >= ranks and (count == 0 or count >= ranks))
+    data = as_data(Numbers(count))
+    alone = TrainBatches(data, batch_size=batch_size, seed=4)
+    shared = [
+        TrainBatches(data, batch_size=batch_size, seed=4, rank=rank, ranks=ranks)
+        for rank in range(ranks)
+    ]
+    assert {len(batches) for batches in shared} == {len(alone)}
+    # Position r::ranks of each batch, whatever the number of ranks when the epoch was begun.
+    for rank, batches in enumerate(shared):
+        expected = [b.labels[rank::ranks].tolist() for b in alone.epoch(epoch, start=start)]
+        found = [b.labels.tolist() for b in batches.epoch(epoch, start=start)]
+        assert found == expected
+        assert all(found)
+    parts = [
+        [b.labels.tolist() for b in eval_batches(Numbers(count), batch_size=7, rank=r, ranks=ranks)]
+        for r in range(ranks)
+    ]
+    whole = [batch.labels.tolist() for batch in eval_batches(Numbers(count), batch_size=7)]
+    assert [whole[r::ranks] for r in range(ranks)] == parts
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("augment", ["crop-flip", "imagenet"])
+def test_ranks_see_the_pixels_of_one_process(augment, workers):
+    data = load_data(DataConfig(augment=augment))
+    alone = list(TrainBatches(data, batch_size=250, seed=3).epoch(2))
+    for rank in range(3):
+        batches = TrainBatches(data, batch_size=250, seed=3, workers=workers, rank=rank, ranks=3)
+        for part, whole in zip(batches.epoch(2), alone, strict=True):
+            assert torch.equal(part.images, whole.images[rank::3])
+            assert torch.equal(part.labels, whole.labels[rank::3])
+
+
+def test_ranks_without_an_image_each_are_refused():
+    with pytest.raises(ConfigError, match=r"data\.batch_size = 3 .* all 4 ranks"):
+        TrainBatches(as_data(Numbers(10)), batch_size=3, seed=0, ranks=4)
+    with pytest.raises(DataError, match="the 3 training images cannot be shared by 4 ranks"):
+        TrainBatches(as_data(Numbers(3)), batch_size=8, seed=0, ranks=4)
 
 
 class Jittered(Numbers):
@@ -705,6 +757,27 @@ def test_a_long_list_of_classes_is_cut(folder):
         save_image(folder / "train" / f"extra{number}" / "0.png", seed=number)
     with pytest.raises(DataError, match=r"'extra4' and 3 more"):
         load_data(folder_config(folder))
+
+
+def test_a_list_of_files_holds_what_was_put_in(tmp_path):
+    samples = [("/a/b.png", 3), ("c", 0), (os.fsdecode(b"/not-\xff-utf8.png"), 7), ("d" * 300, 7)]
+    files = FileList.of(samples)
+    assert list(files) == samples
+    assert (files[-1], files[1:3], len(files)) == (samples[-1], samples[1:3], 4)
+    with pytest.raises(IndexError):
+        files[4]
+    assert list(FileList.of([])) == []
+
+
+def test_an_image_folder_is_listed_as_torchvision_lists_it(folder):
+    for name in ("deep/er/a.PNG", "deep/b.jpg", "deep.png/c.webp", "0.txt", "Z.png", "deep0.png"):
+        path = folder / "train" / "cat" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (folder / "train" / "dog" / "linked").symlink_to(folder / "val" / "dog")
+    expected = datasets.ImageFolder(str(folder / "train")).samples
+    assert len(expected) == 18
+    assert list(scan(folder).train) == expected
 
 
 def test_a_folder_that_cannot_be_listed(folder, monkeypatch):

@@ -387,7 +387,7 @@ def test_a_mistake_names_the_key(changes: dict[str, Any], sentence: str, tmp_pat
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('{"seed": 1, "seed": 1}', ": the key 'seed' is there twice"),
+        ('{"seed": 1, "seed": 1}', " is not valid JSON: the key 'seed' is there twice"),
         ('{"seed": 1', " is not valid JSON: "),
         ("[" * 100_000, " is not valid JSON: "),
         ("[]", " holds no JSON object with settings"),

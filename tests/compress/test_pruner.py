@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from compress import cost, pruner
-from compress.config import RunConfig
+from compress.config import RunConfig, SaveConfig
 from compress.criteria import CRITERIA
 from compress.data import Batch, ImageData, TrainBatches
 from compress.errors import BudgetError, DataError, ModelError, TrainingError
@@ -416,8 +416,8 @@ def test_the_closest_budget_that_the_error_names_can_be_reached(tmp_path: Path) 
 def test_diverging_keeps_the_last_good_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compress.session.SAVE_SECONDS", 0.0)  # after every step
     config = config_of("networks:PreActivation")
+    config = config.model_copy(update={"save": SaveConfig(every_steps=1)})
     run = start(tmp_path, config)
     states: list[bytes] = []
     step = pruner.Trainer.step

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -281,22 +282,327 @@ def test_a_history_that_cannot_be_written(tmp_path: Path) -> None:
         Session(run).record("a")
 
 
-def test_state_is_saved_when_it_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Clock:
+    """Time that passes when the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(session_module.time, "monotonic", lambda: self.now)
+
+
+def begun(path: Path, **save: object) -> Session:
+    run = RunDirectory(path)
+    run.begin(RunConfig.model_validate({"save": save, "tensorboard": False}))
+    return Session(run)
+
+
+def saved_after(session: Session, steps: int, clock: Clock, seconds: float) -> list[int]:
+    """Take steps of so many seconds; return those after which the state was saved."""
+    saved: list[int] = []
+
+    def snapshot(step: int) -> State:
+        saved.append(step)
+        return state_of(step)
+
+    for step in range(1, steps + 1):
+        clock.now += seconds
+        session.after_step(partial(snapshot, step))
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("save", "seconds", "expected"),
+    [
+        ({}, 1.0, []),
+        ({}, 25.0, [3, 6]),  # 75 s are over the minute
+        ({"every_seconds": 10.0}, 5.0, [2, 4, 6, 8]),
+        ({"every_steps": 3}, 1.0, [3, 6]),
+        ({"every_steps": 1}, 0.0, [1, 2, 3, 4, 5, 6, 7, 8]),
+        ({"every_steps": 3, "every_seconds": 2.0}, 1.0, [2, 4, 6, 8]),
+        ({"every_steps": 3, "every_seconds": 5.0}, 1.0, [3, 6]),  # a save begins both counts anew
+    ],
+)
+def test_state_is_saved_when_it_is_due(
+    save: dict[str, object],
+    seconds: float,
+    expected: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    session = begun(tmp_path, **save)
+    assert saved_after(session, 8, clock, seconds) == expected
+    assert session.run.state.is_file() == bool(expected)
+
+
+def test_a_write_that_takes_long_is_not_followed_by_the_next_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow disk a run must not do nothing but save."""
+    clock = Clock(monkeypatch)
+    session = begun(tmp_path, every_seconds=10.0)
+    flush = os.fsync
+
+    def slow(descriptor: int) -> None:
+        clock.now += 100.0
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    assert saved_after(session, 8, clock, 5.0) == [2, 4, 6, 8]
+
+
+def test_a_signal_during_a_save_is_neither_lost_nor_cuts_the_save_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = begun(tmp_path, every_steps=2)
+    flush, signals = os.fsync, [signal.SIGTERM]
+
+    def slow(descriptor: int) -> None:
+        if signals:
+            os.kill(os.getpid(), signals.pop())
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    taken = list[int]()
+
+    def work() -> None:
+        with session.interruptible():
+            for step in range(1, 9):
+                taken.append(step)
+                session.after_step(lambda: state_of(taken[-1]))
+
+    with pytest.raises(InterruptedRunError):
+        work()
+    assert taken == [1, 2, 3]  # asked while step 2 was saved; the step after it is saved as well
+    loaded = Session(RunDirectory(tmp_path)).load("train")
+    assert loaded is not None
+    assert loaded.facts == {"step": 3}
+
+
+def test_a_signal_between_two_looks_is_answered_with_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the message promises, "the state is saved", must be of this very step."""
+    session = begun(tmp_path)
+
+    class Late(threading.Event):
+        looks = 0
+
+        def is_set(self) -> bool:
+            self.looks += 1
+            return self.looks > 1
+
+    session.stop = Late()
+    session.after_step(lambda: state_of(1))
+    with pytest.raises(InterruptedRunError):
+        session.after_step(lambda: state_of(2))
+    loaded = Session(RunDirectory(tmp_path)).load("train")
+    assert loaded is not None
+    assert loaded.facts == {"step": 2}
+
+
+# What a kill leaves behind
+
+
+def events_in(run: RunDirectory) -> list[str]:
+    return [event["event"] for event in run.events()]
+
+
+def test_killed_before_the_first_save_the_attempt_is_forgotten(tmp_path: Path) -> None:
+    first = Session(RunDirectory(tmp_path))
+    first.record("epoch", phase="train", epoch=1)
+    first.record("epoch", phase="train", epoch=2)
+    second = Session(RunDirectory(tmp_path))
+    assert second.load("train") is None
+    second.record("epoch", phase="train", epoch=1)
+    assert second.run.events() == [{"event": "epoch", "phase": "train", "epoch": 1}]
+
+
+def test_complete_phases_stay_when_a_later_one_is_forgotten(tmp_path: Path) -> None:
+    first = Session(RunDirectory(tmp_path))
+    for event in ("dense", "prune_step", "shrink", "prune_pause", "prune_end", "pruned"):
+        first.record(event)
+    first.record("epoch", phase="train", epoch=1)
+    first.record("epoch", phase="finetune", epoch=1)
+    first.record("of a phase to come", phase="deploy")
+    first.record("of no phase")
+    first.record("finetuned")
+    second = Session(RunDirectory(tmp_path))
+    assert second.load("finetune") is None
+    assert "finetuned" not in events_in(second.run)
+    assert len(events_in(second.run)) == 9
+    assert second.load("prune") is None
+    assert events_in(second.run) == ["dense", "epoch", "of a phase to come", "of no phase"]
+    assert second.load("train") is None
+    assert events_in(second.run) == ["of a phase to come", "of no phase"]
+
+
+def test_a_state_of_the_phase_before_does_not_bring_its_lines_back(tmp_path: Path) -> None:
+    """Killed between the end of dense training and the removal of its state."""
+    first = Session(RunDirectory(tmp_path))
+    first.record("epoch", phase="train", epoch=1)
+    first.save(state_of(3))
+    first.record("epoch", phase="train", epoch=2)
+    first.record("prune_step", step=2)
+    second = Session(RunDirectory(tmp_path))
+    assert second.load("finetune") is None
+    assert second.load("prune") is None
+    assert [event["epoch"] for event in second.run.events()] == [1, 2]
+
+
+def test_the_lines_that_a_state_counts_are_on_the_disk_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, flush, order = Session(RunDirectory(tmp_path)), os.fsync, list[str]()
+    session.record("a")
+
+    def flushed(descriptor: int) -> None:
+        here = {path.stat().st_ino: path.name for path in tmp_path.rglob("*")}
+        order.append(here.get(os.fstat(descriptor).st_ino, ""))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    session.save(state_of(1))
+    assert order[:2] == ["history.jsonl", f".state.{os.getpid()}.safetensors"]
+
+
+@pytest.mark.parametrize("line", [b"no JSON\n", b"[1]\n", b'{"step": 1}\n', b"\0\0\n", b"\xff\n"])
+def test_a_history_that_is_none(line: bytes, tmp_path: Path) -> None:
     session = Session(RunDirectory(tmp_path))
-    taken: list[int] = []
+    session.record("a")
+    with session.run.history.open("ab") as stream:
+        stream.write(line)
+    for look in (lambda: Session(session.run).load("train"), session.run.events):
+        with pytest.raises(CheckpointError, match=r"history\.jsonl (holds a line|cannot be read)"):
+            look()
 
-    def snapshot() -> State:
-        taken.append(1)
-        return state_of(len(taken))
 
-    session.after_step(snapshot)
-    assert not taken  # no cost before it is due
-    monkeypatch.setattr(session_module, "SAVE_SECONDS", 0.0)
-    session.after_step(snapshot)
-    monkeypatch.setattr(session_module, "SAVE_SECONDS", 3600.0)
-    session.after_step(snapshot)
-    assert len(taken) == 1
-    assert session.run.state.is_file()
+STRAYS = (
+    ".config.17.toml",
+    ".dense.4194304.safetensors",
+    ".pruned.1.safetensors",
+    ".history.9.jsonl",
+    ".history.9.png",
+    ".report.5.html",
+    "state/.state.1.safetensors",
+    "state/.previous.1.safetensors",
+    "export/.dense.fp16.12.onnx",
+    "export/.timing_cache.12",
+    "export/.building.12/dense.engine",
+)
+NOT_OURS = (
+    ".notes.2024.txt",
+    ".dense.backup.safetensors",
+    "dense.17.safetensors",
+    ".config.toml",
+    "figures/.config.17.toml",
+    "export/model.12.onnx",
+    "export/below/.dense.12.onnx",
+)
+
+
+def littered(path: Path) -> RunDirectory:
+    run = RunDirectory(path)
+    run.begin(RunConfig())
+    for name in (*STRAYS, *NOT_OURS):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("half")
+    return run
+
+
+def test_temporary_files_of_killed_processes_are_removed_and_no_others(tmp_path: Path) -> None:
+    run = littered(tmp_path)
+    Session(run).mend(locked=True)
+    assert set(everything_under(tmp_path)) == {"config.toml", *NOT_OURS}
+
+
+def test_without_locks_only_old_temporary_files_are_removed(tmp_path: Path) -> None:
+    """A young one may be of a process on another host, where its number says nothing."""
+    run = littered(tmp_path)
+    old = tmp_path / ".dense.4194304.safetensors"
+    os.utime(old, (0, 0))
+    Session(run).mend(locked=False)
+    assert set(everything_under(tmp_path)) == {"config.toml", *STRAYS, *NOT_OURS} - {old.name}
+
+
+def test_a_folder_that_is_a_link_is_not_cleaned(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / ".a.1.onnx").write_text("kept")
+    run = RunDirectory(tmp_path / "run")
+    run.begin(RunConfig())
+    run.export.symlink_to(elsewhere)
+    Session(run).mend(locked=True)
+    assert (elsewhere / ".a.1.onnx").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("results", "phase", "stays"),
+    [
+        ((), "train", True),
+        (("dense",), "train", False),
+        (("dense",), "prune", True),
+        (("dense",), "finetune", True),
+        (("dense", "pruned"), "finetune", False),
+    ],
+)
+def test_the_state_of_a_phase_whose_result_is_there_is_removed(
+    results: tuple[str, ...], phase: str, stays: bool, tmp_path: Path
+) -> None:
+    session = begun(tmp_path)
+    session.save(state_of(1, phase))
+    session.save(state_of(2, phase))
+    for name in results:
+        (tmp_path / f"{name}.safetensors").touch()
+    Session(session.run).mend(locked=True)
+    assert session.run.state.exists() == session.run.previous_state.exists() == stays
+
+
+@pytest.mark.parametrize("left", [(), ("state/lock",), (".config.9.toml", "state/lock")])
+def test_what_a_start_left_that_was_killed_at_once_is_no_run(
+    left: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name in left:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    RunDirectory(tmp_path).check_new(overwrite=False)
+    (tmp_path / "state").mkdir(exist_ok=True)
+    (tmp_path / "state" / "mine").touch()
+    with pytest.raises(ConfigError, match="is not empty"):
+        RunDirectory(tmp_path).check_new(overwrite=False)
+
+
+@pytest.mark.parametrize("done", range(9))
+def test_killed_while_an_earlier_run_is_overwritten_a_result_never_outlives_its_parent(
+    done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = filled(tmp_path)
+    unlink, removed = Path.unlink, list[Path]()
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if len(removed) == done:
+            raise MemoryError
+        removed.append(path)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(MemoryError):
+        run.begin(RunConfig(seed=6))
+    assert run.saved_config().seed == 5  # it is still the earlier run
+    assert run.pruned.exists() >= run.report.exists()
+    assert run.dense.exists() >= run.pruned.exists()
+    assert run.history.exists() >= run.dense.exists()
+
+
+def test_a_state_that_does_not_fit_names_itself(tmp_path: Path) -> None:
+    session = begun(tmp_path)
+    with (
+        pytest.raises(
+            CheckpointError, match=r"state\.safetensors does not fit the run: start anew"
+        ),
+        session.taking_up(),
+    ):
+        {}["step"]
 
 
 # Ctrl-C

@@ -74,7 +74,11 @@ def start(path: Path, config: RunConfig) -> RunDirectory:
     """Begin a run with a dense network."""
     run = begun(path, config)
     description = Description(
-        architecture=NAME, classes=DATA.classes, input_size=(3, 12, 12), mean=(0.5,), std=(0.25,)
+        architecture=NAME,
+        classes=DATA.classes,
+        input_size=(3, 12, 12),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
     )
     save_checkpoint(run.dense, lived_in(build_model(NAME, num_classes=4)), description=description)
     return run
@@ -242,6 +246,36 @@ def test_a_phase_that_begins_anew_begins_its_curves_anew(tmp_path: Path) -> None
     found = curves_of(run.tensorboard / "prune")
     assert found["training/loss"] == [(2, 0.5)]
     assert found["accuracy/top1"] == [(0, 76.0)]
+
+
+def test_a_network_that_is_imported_again_is_drawn_once(tmp_path: Path) -> None:
+    """Killed in an import, or right after it: the whole run begins anew."""
+    run = begun(tmp_path, config_of())
+    first = Session(run)
+    first.record("dense", top1=76.0, top5=93.0)
+    first.record("prune_step", step=2, loss=7.0)
+    second = Session(run)
+    second.forget("train")
+    second.record("dense", top1=75.0, top5=93.0)
+    found = curves_of(run.tensorboard / "prune")
+    assert found["accuracy/top1"] == [(0, 75.0)]
+    assert "training/loss" not in found or found["training/loss"] == []
+
+
+def test_killed_in_the_middle_of_an_event_the_curves_go_on_after_it(tmp_path: Path) -> None:
+    run = begun(tmp_path, config_of())
+    first = Session(run)
+    first.record("prune_step", step=2, loss=0.5)
+    first.save(State("prune", {"step": 2}, {"weight": torch.zeros(1)}))
+    first.record("prune_step", step=4, loss=8.0)
+    (file,) = (run.tensorboard / "prune").iterdir()
+    for cut in (1, 5, 20):
+        file.write_bytes(file.read_bytes()[:-cut])
+        second = Session(run)
+        assert second.load("prune") is not None
+        second.record("prune_step", step=4, loss=0.25)
+        found = curves_of(run.tensorboard / "prune")
+        assert found["training/loss"] == [(2, 0.5), (4, 0.25)]
 
 
 def test_resuming_pruning_leaves_dense_training_alone(tmp_path: Path) -> None:

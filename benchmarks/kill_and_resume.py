@@ -1,0 +1,433 @@
+"""A run on digits, killed with SIGKILL again and again and resumed, against one left alone.
+
+    python benchmarks/kill_and_resume.py [--kills 20] [--seed 0] [--output DIR]
+
+The moments are drawn by lot and spread over all phases: between training steps of dense training,
+of pruning and of finetuning, and in the middle of what is done with files, where the process is
+held until it is dead. At the end both runs must hold the same files, the same weights to the last
+bit, the same history and the same curves, and no temporary file. Prints a Markdown table; exit code
+1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+BUDGETS = "[macs]\nmax_ratio = 0.9\n"
+"""Judged by counting, so the run ends the same way on any machine."""
+SETTINGS = {
+    "device": "cpu",
+    "data.image_size": "8",
+    "data.batch_size": "128",
+    "save.every_steps": "2",
+    "train.epochs": "3",
+    "train.ema": "0.9",
+    "prune.steps": "6",
+    "prune.interval": "3",
+    "prune.shrink_at": "0.1",
+    "prune.bn_batches": "2",
+    "finetune.epochs": "3",
+    "finetune.ema": "0.9",
+    "finetune.distill": "0.5",
+    "export.parity_batches": "[1, 2]",
+    "bench.batch_sizes": "[1]",
+    "bench.block_ms": "1",
+    "bench.min_blocks": "4",
+    "bench.max_seconds": "0.3",
+}
+IMPORTED = (
+    "bench.measurement",
+    "bench.publish",
+    "compress.launch",
+    "compress.pruner",
+    "export.delivery",
+    "export.samples",
+    "sklearn.datasets",
+    "sklearn.model_selection",
+)
+"""What takes seconds, and is the same for every run."""
+STATE, PREVIOUS = "state.safetensors", "previous.safetensors"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill a run."""
+
+    phase: str
+    """``train``; ``prune``, which counts its steps on into finetuning; or ``end`` of both."""
+    step: int
+    """Training step after which the moment may come."""
+    action: str = "step"
+    """``step`` kills after it; ``half``, ``before`` and ``after`` while a file is written, before
+    it takes its name, and after."""
+    file: str = STATE
+
+    def __str__(self) -> str:
+        about = f"{self.action} {self.file}"
+        if self.phase == "end" or self.file not in (STATE, PREVIOUS):
+            return about
+        where = f"{self.phase}, step {self.step}"
+        return where if self.action == "step" else f"{where}, {about}"
+
+
+STATE_ACTIONS = (
+    ("step", STATE),
+    ("half", STATE),
+    ("before", PREVIOUS),
+    ("before", STATE),
+    ("after", STATE),
+)
+ENDS = (
+    ("train", "half", "dense.safetensors"),
+    ("train", "after", "dense.safetensors"),
+    ("end", "half", "pruned.safetensors"),
+    ("end", "after", "pruned.safetensors"),
+    ("end", "before", "pruned.onnx"),
+)
+
+
+def drawn(kills: int, steps: dict[str, int], rng: random.Random) -> list[Moment]:
+    """Draw moments in the order in which a run meets them.
+
+    Args:
+        kills: how many.
+        steps: training steps of each phase in the run that is left alone.
+        rng: decides.
+    """
+    ends = list(ENDS[: max(0, kills - 2)])
+    actions = [STATE_ACTIONS[i % len(STATE_ACTIONS)] for i in range(kills - len(ends))]
+    rng.shuffle(actions)
+    # The last steps are left out: their state may be written before the moment can come.
+    places = [(phase, step) for phase, last in steps.items() for step in range(1, last - 4)]
+    chosen = sorted(rng.sample(range(len(places)), len(actions)))
+    found = [Moment(*places[at], *action) for at, action in zip(chosen, actions, strict=True)]
+    between = sum(moment.phase == "train" for moment in found)
+    trained = [Moment("train", 1, *rest) for phase, *rest in ends if phase == "train"]
+    over = [Moment("end", 0, *rest) for phase, *rest in ends if phase == "end"]
+    return [*found[:between], *trained, *found[between:], *over]
+
+
+# The process that is killed
+
+
+def _hold(say: Callable[[], None]) -> None:
+    """Tell that the moment has come, and wait for the end."""
+    say()
+    time.sleep(600)
+
+
+def _arm(moment: Moment, say: Callable[[], None]) -> None:
+    """Have this process come to the moment."""
+    import cli
+    from compress import files, state
+    from compress.training import Trainer
+
+    phase = [""]
+    came = [moment.phase == "end"]
+
+    def phased(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def entered(*arguments: Any) -> Any:
+            phase[0] = name
+            return work(*arguments)
+
+        return entered
+
+    cli._train, cli._prune = phased("train", cli._train), phased("prune", cli._prune)
+    take, rename, write = Trainer.step, Path.replace, files.write_flushed
+
+    def step(trainer: Trainer, *arguments: Any, **options: Any) -> None:
+        take(trainer, *arguments, **options)
+        if not came[0] and phase[0] == moment.phase and trainer.step_index >= moment.step:
+            came[0] = True
+            if moment.action == "step":
+                say()  # and on: the kill comes whenever it comes
+
+    def replace(path: Path, target: Path) -> Path:
+        meant = came[0] and Path(target).name == moment.file
+        if meant and moment.action == "before":
+            _hold(say)
+        result = rename(path, target)
+        if meant and moment.action == "after":
+            _hold(say)
+        return result
+
+    def write_flushed(path: Path, data: bytes) -> None:
+        if came[0] and moment.action == "half" and files.real_name(path.name) == moment.file:
+            path.write_bytes(data[: len(data) // 2])
+            _hold(say)
+        write(path, data)
+
+    Trainer.step, Path.replace = step, replace  # type: ignore[method-assign,assignment]
+    files.write_flushed = state.write_flushed = write_flushed
+
+
+def _end_before_the_export() -> None:
+    import cli
+
+    def end(*_: Any, **__: Any) -> None:
+        os._exit(0)
+
+    cli._export = end
+
+
+def _child(order: dict[str, Any], pipe: int) -> int:
+    """Run the command line in this process, which may be killed on the way; return its code."""
+    import cli
+
+    os.dup2(2, 1)
+    if order["moment"]:
+        _arm(Moment(**order["moment"]), lambda: _send(pipe, {"here": True}))
+    if order["until_pruned"]:
+        _end_before_the_export()
+    sys.argv = ["compress", *order["arguments"]]
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 0
+
+
+def _send(pipe: int, document: dict[str, Any]) -> None:
+    os.write(pipe, (json.dumps(document) + "\n").encode())
+
+
+def nursery() -> None:
+    """Import everything once; then fork a process for every line on stdin, and tell its end."""
+    for name in IMPORTED:
+        import_module(name)
+    import torch
+
+    torch.set_num_threads(1)  # sums over threads have no fixed order
+    warnings.simplefilter("ignore")  # of a fork beside threads
+    pipe = os.dup(1)
+    for line in sys.stdin:
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                code = _child(json.loads(line), pipe)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        _send(pipe, {"pid": pid})
+        _send(pipe, {"ended": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])})
+
+
+# The process that kills
+
+
+class Runs:
+    """Runs one command again and again, and kills it at moments.
+
+    Args:
+        until_pruned: end every run before its export.
+    """
+
+    def __init__(self, *, until_pruned: bool = False) -> None:
+        self.until_pruned = until_pruned
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        here = Path(__file__).resolve()
+        self._process = subprocess.Popen(
+            [sys.executable, str(here), "--nursery"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(here.parent.parent), "OMP_NUM_THREADS": "1"},
+        )
+
+    def __enter__(self) -> Runs:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+        self.log.close()
+
+    def run(self, arguments: Sequence[str], moment: Moment | None = None, delay: float = 0) -> int:
+        """Run the command, killed so many seconds after the moment; return the exit code."""
+        assert self._process.stdin
+        order = {
+            "arguments": list(arguments),
+            "moment": asdict(moment) if moment else None,
+            "until_pruned": self.until_pruned,
+        }
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        pid, killed = 0, False
+        while True:
+            said = self._read()
+            if "ended" in said:
+                if moment and not killed:
+                    raise RuntimeError(f"the run ended before {moment}:\n{self.said()}")
+                return int(said["ended"])
+            pid = said.get("pid", pid)
+            killed = killed or "here" in said
+            if "here" in said:
+                time.sleep(delay)
+            if killed and pid:  # either may be said first
+                os.kill(pid, signal.SIGKILL)
+
+    def said(self) -> str:
+        """Return what the processes said on stderr."""
+        self.log.seek(0)
+        return self.log.read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the processes cannot be started:\n{self.said()}")
+        return json.loads(line)
+
+
+def command(output: Path, settings: dict[str, str]) -> list[str]:
+    """Return the command that begins a run, or goes on with what lies there."""
+    if (output / "config.toml").is_file():
+        return ["run", "--resume", "--output", str(output)]
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return ["run", "--output", str(output), *options]
+
+
+def tensors_sha256(file: Path) -> str:
+    """Return the SHA-256 of all tensors in a file, by name."""
+    from safetensors.torch import load_file
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(file).items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def curves(run: Path) -> dict[str, list[tuple[str, int, float]]]:
+    """Return the points that TensorBoard draws of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every resume
+    found = {}
+    for folder in sorted((run / "tensorboard").iterdir()):
+        read = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+        found[folder.name] = [
+            (tag, point.step, point.value)
+            for tag in sorted(read.Tags()["scalars"])
+            for point in read.Scalars(tag)
+        ]
+    return found
+
+
+def files_of(run: Path) -> set[str]:
+    """Return the names of all files of a run, but for TensorBoard's: a resume begins another."""
+    names = (path.relative_to(run) for path in run.rglob("*") if not path.is_dir())
+    return {str(name) for name in names if name.parts[0] != "tensorboard"}
+
+
+def differences(expected: Path, actual: Path) -> list[str]:
+    """Return in what two runs that have ended differ, but for times."""
+    found = []
+    for name in ("dense.safetensors", "pruned.safetensors"):
+        if tensors_sha256(expected / name) != tensors_sha256(actual / name):
+            found.append(f"the weights in {name}")
+    if (expected / "history.jsonl").read_text() != (actual / "history.jsonl").read_text():
+        found.append("the history")
+    if curves(expected) != curves(actual):
+        found.append("the curves")
+    if files_of(expected) != files_of(actual):
+        found.append(f"the files {sorted(files_of(expected) ^ files_of(actual))}")
+    return found
+
+
+def steps_of(run: Path) -> dict[str, int]:
+    """Return the training steps of dense training, and of pruning with finetuning."""
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    trained = [line["step"] for line in lines if line.get("phase") == "train"]
+    return {
+        "train": max(trained),
+        "prune": max(line.get("step", 0) for line in lines[len(trained) :]),
+    }
+
+
+def left_in(run: Path) -> str:
+    """Return what a kill left that a finished run has not."""
+    names = [f"{path.parent.name}/{path.name}" for path in run.rglob(".*")]
+    states = [path.name for path in (run / "state").glob("*.safetensors") if path.name[0] != "."]
+    return ", ".join([*sorted(states), *(name.removeprefix(f"{run.name}/") for name in names)])
+
+
+@contextmanager
+def _folder(path: Path | None) -> Iterator[Path]:
+    if path is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="keep both runs here; it must be empty")
+    parser.add_argument("--nursery", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.nursery:
+        nursery()
+        return
+    rng, start = random.Random(options.seed), time.monotonic()
+    with _folder(options.output) as folder, Runs() as runs:
+        (folder / "budgets.toml").write_text(BUDGETS)
+        settings = SETTINGS | {"bench.budgets": str(folder / "budgets.toml")}
+        alone, killed = folder / "alone", folder / "killed"
+        if runs.run(command(alone, settings)):
+            sys.exit(runs.said())
+        print("| kill | at | left behind |\n|---|---|---|")
+        for number, moment in enumerate(drawn(options.kills, steps_of(alone), rng), 1):
+            delay = rng.uniform(0, 0.05) if moment.action == "step" else 0
+            runs.run(command(killed, settings), moment, delay)
+            print(f"| {number} | {moment} | {left_in(killed)} |", flush=True)
+        if runs.run(command(killed, settings)):
+            sys.exit(runs.said())
+        found = differences(alone, killed)
+        print(f"\n{options.kills} kills, {time.monotonic() - start:.0f} s.", end=" ")
+        if found:
+            print(f"What differs: {'; '.join(found)}.")
+            sys.exit(1)
+        print(
+            "Weights of both networks, history, curves and files are those of the run left alone."
+        )
+        for name in ("dense", "pruned"):
+            print(f"{name}: {tensors_sha256(killed / f'{name}.safetensors')}")
+
+
+if __name__ == "__main__":
+    main()

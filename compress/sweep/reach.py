@@ -1,0 +1,37 @@
+"""How small a network can become under the limits of its configuration."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from compress import cost
+from compress.analysis import analyse
+from compress.config import RunConfig
+from compress.data import ImageData
+from compress.decision import prunable
+from compress.masking import smallest
+from compress.models import build_model, is_custom
+from compress.sweep.plan import DECIMALS
+
+
+def least_share(config: RunConfig, data: ImageData, kind: str) -> float:
+    """Return the share of a cost that is left with every group at its floor, rounded up.
+
+    Args:
+        config: of the run.
+        data: gives the size of the images and the classes.
+        kind: ``macs``, ``params`` or ``channels``.
+
+    Raises:
+        ModelError: there is nothing to prune, or the network cannot be built or traced.
+    """
+    name = config.model.name
+    with torch.device("cpu" if is_custom(name) else "meta"):
+        model = build_model(name, num_classes=data.num_classes, in_channels=data.input_size[0])
+    graph = analyse(model, data.input_size)
+    dense = cost.totals(graph, graph.everything())[kind]
+    least = cost.totals(graph, smallest(graph, prunable(model, graph, config.prune)))[kind]
+    scale = 10**DECIMALS
+    return math.ceil(least / dense * scale) / scale

@@ -1,0 +1,144 @@
+"""What ``compress sweep`` is asked for: the options, and what of them a sweep keeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.config import DEFAULT_CONFIG, Budget, RunConfig, load_config
+from compress.documents import Section, read_text, validated
+from compress.errors import ConfigError
+from compress.launch import check_folder, with_flags
+from compress.sweep.plan import Search
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """The options."""
+
+    output: Path
+    config: str | None = None
+    settings: Sequence[str] = ()
+    """``section.key=value`` on top of the configuration."""
+    checkpoint: Path | None = None
+    """Dense weights; without them the dense network is trained."""
+    data: Path | None = None
+    """Folder of the data set."""
+    model: str | None = None
+    budgets: Sequence[str] = ()
+    """Each one budget or several with commas between them."""
+    max_drop: float | None = None
+    """Search the smallest network whose top-1 drops no further, in percentage points."""
+    kind: str | None = None
+    lowest: float | None = None
+    tolerance: float | None = None
+    points: int | None = None
+    """These four: of the search, with the defaults of ``Search``."""
+    devices: str | None = None
+    """Names with commas between them; default that of the configuration."""
+    jobs: int | None = None
+    """Points that are pruned at a time; default one on each device."""
+    resume: bool = False
+    overwrite: bool = False
+
+    @property
+    def search_options(self) -> dict[str, Any]:
+        """The options of the search that were given."""
+        names = ("max_drop", "kind", "lowest", "tolerance", "points")
+        options = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+class Asked(Section):
+    """What a sweep was asked for, as ``sweep.json`` keeps it."""
+
+    budgets: tuple[Budget, ...] = ()
+    """The grid; empty for a search."""
+    search: Search | None = None
+    checkpoint: Path | None = None
+    """Where the dense weights came from."""
+    config: RunConfig
+    """Of every run, but for the budget and the device."""
+
+
+def check_options(request: SweepRequest) -> None:
+    """Refuse options that contradict each other before anything is loaded.
+
+    Raises:
+        ConfigError: the first that does.
+    """
+    given = bool(request.budgets), request.max_drop is not None
+    if request.resume:
+        if request.overwrite:
+            raise ConfigError("--resume and --overwrite exclude each other")
+        others = (request.config, request.settings, request.checkpoint, request.data)
+        if any(given) or request.search_options or any(others):
+            raise ConfigError(
+                "--resume goes on with what the sweep was asked for: give no more than --output, "
+                "--devices and --jobs"
+            )
+    elif all(given) or not any(given):
+        raise ConfigError(
+            "compress sweep needs --budget macs=0.7,0.5,0.3 for a grid, or --max-drop PP for the "
+            "smallest network within it; one of both"
+        )
+    elif request.budgets and request.search_options:
+        raise ConfigError("--kind, --lowest, --tolerance and --points belong to --max-drop")
+
+
+def asked_for(request: SweepRequest) -> Asked:
+    """Return what a new sweep is asked for, before the network and the machine are looked at.
+
+    Raises:
+        ConfigError: a configuration, a budget or a figure of the search that cannot be understood.
+    """
+    settings = with_flags(list(request.settings), request.model, request.data)
+    config = load_config(request.config or DEFAULT_CONFIG, settings)
+    check_folder(config, request.data)
+    checkpoint = request.checkpoint and request.checkpoint.expanduser().resolve()
+    if checkpoint and checkpoint.is_relative_to(request.output.resolve()):
+        raise ConfigError(f"{checkpoint} lies in --output {request.output}: give another --output")
+    document = {
+        "budgets": split_budgets(request.budgets),
+        "search": None if request.budgets else request.search_options,
+        "checkpoint": checkpoint,
+        "config": config,
+    }
+    return validated(Asked, document, source="compress sweep")
+
+
+def split_budgets(options: Iterable[str]) -> list[str]:
+    """Return each budget once: ``macs=0.7,0.5`` stands for macs=0.7 and macs=0.5."""
+    found: list[str] = []
+    for option in options:
+        kind = ""
+        for part in option.split(","):
+            named, separator, value = part.partition("=")
+            kind, number = (named, value) if separator else (kind, named)
+            found.append(f"{kind.strip()}={number.strip()}" if kind else number)
+    return list(dict.fromkeys(found))
+
+
+def read_asked(file: Path) -> tuple[Asked, dict[str, Any]]:
+    """Return what an earlier sweep was asked for, and the whole document.
+
+    Raises:
+        ConfigError: the file is damaged or of another version.
+    """
+    try:
+        document = json.loads(read_text(str(file)))
+        version = document["schema_version"]
+        asked = document["asked"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ConfigError(f"{file} is damaged: start anew with --overwrite") from error
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{file} is of schema version {version} and this tool reads {SCHEMA_VERSION}: start "
+            "anew with --overwrite"
+        )
+    return validated(Asked, asked, source=str(file)), document

@@ -1,0 +1,235 @@
+"""A sweep at work: the dense network, then its points, wave after wave."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from compress.config import Budget
+from compress.data import load_data
+from compress.dense import import_dense
+from compress.errors import CompressError, InterruptedRunError
+from compress.files import write_atomically, write_json
+from compress.models import is_custom
+from compress.session import Session
+from compress.sweep.devices import Slot
+from compress.sweep.document import PointState, sweep_csv, sweep_document
+from compress.sweep.plan import Search, SearchState, search_state
+from compress.sweep.plot import plot_sweep
+from compress.sweep.points import (
+    SweepFiles,
+    dense_accuracy,
+    name_of,
+    point_metrics,
+    prepare_point,
+)
+from compress.sweep.request import Asked
+from compress.sweep.runner import Ended, Task, run_tasks
+
+Say = Callable[[str], None]
+DENSE = "dense"
+
+
+@dataclass
+class Sweep:
+    """A sweep, what has failed in this process, and what everything took so far, in seconds."""
+
+    asked: Asked
+    files: SweepFiles
+    slots: tuple[Slot, ...]
+    say: Say
+    errors: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def remember(self, document: dict[str, Any]) -> None:
+        """Take over what an earlier process spent."""
+        for row in (document.get(DENSE), *document.get("points", ())):
+            if isinstance(row, dict) and isinstance(row.get("seconds"), int | float):
+                self.seconds[str(row.get("name"))] = row["seconds"]
+
+    def run(self) -> dict[str, Any]:
+        """Do what is not done yet, and return the document."""
+        self.write()
+        self.make_dense()
+        self.write()
+        self.say_done_before()
+        while wave := self.unfinished():
+            self.prune(wave)
+        document = self.write()
+        plot_sweep(self.files.plot, document)
+        return document
+
+    # The dense network
+
+    def make_dense(self) -> None:
+        """Train the dense network, or read it and measure its accuracy."""
+        run = self.files.dense
+        if self.has_dense:
+            return
+        if not run.config.is_file():
+            run.begin(self.asked.config.model_copy(update={"device": "auto"}))
+        if self.asked.checkpoint:
+            self.say(f"dense: reading and measuring {self.asked.checkpoint}")
+            start = time.monotonic()
+            config = self.asked.config.model_copy(update={"device": self.slots[0].device})
+            data = load_data(config.data)
+            import_dense(config, data, Session(run), self.asked.checkpoint)
+            self.seconds[DENSE] = time.monotonic() - start
+        else:
+            task = self.task(DENSE, "train")
+            self.all_run([task], self.slots[:1])
+        if DENSE in self.errors:
+            raise CompressError(
+                f"the dense network was not trained: {self.errors[DENSE]}; the log is "
+                f"{self.files.log(DENSE)}, go on with --resume --output {self.quoted}"
+            )
+
+    # Points
+
+    def unfinished(self) -> list[Budget]:
+        """Return the points to start now; none when all are done, or when a search has failed."""
+        if self.asked.search and self.errors:
+            return []
+        names = {*self.errors, *(state.name for state in self.states() if state.metrics)}
+        return [budget for budget in self.budgets() if name_of(budget) not in names]
+
+    def prune(self, budgets: Sequence[Budget]) -> None:
+        """Prune to budgets, as many at a time as there are places."""
+        for budget in budgets:
+            prepare_point(self.files, budget, self.asked.config)
+        self.all_run([self.task(name_of(budget), "prune") for budget in budgets], self.slots)
+
+    def budgets(self) -> tuple[Budget, ...]:
+        """Return the points that are known so far: in a search, those of the rounds until now."""
+        search, state = self.asked.search, self.search()
+        if search is None or state is None:
+            return self.asked.budgets
+        return tuple(search.budget(share) for share in (*state.tried, *state.next))
+
+    def search(self) -> SearchState | None:
+        """Return where a search stands by the points that are finished, and by nothing else."""
+        search, within = self.asked.search, dict[float, bool]()
+        if search is None:
+            return None
+        while True:
+            state = search_state(search, within)
+            new = {share: self.within(search, share) for share in state.next if share not in within}
+            known = {share: good for share, good in new.items() if good is not None}
+            if not known:
+                return state
+            within |= known
+
+    def within(self, search: Search, share: float) -> bool | None:
+        """Return whether a point is accurate enough; None before it is finished."""
+        found = point_metrics(self.files.run(name_of(search.budget(share))))
+        dense = dense_accuracy(self.files.dense) if found else {}
+        return search.within(dense["top1"], found["finetuned"]["top1"]) if found else None
+
+    # Processes
+
+    def task(self, name: str, command: str) -> Task:
+        """Return the command that goes on with a run, or starts one that is prepared."""
+        path, model = str(self.files.run(name).path), self.asked.config.model.name
+        # Own code is imported by whom the user has named it to, and by nobody else.
+        own = ("--model", model) if is_custom(model) else ()
+        return Task(name, (command, "--resume", "--output", path, *own), self.files.log(name))
+
+    def all_run(self, tasks: Sequence[Task], slots: Sequence[Slot]) -> None:
+        """Run tasks, or raise InterruptedRunError when the user stopped them."""
+        if not run_tasks(tasks, slots, started=self.started, ended=self.ended):
+            self.write()
+            raise InterruptedRunError(self.advice())
+
+    def started(self, task: Task, slot: Slot) -> None:
+        """Say what has been started."""
+        doing = "training" if task.name == DENSE else "pruning"
+        self.say(f"{self.title(task.name)}: {doing} on {slot.device}, log in {task.log}")
+
+    def ended(self, end: Ended) -> None:
+        """Keep how a process ended; with a stop that the user asked for nothing has failed."""
+        name = end.task.name
+        self.seconds[name] = self.seconds.get(name, 0.0) + end.seconds
+        run = self.files.run(name)
+        result = run.dense if name == DENSE else run.pruned
+        if result.is_file():
+            self.say(
+                f"{self.title(name)}: done in {self.seconds[name]:.0f} s, {self.figures(name)}"
+            )
+        elif end.stopped:
+            self.say(f"{self.title(name)}: stopped")
+        else:
+            self.errors[name] = end.words
+            self.say(f"{self.title(name)}: failed: {end.words}")
+        self.write()
+
+    # What is said and written
+
+    def write(self) -> dict[str, Any]:
+        """Write the document and the table, and return the document."""
+        document = sweep_document(
+            self.asked,
+            accuracy=dense_accuracy(self.files.dense) if self.has_dense else None,
+            dense_seconds=self.seconds.get(DENSE, 0.0),
+            points=self.states(),
+            search=self.search(),
+            chosen=self.chosen(),
+        )
+        write_json(self.files.document, document)
+        write_atomically(self.files.table, sweep_csv(document))
+        return document
+
+    @property
+    def has_dense(self) -> bool:
+        """Whether the dense network is there."""
+        return self.files.dense.dense.is_file()
+
+    def states(self) -> list[PointState]:
+        """Return what is known of each point."""
+        return [
+            PointState(
+                name_of(budget),
+                str(budget),
+                point_metrics(self.files.run(name_of(budget))),
+                self.errors.get(name_of(budget)),
+                self.seconds.get(name_of(budget), 0.0),
+            )
+            for budget in self.budgets()
+        ]
+
+    def chosen(self) -> str | None:
+        """Return the name of the point that a search which is over has found."""
+        search, state = self.asked.search, self.search()
+        if search is None or state is None or state.next or state.passed == 1:
+            return None
+        return name_of(search.budget(state.passed))
+
+    def say_done_before(self) -> None:
+        """Say which points an earlier process has finished."""
+        for state in self.states():
+            if state.metrics:
+                self.say(f"{state.budget}: done before, {self.figures(state.name)}")
+
+    def figures(self, name: str) -> str:
+        """Return the accuracy of a finished network in words."""
+        dense = dense_accuracy(self.files.dense)["top1"]
+        found = None if name == DENSE else point_metrics(self.files.run(name))
+        if found is None:
+            return f"top-1 {dense:.2f} %"
+        top1 = found["finetuned"]["top1"]
+        return f"top-1 {top1:.2f} % ({top1 - dense:+.2f} pp)"
+
+    def title(self, name: str) -> str:
+        """Return the budget that a name stands for."""
+        return name.replace("-", "=", 1)
+
+    def advice(self) -> str:
+        """Say how a sweep that was stopped goes on."""
+        return f"stopped; all states are saved, go on with --resume --output {self.quoted}"
+
+    @property
+    def quoted(self) -> str:
+        """The directory, for a shell."""
+        return shlex.quote(str(self.files.path))

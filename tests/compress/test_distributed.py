@@ -1,0 +1,177 @@
+"""Processes that train together compute what one process computes on the joined minibatch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import joined_work
+import numpy as np
+import pytest
+import torch
+from ranks import together
+from runs import DATA, start
+
+from compress.data import TrainBatches
+from compress.distributed import asked, device_name
+from compress.errors import ConfigError, ModelError, RunError, TrainingError
+
+RANKS = int(os.environ.get("TEST_RANKS", "2"))
+"""4 is proved by hand: four more starts of torch would cost every run of the tests."""
+
+# Sums of float32 in another order: 6e-8 each, grown by three steps of training.
+CLOSE = {"rtol": 2e-4, "atol": 2e-6}
+
+CASES: list[tuple[Any, ...]] = [
+    ("PreActivation", "taylor-gate"),
+    ("PreActivation", "taylor-gate", "block"),
+    ("Dense", "taylor-gate", "block"),  # no residual stream: gates that close nothing
+    ("PreActivation", "taylor-gate-fg"),
+    ("PreActivation", "taylor-output"),
+    ("PreActivation", "taylor-weight"),
+    ("Separable", "taylor-gate"),
+    ("PreActivation", "weight-norm"),
+    ("Smooth", "obd"),
+    ("Smooth", "taylor-gate-so"),
+    ("PreActivation", "obd"),
+    # Without BatchNorm, the parts of a minibatch add up to it exactly.
+    ("Smooth", "taylor-gate", "read", 2),
+    ("Smooth", "taylor-gate", "block", 2),
+    ("Smooth", "taylor-gate-fg", "read", 2),
+    ("Smooth", "taylor-output", "read", 2),
+    ("Smooth", "taylor-gate-so", "read", 2),
+]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
+    """What every rank found, in one start of the ranks."""
+    folder = tmp_path_factory.mktemp("joined")
+    tasks: list[tuple[Any, ...]] = [(joined_work.all_scores, CASES)]
+    for name in ("PreActivation", "Separable"):
+        config = joined_work.config_for(name)
+        start(folder / name, config)
+        tasks.append((joined_work.prune_together, folder / name, config))
+    tasks.append((joined_work.share_of_every_batch, 30))
+    tasks.append((joined_work.disagree,))
+    tasks.append((joined_work.not_a_number,))
+    tasks.append((joined_work.unused_parameter,))
+    tasks.append((joined_work.empty_share,))
+    return together(RANKS, joined_work.several, tasks)
+
+
+def test_every_rank_did_everything(done: list[list[Any]]) -> None:
+    assert [len(found) for found in done] == [8] * RANKS
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: "-".join(map(str, CASES[n])))
+def test_scores_and_weights_are_those_of_the_joined_minibatch(
+    done: list[list[Any]], number: int
+) -> None:
+    name, criterion, *rest = CASES[number]
+    gate = rest[0] if rest else "read"
+    expected = joined_work.train_and_score(name, criterion, gate)
+    assert (expected["scores"] != 0).any()
+    for rank, found in enumerate(done):
+        actual = found[0][number]
+        scale = expected["scores"].abs().max()
+        torch.testing.assert_close(
+            actual["scores"] / scale, expected["scores"] / scale, rtol=1e-3, atol=2e-5
+        )
+        # Every rank holds the same bits: the decision is one.
+        assert torch.equal(actual["scores"], done[0][0][number]["scores"]), rank
+        for key, tensor in expected["weights"].items():
+            torch.testing.assert_close(actual["weights"][key], tensor, **CLOSE)
+        assert actual["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert actual["skipped"] == 3 * sum(range(RANKS))
+
+
+@pytest.mark.parametrize(("number", "name"), [(1, "PreActivation"), (2, "Separable")])
+def test_a_whole_run_removes_the_same_channels_and_ends_at_the_same_weights(
+    done: list[list[Any]], number: int, name: str, tmp_path: Path
+) -> None:
+    config = joined_work.config_for(name)
+    start(tmp_path / "alone", config)
+    expected = joined_work.prune_together(tmp_path / "alone", config)
+    for found in done:
+        actual = found[number]
+        assert not isinstance(actual, Exception), actual
+        assert np.array_equal(actual["kept"], expected["kept"])
+        for key, tensor in expected["weights"].items():
+            assert actual["weights"][key].shape == tensor.shape
+            torch.testing.assert_close(actual["weights"][key], tensor, rtol=1e-3, atol=1e-4)
+        assert actual["metrics"]["finetuned"] == actual["accuracy"] | {
+            key: actual["metrics"]["finetuned"][key] for key in ("macs", "params", "channels")
+        }
+        assert actual["accuracy"]["images"] == 64
+        assert actual["accuracy"] == expected["accuracy"]
+
+
+def test_the_ranks_read_every_image_of_the_joined_minibatch_once(done: list[list[Any]]) -> None:
+    whole = [batch.labels.tolist() for batch in TrainBatches(DATA, batch_size=30, seed=1).epoch(0)]
+    shares = [found[3] for found in done]
+    for step, labels in enumerate(whole):
+        assert sorted(label for share in shares for label in share[step]) == sorted(labels)
+
+
+def test_ranks_that_decide_differently_stop_with_a_sentence(done: list[list[Any]]) -> None:
+    for found in done:
+        assert isinstance(found[4], RunError)
+        others = ", ".join(map(str, range(1, RANKS)))
+        assert str(found[4]).startswith(
+            f"the mask of pruning step 3 of rank {others} is not that of rank 0"
+        )
+
+
+def test_a_loss_that_is_not_a_number_in_one_rank_stops_all(done: list[list[Any]]) -> None:
+    for found in done:
+        assert isinstance(found[5], TrainingError)
+        assert "the loss became nan" in str(found[5])
+
+
+def test_a_parameter_without_gradient_is_named(done: list[list[Any]]) -> None:
+    for found in done:
+        assert isinstance(found[6], ModelError)
+        assert "the parameter idle takes no part" in str(found[6])
+
+
+def test_a_rank_without_images_lets_all_pass_the_minibatch_over(done: list[list[Any]]) -> None:
+    assert [found[7] for found in done] == [2] * RANKS
+
+
+# What the environment says
+
+
+def test_an_environment_without_torchrun_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    assert (asked().rank, asked().size) == (0, 1)
+    assert device_name("cuda:1") == "cuda:1"
+
+
+@pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("0", "x"), ("", "4")])
+def test_nonsense_in_the_environment_is_refused(
+    monkeypatch: pytest.MonkeyPatch, rank: str, size: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(ConfigError, match="start with torchrun, or unset them"):
+        asked()
+
+
+def test_one_gpu_for_two_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="write cuda"):
+        device_name("cuda:0")
+    assert device_name("cpu") == "cpu"
+
+
+def test_every_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "9")
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_name("auto") == device_name("cuda") == "cuda:1"

@@ -1,0 +1,119 @@
+"""Files of weights, ours and other people's: whatever they say, a sentence or a network."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import lived_in, random_mask
+from hypothesis import given
+from hypothesis import strategies as st
+from mutations import damaged, fuzzed, mutated, refused_in_a_sentence
+
+from compress.analysis import analyse
+from compress.checkpoint import METADATA_KEY, Description, load_checkpoint, save_checkpoint
+from compress.models import build_model
+from compress.recipe import mask_from_recipe
+from compress.shrink import shrink
+from compress.summary import inspect_checkpoint
+
+SIZE = (1, 8, 8)
+
+
+GRAPH = analyse(build_model("lenet", num_classes=3, in_channels=1), SIZE)
+
+
+def _pruned(path: Path) -> bytes:
+    """Return a pruned LeNet as a file of ours."""
+    model = lived_in(build_model("lenet", num_classes=3, in_channels=1)).eval()
+    kept = random_mask(GRAPH, 1, 0.8)
+    description = Description(
+        architecture="lenet", classes=("a", "b", "c"), input_size=SIZE, mean=(0.5,), std=(0.2,)
+    )
+    smaller = shrink(model, GRAPH, kept)
+    save_checkpoint(path, smaller, description=description, dense_graph=GRAPH, kept=kept)
+    return path.read_bytes()
+
+
+def _dense(archive: bool) -> bytes:
+    """Return a dense LeNet as PyTorch writes it."""
+    model = build_model("lenet", num_classes=3, in_channels=1)
+    stream = io.BytesIO()
+    torch.save(
+        {"state_dict": model.state_dict(), "epoch": 3},
+        stream,
+        _use_new_zipfile_serialization=archive,
+    )
+    return stream.getvalue()
+
+
+with tempfile.TemporaryDirectory() as _folder:
+    PRUNED = _pruned(Path(_folder) / "pruned.safetensors")
+LENGTH = int.from_bytes(PRUNED[:8], "little")
+HEADER = json.loads(PRUNED[8 : 8 + LENGTH])
+DESCRIPTION = json.loads(HEADER["__metadata__"][METADATA_KEY])
+ARCHIVE, STREAM = _dense(archive=True), _dense(archive=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+def with_header(header: Any) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + PRUNED[8 + LENGTH :]
+
+
+def with_description(description: Any) -> bytes:
+    return with_header({**HEADER, "__metadata__": {METADATA_KEY: json.dumps(description)}})
+
+
+def loads(path: Path, data: bytes) -> bool:
+    path.write_bytes(data)
+    return not refused_in_a_sentence(lambda: load_checkpoint(path))
+
+
+@fuzzed
+@given(description=mutated(DESCRIPTION))
+def test_a_description_of_any_structure(folder: Path, description: Any) -> None:
+    loads(folder / "a.safetensors", with_description(description))
+
+
+@fuzzed
+@given(recipe=mutated(DESCRIPTION["recipe"]))
+def test_a_recipe_of_any_structure(recipe: Any) -> None:
+    refused_in_a_sentence(lambda: mask_from_recipe(GRAPH, recipe))
+
+
+@fuzzed
+@given(header=mutated(HEADER))
+def test_a_header_of_any_structure(folder: Path, header: Any) -> None:
+    loads(folder / "b.safetensors", with_header(header))
+
+
+@fuzzed
+@given(data=damaged(PRUNED, head=LENGTH + 8))
+def test_a_file_of_ours_of_any_bytes(folder: Path, data: bytes) -> None:
+    loads(folder / "c.safetensors", data)
+
+
+@fuzzed
+@given(data=st.one_of(damaged(ARCHIVE, head=2000), damaged(STREAM, head=2000)))
+def test_a_pth_of_any_bytes(folder: Path, data: bytes) -> None:
+    path = folder / "d.pth"
+    path.write_bytes(data)
+    refused_in_a_sentence(lambda: inspect_checkpoint(path))
+
+
+def test_the_files_that_are_damaged_are_good(folder: Path) -> None:
+    assert loads(folder / "e.safetensors", PRUNED)
+    assert loads(folder / "e.safetensors", with_description(DESCRIPTION))
+    for data in (ARCHIVE, STREAM):
+        (folder / "e.pth").write_bytes(data)
+        assert inspect_checkpoint(folder / "e.pth")["num_classes"] == 3

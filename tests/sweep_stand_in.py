@@ -1,0 +1,96 @@
+"""Stands in for the command line in the processes of a sweep: quick, and it can go wrong.
+
+What it does is decided by files in the directory of the sweep: ``fail-POINT``, ``slow``,
+``stubborn`` and ``pair``. It appends to ``calls`` what happens: a word, the point, its process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+PROGRAM = (
+    "import sys; sys.path[:] = {path!r}; "
+    "from compress.sweep.lifeline import hold_on; hold_on(); "
+    "import sweep_stand_in; sweep_stand_in.main()"
+)
+LIFETIME = 600
+"""Most seconds that a stand-in lives."""
+DENSE_TOP1 = 98.0
+COSTS = {"macs": 1000, "params": 2000, "channels": 100}
+
+
+def top1_of(share: float) -> float:
+    """The accuracy of a network of which this share is kept: down in proportion, to 88 %."""
+    return DENSE_TOP1 - 10 * (1 - share)
+
+
+def main() -> None:
+    command, *options = sys.argv[1:]
+    path = Path(options[options.index("--output") + 1])
+    calls = path.parent / "calls"
+
+    def note(word: str) -> None:
+        with calls.open("a") as stream:
+            stream.write(f"{word} {path.name} {os.getpid()}\n")
+
+    assert options == ["--resume", "--output", str(path)]
+    asked = {name: (path.parent / name).exists() for name in ("slow", "stubborn", "pair")}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        note("told")
+        if not asked["stubborn"]:
+            note("saved")
+            sys.exit(130)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.alarm(LIFETIME)  # whatever becomes of the test
+    note(command)
+    print("working", flush=True)
+    if (path.parent / f"fail-{path.name}").exists():
+        print("error: it went wrong", flush=True)
+        sys.exit(1)
+    if command == "prune":
+        while asked["slow"] or asked["stubborn"]:
+            time.sleep(0.05)
+        while asked["pair"] and calls.read_text().count("prune") < 2:
+            time.sleep(0.05)
+        prune(path)
+    else:
+        write(path / "dense.safetensors", {"accuracy": {"top1": DENSE_TOP1, "top5": 100.0}})
+    note("end")
+
+
+def prune(path: Path) -> None:
+    found = re.search(r'^budget = "(\w+)=([\d.]+)"$', (path / "config.toml").read_text(), re.M)
+    assert found
+    share = float(found[2])
+    now = {key: round(share * cost) for key, cost in COSTS.items()}
+    accuracy = {"top1": top1_of(share), "top5": 99.0}
+    metrics = {"dense": {**COSTS, "top1": DENSE_TOP1}, "masked": {"top1": 20.0, "top5": 60.0}}
+    metrics |= {"pruned": {**now, "top1": 50.0, "top5": 80.0}, "finetuned": {**now, **accuracy}}
+    write(path / "pruned.safetensors", metrics)
+
+
+def write(file: Path, metrics: dict[str, Any]) -> None:
+    """Write a safetensors file without tensors: the length of its header, and the header."""
+    description = {
+        "format_version": 1,
+        "architecture": "resnet20",
+        "classes": ["a", "b"],
+        "input_size": [1, 8, 8],
+        "mean": [0.5],
+        "std": [0.5],
+        "metrics": metrics,
+    }
+    header = json.dumps({"__metadata__": {"compress": json.dumps(description)}}).encode()
+    temporary = file.with_suffix(".part")
+    temporary.write_bytes(len(header).to_bytes(8, "little") + header)
+    temporary.replace(file)
