@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 from compress.errors import ConfigError, EnvironmentUnfitError, RunError
+from compress.meeting import fresh_store
 from compress.torchrun import rank_and_size
 
 TIMEOUT = timedelta(minutes=30)
@@ -175,7 +176,13 @@ def joined(device: torch.device) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         with _stdout_to_stderr():
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            dist.init_process_group(
+                backend,
+                store=fresh_store(TIMEOUT),
+                rank=world.rank,
+                world_size=world.size,
+                timeout=TIMEOUT,
+            )
     except (RuntimeError, ValueError) as error:
         raise EnvironmentUnfitError(
             f"the {world.size} processes of this run cannot be joined: {error}"

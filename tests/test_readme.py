@@ -72,7 +72,7 @@ def test_the_example_on_digits_works(tmp_path: Path, monkeypatch: pytest.MonkeyP
         result = CliRunner().invoke(
             cli.app, [*shlex.split(line)[1:], *faster], catch_exceptions=False
         )
-        assert result.exit_code in (0, 3, 4), (line, result.stderr)
+        assert result.exit_code in (0, 3, 4, 5), (line, result.stderr)  # 5: a busy machine
         assert result.stdout, line
     held = {path.name for path in Path("digits").iterdir()}
     named = re.findall(

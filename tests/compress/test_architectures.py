@@ -423,7 +423,11 @@ def test_a_shrunk_network_survives_a_file(name: str, tmp_path: Path) -> None:
     kept = random_mask(graph, 2)
     smaller = shrink(model, graph, kept)
     about = Description(
-        architecture=name, classes=tuple("abcd"), input_size=size, mean=(0.5,), std=(0.5,)
+        architecture=name,
+        classes=tuple("abcd"),
+        input_size=size,
+        mean=(0.5,) * size[0],
+        std=(0.5,) * size[0],
     )
     path = tmp_path / "pruned.safetensors"
     save_checkpoint(path, smaller, description=about, dense_graph=graph, kept=kept)

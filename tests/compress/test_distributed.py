@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,18 @@ import pytest
 import torch
 from ranks import together
 from runs import DATA, start
+from torch.distributed import HashStore
 
+from compress import meeting
 from compress.data import TrainBatches
 from compress.distributed import asked, device_name
-from compress.errors import ConfigError, ModelError, RunError, TrainingError
+from compress.errors import (
+    ConfigError,
+    EnvironmentUnfitError,
+    ModelError,
+    RunError,
+    TrainingError,
+)
 
 RANKS = int(os.environ.get("TEST_RANKS", "2"))
 """4 is proved by hand: four more starts of torch would cost every run of the tests."""
@@ -138,6 +148,28 @@ def test_a_parameter_without_gradient_is_named(done: list[list[Any]]) -> None:
 
 def test_a_rank_without_images_lets_all_pass_the_minibatch_over(done: list[list[Any]]) -> None:
     assert [found[7] for found in done] == [2] * RANKS
+
+
+def test_what_a_dead_process_left_in_the_store_is_not_taken_for_news() -> None:
+    """torchrun keeps its store over restarts, with the addresses of the processes of the last."""
+    store, names = HashStore(), list[str]()
+    for key, value in (("asks 1", "old"), ("answer 1 old", "stale"), ("confirms 1 stale", "")):
+        store.set(key, value)
+
+    for _ in range(3):  # three starts
+        with ThreadPoolExecutor(3) as pool:
+            ranks = [pool.submit(meeting._answer, store, rank) for rank in (1, 2)]
+            found = {meeting._invite(store, 3, timedelta(minutes=1))}
+        found |= {rank.result() for rank in ranks}
+        assert len(found) == 1
+        names += found
+    assert len(set(names)) == 3
+    assert "stale" not in names
+
+
+def test_a_process_that_never_comes_is_named() -> None:
+    with pytest.raises(EnvironmentUnfitError, match="rank 1, 2 of this run did not come in time"):
+        meeting._invite(HashStore(), 3, timedelta(seconds=0))
 
 
 # What the environment says

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import tensorrt_stand_in
 import torch
+from engine_files import NETWORK
 from host_gpu import HostGpu, fresh_host_gpu
 from onnx import TensorProto, helper
 from onnx_models import exported
@@ -89,6 +90,10 @@ def built(trt: Any, model: bytes, folder: Path, ranges: Ranges, **facts: Any) ->
     path.write_bytes(builder.build_serialized_network(network, config))
     document = {
         **dict.fromkeys(sidecar._REQUIRED),
+        **NETWORK,
+        "parity": None,
+        "precision": "fp32",
+        "onnx": {"sha256": sha256_of(source)},
         "schema_version": sidecar.SCHEMA_VERSION,
         "engine": {"file": path.name, "sha256": sha256_of(path)},
         "target": "h100",
@@ -155,7 +160,7 @@ def test_what_a_build_writes_a_runner_reads(
         target=load_target("h100"),
         config=ExportConfig(batch=batch),
         onnx_sha256=sha256_of(source),
-        network=dict.fromkeys(sidecar.NETWORK_FACTS),
+        network={fact: NETWORK[fact] for fact in sidecar.NETWORK_FACTS},
     )
     with open_runner(path, "tensorrt") as runner:
         check(runner, network, 1, 4, 1)
