@@ -233,7 +233,7 @@ def prune_command(
         *(output, model, data, resume, overwrite),
     )
     with _started(request, prunes=True, checkpoint=checkpoint) as on:
-        if checkpoint is not None and not (on.resumed and on.run.dense.is_file()):
+        if checkpoint is not None and not (on.resumed and _is_there(on.run.dense)):
             from compress.dense import import_dense
 
             import_dense(on.config, on.data, on.session, checkpoint)
@@ -638,15 +638,20 @@ def _own_model(config: RunConfig) -> str | None:
 
 def _stage(result: Path, title: str, work: Callable[[], object]) -> None:
     """Do the work unless its result is there from before the run was resumed."""
-    from compress.distributed import current
-
-    if current().first(result.is_file()):
+    if _is_there(result):
         say(f"{title}: done before")
         return
     start = time.monotonic()
     say(title)
     work()
     say(f"{title}: {time.monotonic() - start:.0f} s")
+
+
+def _is_there(result: Path) -> bool:
+    """Whether a file is there for the main process; others may see it later, and do not look."""
+    from compress.distributed import current
+
+    return current().first(is_main() and result.is_file())
 
 
 def _goes_on() -> bool:
@@ -763,6 +768,8 @@ def _print_report(report: Report, verdicts: list[Verdict], as_json: bool) -> Non
 
 
 def _print_summary(path: Path, model: str | None, as_json: bool) -> None:
+    if not is_main():
+        return
     from compress.summary import inspect_checkpoint, render_summary
 
     document = inspect_checkpoint(path, model)

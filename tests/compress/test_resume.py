@@ -347,3 +347,18 @@ def test_state_of_another_network_is_refused(
     shutil.copy(dense_of(tmp_path, other, rgb), run.dense)
     with pytest.raises(CheckpointError, match="of another network: start anew with --overwrite"):
         prune(other, rgb, Session(run), other.model.name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("amp", ["off", "fp16", "auto"])
+def test_on_a_gpu_where_every_algorithm_repeats(
+    tmp_path: Path, digits: ImageData, amp: str
+) -> None:
+    config = case("distilled, by block").model_dump()
+    config["device"] = "cuda"
+    config["compute"]["deterministic"] = True
+    config["finetune"]["amp"] = amp
+    on_gpu = Case(tmp_path, RunConfig.model_validate(config), digits)
+    shrinks = steps_of(on_gpu.expected, "shrink")
+    on_gpu.check([1, shrinks[0] + 1, shrinks[-1] + 3])
