@@ -237,8 +237,8 @@ reader = Reader(images, workers=2)
 requests = [Request(np.arange(8), None)] * 40
 epoch = reader.read(requests)
 next(epoch)
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     while len(heard) < 2:
         time.sleep(0.01)
 except KeyboardInterrupt:
