@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 import torch
 from commands import COUNTED, invoke, small
+from hypothesis import settings
 from torch import nn
 from typer.testing import Result
 
 from compress.analysis import analyse
 from compress.groups import ChannelGraph, Mask
 from compress.models import CIFAR_DEPTHS, TORCHVISION_MODELS, build_model
+
+# How long an example takes is a matter of what else the machine does.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 RESNETS = (*(name for name in TORCHVISION_MODELS if "res" in name), *CIFAR_DEPTHS)
 """Where every built-in network would take too long; test_architectures.py proves each one once."""

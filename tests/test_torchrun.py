@@ -12,17 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import small
+from commands import invoke, small
 from ranks import free_port
 from safetensors.torch import load_file
 
 from compress.checkpoint import load_checkpoint
+from compress.console import say, say_error
 
 if not Path("/proc/self/task").is_dir():
     pytest.skip("the processes of torchrun are found in /proc", allow_module_level=True)
 
 SETTINGS = (
-    *small(data_batch_size="64", prune_steps="3", prune_interval="2"),
+    # Long enough after the first state that there is something left to kill.
+    *small(data_batch_size="64", prune_steps="3", prune_interval="2", finetune_epochs="5"),
     *("--set", "compute.sync_batchnorm=true", "--set", "save.every_steps=4"),
     *("--set", "tensorboard=false"),
 )
@@ -126,7 +128,20 @@ def test_a_command_for_one_process_refuses_several(tmp_path: Path) -> None:
     _, err = process.communicate()
     assert process.returncode != 0
     assert "error: compress gate runs in one process and WORLD_SIZE says 2" in err
-    assert "rank 1: error: compress gate runs in one process" in err
+
+
+def test_an_error_names_the_process_that_met_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank, whose in (("0", ""), ("3", "rank 3: ")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        assert invoke("gate", "report.json").exit_code == 2
+        assert capsys.readouterr().err == ""
+        say("progress")
+        say_error("the disk\nis full")
+        said = "" if whose else "progress\n"
+        assert capsys.readouterr().err == f"{said}{whose}error: the disk is full\n"
 
 
 def test_several_processes_need_a_name_for_their_directory() -> None:
