@@ -24,7 +24,7 @@ from compress.meeting import fresh_store
 from compress.torchrun import rank_and_size
 
 TIMEOUT = timedelta(minutes=30)
-"""Longest wait for another process; rank 0 alone evaluates proofs and draws plots meanwhile."""
+"""Longest wait for another process; rank 0 alone writes files and draws plots meanwhile."""
 
 
 @dataclass(frozen=True)

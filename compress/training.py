@@ -146,8 +146,7 @@ class Trainer:
         self._joined: tuple[nn.Module, nn.Module] | None = None
         if self.compute.sync_batchnorm and not world.alone:
             join_batchnorms(model)
-        with self.reshaping():
-            pass
+        model.to(memory_format=memory_format)
         self.steps_per_epoch, self.total, self.hold = steps_per_epoch, total, hold
         self.step_index = 0
         self.device = next(model.parameters()).device

@@ -17,6 +17,7 @@ class _Accumulated:
         self.world = context.world
         self.parts: list[torch.Tensor] = []
         self.seen: set[int] = set()
+        self.examples = 0  # of all processes, in the minibatch that was taken last
         self.network = probed(context.model, context.graph, context.residual_gate, self.add)
 
     @torch.no_grad()
@@ -41,16 +42,13 @@ class _Accumulated:
         assert self.parts, "no backward pass has gone through the probes"
         sums = torch.cat(self.parts)
         self.parts, self.seen = [], set()
+        self.examples = self.world.total(len(sums))
         # The loss was averaged over the examples of all processes, whose gradients are averaged.
-        return sums * (self.examples(sums) / (self.world.size * scale))
+        return sums * (self.examples / (self.world.size * scale))
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Return the mean over the examples of all processes: (N, units) -> (units,)."""
-        return self.world.sum(values.sum(0)) / self.examples(values)
-
-    def examples(self, values: torch.Tensor) -> int:
-        """Return the number of examples of all processes."""
-        return self.world.total(len(values))
+        return self.world.sum(values.sum(0)) / self.examples
 
 
 def taylor_gate_fg(context: Context) -> Scoring:
@@ -72,8 +70,7 @@ def taylor_output(context: Context) -> Scoring:
     groups = [context.units(group.units) for group in context.graph.groups if len(group.units)]
 
     def score(scale: float) -> torch.Tensor:
-        gradients = accumulated.take(scale)
-        means = accumulated.mean(gradients) / accumulated.examples(gradients)
+        means = accumulated.mean(accumulated.take(scale)) / accumulated.examples
         for units in groups:
             norm = torch.linalg.vector_norm(means[units])
             means[units] /= norm.clamp(min=float(np.finfo(np.float32).tiny))
