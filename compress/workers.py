@@ -7,12 +7,15 @@ trains decides what they mean.
 
 from __future__ import annotations
 
+import copy
+import functools
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 import torch
@@ -121,6 +124,7 @@ class Reader:
             persistent_workers=True,
             pin_memory=self._pin_memory,
             worker_init_fn=_prepare_worker,
+            multiprocessing_context=_context(),
             # A generator of its own: the loader would draw from the global one.
             generator=torch.Generator(),
         )
@@ -187,6 +191,33 @@ class _Parcels(Dataset[Parcel | CompressError]):
             return error
 
 
+# ---- deaths ------------------------------------------------------------------------------------
+
+
+class _Flag:
+    """What a loader uses of a multiprocessing.Event, without the lock of one.
+
+    Workers look at the flag before every batch: one that was killed just then would keep the lock,
+    and the reader that ends the workers would wait for it for ever.
+    """
+
+    def __init__(self, context: BaseContext) -> None:
+        self._value = context.RawValue("b", 0)
+
+    def set(self) -> None:
+        self._value.value = 1
+
+    def is_set(self) -> bool:
+        return bool(self._value.value)
+
+
+def _context() -> BaseContext:
+    """Return Python's way of starting processes, with events that survive a kill."""
+    context = copy.copy(multiprocessing.get_context())
+    context.Event = functools.partial(_Flag, context)  # type: ignore[assignment,method-assign]
+    return context
+
+
 def _tells_of_death(error: BaseException) -> bool:
     """Tell a dead worker from an exception that a worker has met and sent."""
     if isinstance(error, RuntimeError):
@@ -195,6 +226,10 @@ def _tells_of_death(error: BaseException) -> bool:
     return isinstance(
         error, ConnectionError | EOFError | FileNotFoundError
     ) and "in DataLoader worker process" not in str(error)
+
+
+def _any_died(workers: list[BaseProcess]) -> bool:
+    return any(worker.exitcode not in (None, 0) for worker in workers)
 
 
 # ---- signals -----------------------------------------------------------------------------------
@@ -252,7 +287,3 @@ def _quiet_deaths() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
-
-
-def _any_died(workers: list[BaseProcess]) -> bool:
-    return any(worker.exitcode not in (None, 0) for worker in workers)

@@ -172,6 +172,45 @@ def test_a_worker_that_dies_during_a_training_step_is_told_with_the_next_batch()
     assert victim not in processes(again)
 
 
+# The memory killer strikes at any moment: this worker dies with every lock that it can get hold of.
+LOCKED = """
+import gc, os, signal
+from multiprocessing.synchronize import SemLock
+import numpy as np, torch
+from compress.errors import DataError
+from compress.loading import Batch, ImageSet, Reply, Request
+from compress.workers import Reader
+
+class Images(ImageSet):
+    def __len__(self):
+        return 8
+
+    def fetch(self, request):
+        if request.indices[0] == 4:
+            locks = [found for found in gc.get_objects() if isinstance(found, SemLock)]
+            assert any([lock.acquire(block=False) for lock in locks])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Reply(Batch(torch.zeros(1, 1, 1, 1), torch.from_numpy(request.indices), 0), "")
+
+reader = Reader(Images(), workers=2)
+requests = [Request(np.array([number]), None) for number in range(8)]
+try:
+    list(reader.read(requests))
+except DataError as error:
+    print(error)
+print(*[batch.labels.item() for batch in reader.read(requests[:4])])
+"""
+
+
+def test_a_worker_that_dies_with_the_locks_in_its_hands_keeps_nobody_waiting():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOCKED], capture_output=True, text=True, timeout=300
+    )
+    told, again = done.stdout.splitlines()
+    assert "2 processes that decode images died" in told
+    assert again == "0 1 2 3"
+
+
 class Failing(Numbered):
     def __init__(self, error: Exception) -> None:
         self.error = error
