@@ -50,7 +50,7 @@ def rows(page: str, heading: str) -> list[list[str]]:
 def test_the_first_screen_holds_the_two_commands() -> None:
     install, test = blocks("sh")[:2]
     assert install.strip() == "pip install . && compress run"
-    assert test.strip() == "pip install '.[test]' && pytest"
+    assert test.strip() == "pip install '.[test]' && pytest -n 2 --dist worksteal"
     assert README.index(test) < README.index("\n## ")
 
 
