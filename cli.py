@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from compress.console import print_json, print_table, print_text, say, say_error
+from compress.distributed.torchrun import is_main, require_one_process
 from compress.errors import (
     CompressError,
     ConfigError,
@@ -23,7 +24,6 @@ from compress.errors import (
     InterruptedRunError,
 )
 from compress.signals import sigterm_as_ctrl_c
-from compress.torchrun import is_main, require_one_process
 
 # Nothing else is imported up here: --help must not wait for torch.
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from bench.measurement import Against
     from bench.reports.schema import Report
     from compress.config import RunConfig
-    from compress.data import ImageData
+    from compress.data.batches import ImageData
     from compress.launch import Check, Request, Started
-    from compress.session import RunDirectory
+    from compress.runs.session import RunDirectory
     from export.delivery import Delivery
 
 EXIT_CODES = (
@@ -234,7 +234,7 @@ def prune_command(
     )
     with _started(request, prunes=True, checkpoint=checkpoint) as on:
         if checkpoint is not None and not (on.resumed and _is_there(on.run.dense)):
-            from compress.dense import import_dense
+            from compress.training.dense import import_dense
 
             import_dense(on.config, on.data, on.session, checkpoint)
         _stage(on.run.pruned, f"pruning to {on.config.prune.budget}", lambda: _prune(on))
@@ -588,7 +588,7 @@ def _started(
 
     checks: list[Check] = []
     if prunes:
-        from compress.pruner import check_budget
+        from compress.pruning.pruner import check_budget
 
         checks.append(check_budget)
     if exports:
@@ -649,26 +649,26 @@ def _stage(result: Path, title: str, work: Callable[[], object]) -> None:
 
 def _is_there(result: Path) -> bool:
     """Whether a file is there for the main process; others may see it later, and do not look."""
-    from compress.distributed import current
+    from compress.distributed.world import current
 
     return current().first(is_main() and result.is_file())
 
 
 def _goes_on() -> bool:
     """Part from the other processes of the run; what is left is done by the main one."""
-    from compress.distributed import part
+    from compress.distributed.world import part
 
     return part().main
 
 
 def _train(on: Started) -> Path:
-    from compress.dense import train_dense
+    from compress.training.dense import train_dense
 
     return train_dense(on.config, on.data, on.session)
 
 
 def _prune(on: Started) -> Path:
-    from compress.pruner import prune
+    from compress.pruning.pruner import prune
 
     return prune(on.config, on.data, on.session, _own_model(on.config))
 
@@ -770,7 +770,7 @@ def _print_report(report: Report, verdicts: list[Verdict], as_json: bool) -> Non
 def _print_summary(path: Path, model: str | None, as_json: bool) -> None:
     if not is_main():
         return
-    from compress.summary import inspect_checkpoint, render_summary
+    from compress.checkpoints.summary import inspect_checkpoint, render_summary
 
     document = inspect_checkpoint(path, model)
     if as_json:

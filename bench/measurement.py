@@ -13,12 +13,12 @@ from bench.judging.change import change_against, require_same_model
 from bench.reports.report import load_report
 from bench.reports.schema import GroupRecord, Report
 from bench.subject import subjects
-from compress.checkpoint import read_description
-from compress.data import ImageData, eval_batches
+from compress.checkpoints.description import read_description
+from compress.checkpoints.summary import inspect_checkpoint
+from compress.data.batches import ImageData, eval_batches
 from compress.errors import ConfigError
-from compress.models import BUILTIN_MODELS
-from compress.session import RunDirectory
-from compress.summary import inspect_checkpoint
+from compress.networks.models import BUILTIN_MODELS
+from compress.runs.session import RunDirectory
 
 if TYPE_CHECKING:
     from compress.config import RunConfig

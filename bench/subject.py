@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bench.reports.schema import Artefact, ParityRecord
 from compress.config import BenchConfig, Precision, Runtime
+from compress.config.targets import load_target
 from compress.documents import named_files
 from compress.errors import CheckpointError, ConfigError
-from compress.targets import load_target
 
 if TYPE_CHECKING:
     from export.runners import Runner

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint import read_description
+from compress.checkpoints.description import read_description
 
 STAGES = ("masked", "pruned", "finetuned")
 

@@ -26,13 +26,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from compress.analysis import analyse
 from compress.config import Budget, ExportConfig, ParityLimits, PruneConfig
-from compress.decision import prunable
-from compress.masking import goal_for, prune_to
-from compress.models import build_model
-from compress.shrink import shrink
-from compress.targets import load_target
+from compress.config.targets import load_target
+from compress.networks.analysis import analyse
+from compress.networks.models import build_model
+from compress.networks.shrink import shrink
+from compress.pruning.decision import prunable
+from compress.pruning.masking import goal_for, prune_to
 from export.engines.build import build_engine
 from export.engines.sidecar import NETWORK_FACTS
 from export.onnx_export import onnx_from_network, staged_onnx

@@ -37,10 +37,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from compress.checkpoint import Checkpoint, load_checkpoint
+from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from compress.config.targets import load_target
 from compress.errors import CompressError
 from compress.launch import existing
-from compress.targets import load_target
 from export.exporter import export_checkpoint
 from export.samples import samples_of
 

@@ -36,11 +36,13 @@ from pruning_cost import SETTINGS, Bench, alternate, peak_memory, trainer_for
 from compress.config import load_config
 from compress.criteria import bind
 from compress.criteria.scoring import Context
-from compress.data import Batch, TrainBatches, load_data
-from compress.importance import Importance
-from compress.masking import prune_to
-from compress.shrink import shrink
-from compress.training import pick_device
+from compress.data.batches import TrainBatches
+from compress.data.datasets import load_data
+from compress.data.loading import Batch
+from compress.networks.shrink import shrink
+from compress.pruning.importance import Importance
+from compress.pruning.masking import prune_to
+from compress.training.compute import pick_device
 
 PHASES = ("dense training", "pruning, with importance", "finetuning at half the MACs")
 CLASSES = 2

@@ -32,11 +32,11 @@ from onnx import helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from compress.checkpoint import load_checkpoint
-from compress.data import ImageData, eval_batches, spread_batches
+from compress.checkpoints.checkpoint import load_checkpoint
+from compress.config.targets import Target, load_target
+from compress.data.batches import ImageData, eval_batches, spread_batches
 from compress.errors import CompressError
 from compress.launch import existing
-from compress.targets import Target, load_target
 from export.onnx_check import INPUT
 from export.onnx_export import onnx_from_network
 from export.precision.calibration import calibrate, require_calibration

@@ -57,7 +57,7 @@ IMPORTED = (
     "bench.measurement",
     "bench.publish",
     "compress.launch",
-    "compress.pruner",
+    "compress.pruning.pruner",
     "export.delivery",
     "export.samples",
     "sklearn.datasets",
@@ -137,8 +137,9 @@ def _hold(say: Callable[[], None]) -> None:
 def _arm(moment: Moment, say: Callable[[], None]) -> None:
     """Have this process come to the moment."""
     import cli
-    from compress import files, state
-    from compress.training import Trainer
+    from compress import files
+    from compress.runs import state
+    from compress.training.trainer import Trainer
 
     phase = [""]
     came = [moment.phase == "end"]

@@ -25,7 +25,9 @@ import numpy as np
 from PIL import Image
 
 from compress.config import load_config
-from compress.data import Batch, TrainBatches, load_data
+from compress.data.batches import TrainBatches
+from compress.data.datasets import load_data
+from compress.data.loading import Batch
 
 CLASSES = 100
 DISTINCT = 300

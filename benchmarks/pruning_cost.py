@@ -22,18 +22,19 @@ from functools import partial
 import torch
 from torch import nn
 
-from compress import cost
-from compress.analysis import analyse
 from compress.config import TrainConfig, load_config
 from compress.criteria import bind
 from compress.criteria.scoring import Context
-from compress.data import Batch
-from compress.decision import prunable
-from compress.importance import Importance
-from compress.masking import Scores, goal_for, prune_to
-from compress.models import build_model
-from compress.shrink import mask_, proof, shrink, shrink_
-from compress.training import Trainer, pick_device
+from compress.data.loading import Batch
+from compress.networks import cost
+from compress.networks.analysis import analyse
+from compress.networks.models import build_model
+from compress.networks.shrink import mask_, proof, shrink, shrink_
+from compress.pruning.decision import prunable
+from compress.pruning.importance import Importance
+from compress.pruning.masking import Scores, goal_for, prune_to
+from compress.training.compute import pick_device
+from compress.training.trainer import Trainer
 
 SETTINGS = load_config("imagenet-resnet50").prune
 

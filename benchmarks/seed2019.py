@@ -26,10 +26,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from compress.config import RunConfig, load_config
-from compress.data import load_data
-from compress.dense import train_dense
-from compress.pruner import prune
-from compress.session import RunDirectory, Session, State
+from compress.data.datasets import load_data
+from compress.pruning.pruner import prune
+from compress.runs.session import RunDirectory, Session, State
+from compress.training.dense import train_dense
 
 CLASSES = ("circle", "square", "bar")
 

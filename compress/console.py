@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from compress.distributed.torchrun import is_main
 from compress.errors import OutputError
-from compress.torchrun import is_main
 
 
 def print_json(document: Any) -> None:

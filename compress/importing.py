@@ -10,27 +10,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.analysis import analyse
-from compress.checkpoint import (
-    Description,
-    identify,
-    load_weights,
-    read_description,
-    read_state_dict,
-    require_claims,
-    save_checkpoint,
-)
+from compress.checkpoints.checkpoint import identify, load_weights, require_claims, save_checkpoint
+from compress.checkpoints.description import Description, read_description
+from compress.checkpoints.gated import attach, find_gates, is_gate, ungated
+from compress.checkpoints.tensors import read_state_dict
 from compress.config import DataConfig, RunConfig
 from compress.config.location import root_setting
-from compress.data import IMAGENET_MEAN, IMAGENET_STD, first_images, load_data
-from compress.dense import describe
+from compress.data.batches import first_images
+from compress.data.datasets import IMAGENET_MEAN, IMAGENET_STD, load_data
 from compress.documents import apply_setting, validated
 from compress.errors import CheckpointError, ConfigError, ModelError
 from compress.files import sha256_of
-from compress.gated import attach, find_gates, is_gate, ungated
-from compress.groups import ChannelGraph, Mask
-from compress.models import TORCHVISION_MODELS, build_model, ends_of
-from compress.shrink import PROOF_TOLERANCE, shrink_
+from compress.networks.analysis import analyse
+from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.models import TORCHVISION_MODELS, build_model, ends_of
+from compress.networks.shrink import PROOF_TOLERANCE, shrink_
+from compress.training.dense import describe
 
 
 def import_checkpoint(

@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint import load_weights
+from compress.checkpoints.checkpoint import load_weights
 from compress.config import DEFAULT_CONFIG, RunConfig, load_config
 from compress.config.location import root_setting
-from compress.data import ImageData, load_data
-from compress.distributed import asked, joined
+from compress.data.batches import ImageData
+from compress.data.datasets import load_data
+from compress.distributed.torchrun import started_again
+from compress.distributed.world import asked, joined
 from compress.documents import apply_setting
 from compress.errors import ConfigError, InterruptedRunError
-from compress.lock import locked
-from compress.models import build_model, is_custom
-from compress.session import RunDirectory, Session
-from compress.torchrun import started_again
-from compress.training import pick_device
+from compress.networks.models import build_model, is_custom
+from compress.runs.lock import locked
+from compress.runs.session import RunDirectory, Session
+from compress.training.compute import pick_device
 
 log = logging.getLogger("compress")
 

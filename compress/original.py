@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
-from compress.analysis import analyse
 from compress.config import CRITERION_NUMBERS
 from compress.documents import Section, parsed_json, read_toml, validated
 from compress.errors import ConfigError
-from compress.groups import ChannelGraph
-from compress.models import BUILTIN_MODELS, build_model
+from compress.networks.analysis import analyse
+from compress.networks.groups import ChannelGraph
+from compress.networks.models import BUILTIN_MODELS, build_model
 
 log = logging.getLogger("compress")
 

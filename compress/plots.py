@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from compress import cost
 from compress.files import write_atomically
-from compress.groups import ChannelGraph, Mask
+from compress.networks import cost
+from compress.networks.groups import ChannelGraph, Mask
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from compress.torchrun import is_main
+from compress.distributed.torchrun import is_main
 
 
 class Bar:

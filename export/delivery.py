@@ -19,10 +19,10 @@ from export.exporter import Progress, engine_path, export_run, onnx_path, target
 from export.verify import check_parity, judging
 
 if TYPE_CHECKING:
-    from compress.checkpoint import Checkpoint
+    from compress.checkpoints.checkpoint import Checkpoint
     from compress.config import ExportConfig
-    from compress.session import RunDirectory
-    from compress.targets import Target
+    from compress.config.targets import Target
+    from compress.runs.session import RunDirectory
     from export.engines.gpu import Gpu
     from export.samples import Samples
 
@@ -83,7 +83,7 @@ def deliver(
     )
     engines = {}
     if engine:
-        from compress.checkpoint import load_checkpoint
+        from compress.checkpoints.checkpoint import load_checkpoint
 
         for name, path in zip(NETWORKS, (run.dense, run.pruned), strict=True):
             engines[name] = _build(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion
 
-from compress.targets import Component, Requirement, Target, load_target
+from compress.config.targets import Component, Requirement, Target, load_target
 from export.installed import Installed, inspect_installed
 
 if TYPE_CHECKING:

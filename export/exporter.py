@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.config import ExportConfig
+from compress.config.targets import Target, load_target
 from compress.errors import ConfigError, DataError
 from compress.files import write_json
-from compress.targets import Target, load_target
 from export.onnx_check import OnnxFacts, standard_opset
 from export.onnx_export import onnx_from_network, staged_onnx
 from export.runners import OnnxRunner, TorchRunner
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from compress.checkpoint import Checkpoint
-    from compress.session import RunDirectory
+    from compress.checkpoints.checkpoint import Checkpoint
+    from compress.runs.session import RunDirectory
     from export.samples import Samples
 
 Progress = Callable[[str, float], None]
@@ -59,7 +59,7 @@ def export_run(
         CheckpointError: a network is missing or damaged.
         CompressError: see export_checkpoint.
     """
-    from compress.checkpoint import load_checkpoint
+    from compress.checkpoints.checkpoint import load_checkpoint
 
     target = target_of(config)
     return {

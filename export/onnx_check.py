@@ -18,7 +18,7 @@ from compress.errors import CheckpointError, ModelError
 if TYPE_CHECKING:
     import onnx
 
-    from compress.targets import Target
+    from compress.config.targets import Target
 
 INPUT = "input"
 OUTPUT = "logits"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-    from compress.targets import Target
+    from compress.config.targets import Target
 
 NEWEST_OPSET = 20
 """The newest opset that torch's TorchScript exporter writes; a target's ceiling may be higher."""
@@ -100,7 +100,7 @@ def staged_onnx(
 def _trace(model: nn.Module, *, target: Target, input_size: tuple[int, int, int]) -> bytes:
     import torch
 
-    from compress.evaluate import evaluating
+    from compress.training.evaluate import evaluating
 
     weight = next(model.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from compress.config import RunConfig
-    from compress.data import Batch, ImageData
+    from compress.data.batches import ImageData
+    from compress.data.loading import Batch
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def samples_of(data: ImageData, config: RunConfig) -> Samples:
     """
     import torch
 
-    from compress.data import require_images, spread_batches
+    from compress.data.batches import require_images, spread_batches
 
     size, workers = config.data.eval_batch_size, config.data.workers
     found = list(spread_batches(data.val, config.export.parity_images, batch_size=size))

@@ -27,7 +27,7 @@ from compress.files import staged, write_flushed
 from export.onnx_check import INPUT, OUTPUT
 
 if TYPE_CHECKING:
-    from compress.targets import Target
+    from compress.config.targets import Target
 
 SIDECAR = "sidecar.json"
 """The sidecar's name in a version folder; it also marks the folder as one of ours."""

@@ -20,9 +20,9 @@ from hypothesis import settings
 from torch import nn
 from typer.testing import Result
 
-from compress.analysis import analyse
-from compress.groups import ChannelGraph, Mask
-from compress.models import CIFAR_DEPTHS, TORCHVISION_MODELS, build_model
+from compress.networks.analysis import analyse
+from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.models import CIFAR_DEPTHS, TORCHVISION_MODELS, build_model
 
 # How long an example takes is a matter of what else the machine does.
 settings.register_profile("any machine", deadline=None)

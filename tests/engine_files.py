@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tensorrt_contract import fake_tensorrt
 
 from compress.config import ExportConfig
+from compress.config.targets import Target, load_target
 from compress.files import sha256_of
-from compress.targets import Target, load_target
 from export.engines import build
 from export.engines.build import build_engine
 from export.engines.gpu import Gpu

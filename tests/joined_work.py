@@ -11,17 +11,19 @@ from networks import NETWORKS
 from runs import DATA, config_of
 from torch import nn
 
-from compress.analysis import analyse
-from compress.checkpoint import load_checkpoint
+from compress.checkpoints.checkpoint import load_checkpoint
 from compress.config import ComputeConfig, RunConfig, TrainConfig
 from compress.criteria import bind
 from compress.criteria.scoring import Context
-from compress.data import Batch, TrainBatches
-from compress.distributed import ALONE, World, current
-from compress.loop import accuracy_of
-from compress.pruner import prune
-from compress.session import RunDirectory, Session
-from compress.training import Trainer, memory_format_for
+from compress.data.batches import TrainBatches
+from compress.data.loading import Batch
+from compress.distributed.world import ALONE, World, current
+from compress.networks.analysis import analyse
+from compress.pruning.pruner import prune
+from compress.runs.session import RunDirectory, Session
+from compress.training.compute import memory_format_for
+from compress.training.loop import accuracy_of
+from compress.training.trainer import Trainer
 
 IMAGES = 12
 """Of the joined minibatch."""

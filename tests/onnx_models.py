@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from compress.targets import load_target
+from compress.config.targets import load_target
 from export.onnx_export import onnx_from_network
 
 TARGETS = {17: "cpu", 20: "rtx"}

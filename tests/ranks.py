@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as processes
 
-from compress.distributed import asked, joined
+from compress.distributed.world import asked, joined
 
 
 def together(ranks: int, work: Callable[..., Any], *arguments: object) -> list[Any]:

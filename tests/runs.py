@@ -11,23 +11,20 @@ import torch
 from conftest import lived_in
 from torch import nn
 
-from compress import cost
-from compress.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    read_description,
-    save_checkpoint,
-)
+from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compress.checkpoints.description import read_description
 from compress.config import RunConfig
-from compress.data import ImageData, eval_batches
-from compress.dense import describe
-from compress.evaluate import evaluate
-from compress.groups import ChannelGraph, Mask
-from compress.loading import TensorImages, View
-from compress.masking import candidates
-from compress.models import build_model
-from compress.pruner import prune
-from compress.session import RunDirectory, Session
+from compress.data.batches import ImageData, eval_batches
+from compress.data.loading import TensorImages
+from compress.data.views import View
+from compress.networks import cost
+from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.models import build_model
+from compress.pruning.masking import candidates
+from compress.pruning.pruner import prune
+from compress.runs.session import RunDirectory, Session
+from compress.training.dense import describe
+from compress.training.evaluate import evaluate
 
 CPU = torch.device("cpu")
 

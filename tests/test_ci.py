@@ -132,7 +132,7 @@ class Runner:
         self.caches, self.action = self.home / "caches", self.home / "_actions" / "the action"
         for folder in (self.workspace, self.temp, self.caches, self.home / "bin"):
             folder.mkdir(parents=True)
-        for name in ("compress/pruner.py", "configs/default.toml", "pyproject.toml"):
+        for name in ("compress/pruning/pruner.py", "configs/default.toml", "pyproject.toml"):
             (self.action / name).parent.mkdir(parents=True, exist_ok=True)
             (self.action / name).write_text(name)
         for name, script in (("compress", COMPRESS), ("python", PYTHON)):
@@ -658,7 +658,9 @@ CHANGES = {
     "precision": lambda runner, inputs: inputs.update(precision="int8"),
     "setting": lambda runner, inputs: inputs.update(settings="bench.block_ms=1\nprune.steps=3"),
     "version": lambda runner, inputs: runner.env.update(TOOL_VERSION="2"),
-    "sources": lambda runner, inputs: (runner.action / "compress/pruner.py").write_text("new"),
+    "sources": lambda runner, inputs: (runner.action / "compress/pruning/pruner.py").write_text(
+        "new"
+    ),
     "defaults": lambda runner, inputs: (runner.action / "configs/default.toml").write_text("new"),
 }
 

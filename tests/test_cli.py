@@ -42,7 +42,7 @@ import compress
 from compress.documents import read_toml
 from compress.errors import ParityError
 from compress.files import sha256_of
-from compress.models import build_model
+from compress.networks.models import build_model
 from export.installed import Installed, inspect_installed
 
 
@@ -878,7 +878,7 @@ class TestStreams:
         def fail(*_: object) -> None:
             raise ZeroDivisionError
 
-        monkeypatch.setattr("compress.summary.inspect_checkpoint", fail)
+        monkeypatch.setattr("compress.checkpoints.summary.inspect_checkpoint", fail)
         with pytest.raises(ZeroDivisionError):
             invoke("inspect", run / "dense.safetensors")
 

@@ -17,12 +17,13 @@ from compress.config import (
     load_config,
     save_config,
 )
+from compress.config.targets import load_target
 from compress.criteria import CRITERIA
-from compress.data import ImageData, load_data
+from compress.data.batches import ImageData
+from compress.data.datasets import load_data
 from compress.documents import named_files
-from compress.models import BUILTIN_MODELS
-from compress.pruner import check_budget
-from compress.targets import load_target
+from compress.networks.models import BUILTIN_MODELS
+from compress.pruning.pruner import check_budget
 
 RUNS = sorted(named_files(""))
 CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "imagefolder": 1000}

@@ -34,14 +34,15 @@ from benchmarks.kill_and_resume import (
     steps_of,
     tensors_sha256,
 )
-from compress import state as state_module
 from compress.config import RunConfig, SaveConfig
-from compress.data import ImageData, load_data
-from compress.dense import import_dense, train_dense
+from compress.data.batches import ImageData
+from compress.data.datasets import load_data
+from compress.data.loading import Reply, Request, TensorImages
 from compress.errors import DataError, InterruptedRunError, OutputError
-from compress.loading import Reply, Request, TensorImages
-from compress.pruner import prune
-from compress.session import RunDirectory, Session, State
+from compress.pruning.pruner import prune
+from compress.runs import state as state_module
+from compress.runs.session import RunDirectory, Session, State
+from compress.training.dense import import_dense, train_dense
 
 SHORT = {"train.epochs": "1", "prune.steps": "4", "prune.interval": "2", "finetune.epochs": "1"}
 
@@ -270,7 +271,10 @@ def test_a_killed_import_is_told_once(tmp_path: Path, monkeypatch: pytest.Monkey
     checkpoint = begun(tmp_path / "source", config).dense
     run = RunDirectory(tmp_path / "run")
     run.begin(config)
-    for moment in ("compress.dense.save_checkpoint", "compress.session.Session.record"):
+    for moment in (
+        "compress.training.dense.save_checkpoint",
+        "compress.runs.session.Session.record",
+    ):
         with monkeypatch.context() as patch:
 
             def killed(*_: Any, **__: Any) -> None:

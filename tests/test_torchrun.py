@@ -16,7 +16,7 @@ from commands import invoke, small
 from ranks import free_port
 from safetensors.torch import load_file
 
-from compress.checkpoint import load_checkpoint
+from compress.checkpoints.checkpoint import load_checkpoint
 from compress.console import say, say_error
 
 if not Path("/proc/self/task").is_dir():

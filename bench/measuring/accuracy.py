@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LabelledImages(Protocol):
-    """One batch: what ``compress.data.Batch`` is."""
+    """One batch: what ``compress.data.loading.Batch`` is."""
 
     @property
     def images(self) -> Any:

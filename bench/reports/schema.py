@@ -130,7 +130,7 @@ class ValidationSet(Record):
     """The images that accuracy was measured on."""
 
     identity: str
-    """Digest of the set, from ``compress.data``."""
+    """Digest of the set, from ``compress.data.datasets``."""
     images: int = Field(ge=0)
     skipped: int = Field(ge=0)
     """Images that could not be read."""

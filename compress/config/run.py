@@ -12,6 +12,7 @@ from pydantic import Field
 from compress.config.deployment import BenchConfig, ExportConfig
 from compress.config.images import DataConfig, ModelConfig
 from compress.config.pruning import SEED2019_PRUNE, PruneConfig
+from compress.config.targets import load_target
 from compress.config.training import SEED2019, ComputeConfig, SaveConfig, TrainConfig
 from compress.documents import Section, apply_setting, read_text, read_toml, validated
 from compress.files import write_atomically
@@ -66,8 +67,6 @@ def _forget_recipe(document: dict[str, Any], setting: str) -> None:
 
 def _rounded(config: RunConfig) -> RunConfig:
     """Round widths as the target wants, unless the configuration says how."""
-    from compress.targets import load_target  # it is built on this module
-
     target = load_target(config.export.target)
     if "channel_multiple" in config.prune.model_fields_set:
         return config

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from compress.criteria.scoring import Context, Scoring
-from compress.gates import probed
+from compress.networks.gates import probed
 
 
 class _Accumulated:

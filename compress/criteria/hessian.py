@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from compress.criteria.scoring import Context, Scoring
-from compress.gates import GatedNetwork
+from compress.networks.gates import GatedNetwork
 
 
 class GateHessian:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compress.criteria.scoring import Context, Scoring, UnservedError, mean_per_unit
-from compress.groups import Units
+from compress.networks.groups import Units
 
 
 def filters_of(context: Context) -> list[tuple[Units, nn.Parameter]]:

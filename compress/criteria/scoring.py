@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from compress.distributed import ALONE, World
-from compress.groups import ChannelGraph, Units
+from compress.distributed.world import ALONE, World
+from compress.networks.groups import ChannelGraph, Units
 
 
 class UnservedError(Exception):

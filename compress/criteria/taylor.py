@@ -8,8 +8,8 @@ from torch import nn
 
 from compress.criteria.magnitude import batchnorms_of, filters_of
 from compress.criteria.scoring import Context, Scoring, mean_per_unit
-from compress.gates import GatedNetwork
-from compress.groups import ChannelGraph, Layer
+from compress.networks.gates import GatedNetwork
+from compress.networks.groups import ChannelGraph, Layer
 
 
 class FoldedGate:

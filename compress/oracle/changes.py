@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from compress.errors import ConfigError, ModelError, nearest
-from compress.groups import ChannelGraph, Group, Units
+from compress.networks.groups import ChannelGraph, Group, Units
 from compress.oracle.log import ChangeLog, Key
 from compress.oracle.replay import TENSOR_BYTES, DensePass, Plan, Replay
 

@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from compress.errors import ModelError
-from compress.tracing import operation, trace
+from compress.networks.tracing import operation, trace
 
 TOLERANCE = 1e-3
 """Largest difference of the copy's logits from the network's, relative to the largest logit."""

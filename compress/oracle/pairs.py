@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress.groups import Units
+from compress.networks.groups import Units
 from compress.oracle.correlation import Values, correlation
 
 BY_SQUARE = "oracle, squared change"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.groups import ChannelGraph
+from compress.networks.groups import ChannelGraph
 from compress.oracle.correlation import Values
 from compress.oracle.report import by_spearman
 from compress.plots import BLUE, FAINT, GREEN, ORANGE, write_figure

@@ -13,10 +13,10 @@ import torch
 from torch import fx, nn
 
 from compress.errors import ModelError
-from compress.groups import ChannelGraph, Units
+from compress.networks.groups import ChannelGraph, Units
+from compress.networks.tracing import CONVS
 from compress.oracle.network import Watched, unwritten
-from compress.tracing import CONVS
-from compress.training import memory_format_for
+from compress.training.compute import memory_format_for
 
 TENSOR_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}
 """Largest value while removals are stacked: what a CPU's caches hold, what fills a GPU."""

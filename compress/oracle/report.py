@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from compress.groups import ChannelGraph
+from compress.networks.groups import ChannelGraph
 from compress.oracle.correlation import COEFFICIENTS, Values
 from compress.sheet import Sheet, fill, markdown_lines
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compress.checkpoint import Checkpoint, load_checkpoint
+from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from compress.config import DEFAULT_CONFIG, RunConfig, load_config
-from compress.data import ImageData, require_images
+from compress.data.batches import ImageData, require_images
+from compress.data.loading import Request, image_set
+from compress.data.workers import batches
 from compress.errors import CheckpointError, ConfigError, writing
 from compress.launch import check_folder, with_flags
-from compress.loading import Request, image_set
 from compress.oracle.scores import check_names
-from compress.session import RunDirectory
-from compress.training import pick_device
-from compress.workers import batches
+from compress.runs.session import RunDirectory
+from compress.training.compute import pick_device
 
 log = logging.getLogger("compress")
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress.analysis import analyse
-from compress.checkpoint import Checkpoint, tool_versions
+from compress.checkpoints.checkpoint import Checkpoint, tool_versions
 from compress.config import RunConfig
 from compress.criteria.scoring import Context
-from compress.data import load_data
+from compress.data.datasets import load_data
 from compress.errors import InterruptedRunError, ModelError
 from compress.files import write_atomically, write_json
-from compress.groups import ChannelGraph
+from compress.networks.analysis import analyse
+from compress.networks.groups import ChannelGraph
 from compress.oracle.changes import (
     Job,
     Measured,
@@ -44,7 +44,7 @@ from compress.oracle.request import (
 )
 from compress.oracle.scores import importance_of, row_names
 from compress.progress import bar
-from compress.session import RunDirectory, Session
+from compress.runs.session import RunDirectory, Session
 
 SCHEMA_VERSION = 1
 SAMPLE = 2

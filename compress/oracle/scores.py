@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from compress.criteria import CRITERIA, bind, serving
 from compress.criteria.scoring import Context, Scoring
 from compress.errors import ConfigError, nearest
-from compress.importance import Importance
 from compress.oracle.correlation import Values
+from compress.pruning.importance import Importance
 
 BLOCK = ":block"
 """Behind the name of a criterion: with one gate after each residual block, as published."""

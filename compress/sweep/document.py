@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from compress.checkpoint import tool_versions
+from compress.checkpoints.checkpoint import tool_versions
 from compress.sweep.pareto import pareto_front
 from compress.sweep.plan import SearchState
 from compress.sweep.points import COSTS, STAGES

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint import read_description
+from compress.checkpoints.description import read_description
 from compress.config import Budget, RunConfig
 from compress.errors import CheckpointError, ConfigError, writing
 from compress.files import staged, write_atomically
-from compress.lock import locked
-from compress.rundirectory import RunDirectory
+from compress.runs.lock import locked
+from compress.runs.rundirectory import RunDirectory
 from compress.sweep.request import read_asked
 
 STAGES = ("masked", "pruned", "finetuned")

@@ -6,13 +6,13 @@ import math
 
 import torch
 
-from compress import cost
-from compress.analysis import analyse
 from compress.config import RunConfig
-from compress.data import ImageData
-from compress.decision import prunable
-from compress.masking import smallest
-from compress.models import build_model, is_custom
+from compress.data.batches import ImageData
+from compress.networks import cost
+from compress.networks.analysis import analyse
+from compress.networks.models import build_model, is_custom
+from compress.pruning.decision import prunable
+from compress.pruning.masking import smallest
 from compress.sweep.plan import DECIMALS
 
 

@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint import load_weights
+from compress.checkpoints.checkpoint import load_weights
 from compress.config import Budget
-from compress.data import load_data
+from compress.data.datasets import load_data
+from compress.distributed.torchrun import started_again
 from compress.documents import validated
 from compress.errors import BudgetError, CompressError, InterruptedRunError
 from compress.launch import require_typed
-from compress.models import build_model
-from compress.pruner import check_budget
+from compress.networks.models import build_model
+from compress.pruning.pruner import check_budget
 from compress.sweep.devices import Slot, slots_for
 from compress.sweep.plan import Search
 from compress.sweep.points import SweepFiles, point_config
 from compress.sweep.reach import least_share
 from compress.sweep.request import Asked, SweepRequest, asked_for, check_options, read_asked
 from compress.sweep.sweep import Say, Sweep
-from compress.torchrun import started_again
 
 
 def run_sweep(request: SweepRequest, say: Say) -> dict[str, Any]:

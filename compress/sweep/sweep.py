@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compress.config import Budget
-from compress.data import load_data
-from compress.dense import import_dense
+from compress.data.datasets import load_data
 from compress.errors import CompressError, InterruptedRunError
 from compress.files import write_atomically, write_json
-from compress.models import is_custom
-from compress.session import Session
+from compress.networks.models import is_custom
+from compress.runs.session import Session
 from compress.sweep.devices import Slot
 from compress.sweep.document import PointState, sweep_csv, sweep_document
 from compress.sweep.plan import Search, SearchState, search_state
@@ -28,6 +27,7 @@ from compress.sweep.points import (
 )
 from compress.sweep.request import Asked
 from compress.sweep.runner import Ended, Task, run_tasks
+from compress.training.dense import import_dense
 
 Say = Callable[[str], None]
 DENSE = "dense"

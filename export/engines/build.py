@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.config import ExportConfig
+from compress.config.targets import Target
 from compress.errors import CheckpointError, ConfigError, EnvironmentUnfitError, ModelError, writing
 from compress.files import staged, write_flushed, write_json
-from compress.targets import Target
 from export.engines.api import TensorRT, load_tensorrt
 from export.engines.checks import refuse_engine, refuse_version
 from export.engines.gpu import Gpu, find_gpu

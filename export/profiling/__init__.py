@@ -113,7 +113,7 @@ def profile_network(
         from export.profiling.engine_profile import profile_engine
 
         return profile_engine(source, images, calls=calls, device=device)
-    from compress.checkpoint import load_checkpoint
+    from compress.checkpoints.checkpoint import load_checkpoint
     from export.profiling.torch_profile import profile_module
 
     return profile_module(

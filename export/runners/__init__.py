@@ -20,7 +20,7 @@ from export.runners.torch_runner import TorchRunner
 if TYPE_CHECKING:
     from torch import nn
 
-    from compress.checkpoint import Checkpoint
+    from compress.checkpoints.checkpoint import Checkpoint
 
 __all__ = [
     "RUNTIMES",
@@ -121,6 +121,6 @@ def open_runner(
 def _network(source: Path | Checkpoint) -> nn.Module:
     if not isinstance(source, Path):
         return source.model
-    from compress.checkpoint import load_checkpoint
+    from compress.checkpoints.checkpoint import load_checkpoint
 
     return load_checkpoint(source).model

@@ -18,12 +18,13 @@ from bench.measuring.layer_matching import layer_times
 from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
 from bench.measuring.layers import explain, profile_layers, savings
 from bench.subject import Subject
-from compress import cost
-from compress.analysis import analyse
-from compress.checkpoint import Description, save_checkpoint
+from compress.checkpoints.checkpoint import save_checkpoint
+from compress.checkpoints.description import Description
 from compress.config import BenchConfig
-from compress.models import build_model
-from compress.shrink import shrink
+from compress.networks import cost
+from compress.networks.analysis import analyse
+from compress.networks.models import build_model
+from compress.networks.shrink import shrink
 from export.profiling import LayerTime, Profile
 from export.profiling.onnx_layers import OnnxLayer
 

@@ -19,21 +19,22 @@ from conftest import RESNETS, lived_in, random_mask
 from torch import nn
 from torch.nn import functional as F
 
-from compress import cost
-from compress.analysis import analyse
-from compress.architectures import (
+from compress.checkpoints.checkpoint import identify, load_checkpoint, save_checkpoint
+from compress.checkpoints.description import Description
+from compress.criteria.taylor import FoldedGate
+from compress.networks import cost
+from compress.networks.analysis import analyse
+from compress.networks.architectures import (
     CifarDenseNet,
     DenseLayer,
     FitTo,
     PreActBlock,
     PreActBottleneck,
 )
-from compress.checkpoint import Description, identify, load_checkpoint, save_checkpoint
-from compress.criteria.taylor import FoldedGate
-from compress.gates import GatedNetwork
-from compress.groups import ChannelGraph
-from compress.models import BUILTIN_MODELS, SMALL_IMAGE_MODELS, build_model, ends_of
-from compress.shrink import mask_, shrink, shrink_
+from compress.networks.gates import GatedNetwork
+from compress.networks.groups import ChannelGraph
+from compress.networks.models import BUILTIN_MODELS, SMALL_IMAGE_MODELS, build_model, ends_of
+from compress.networks.shrink import mask_, shrink, shrink_
 
 NEW = tuple(name for name in BUILTIN_MODELS if name not in RESNETS)
 PREACT = {

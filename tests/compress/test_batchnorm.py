@@ -10,8 +10,8 @@ from networks import NETWORKS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compress.batchnorm import reestimate_batchnorm
-from compress.data import Batch
+from compress.data.loading import Batch
+from compress.training.recalibration import reestimate_batchnorm
 
 CPU = torch.device("cpu")
 

@@ -23,22 +23,20 @@ from safetensors import safe_open
 from torch import nn
 
 import compress
-from compress import cost
-from compress.analysis import analyse
-from compress.checkpoint import (
-    METADATA_KEY,
-    Description,
+from compress.checkpoints.checkpoint import (
     identify,
     load_checkpoint,
     load_model,
     load_weights,
-    read_description,
-    read_state_dict,
     save_checkpoint,
 )
+from compress.checkpoints.description import METADATA_KEY, Description, read_description
+from compress.checkpoints.tensors import read_state_dict
 from compress.errors import CheckpointError, OutputError
-from compress.models import build_model
-from compress.shrink import shrink
+from compress.networks import cost
+from compress.networks.analysis import analyse
+from compress.networks.models import build_model
+from compress.networks.shrink import shrink
 
 ROOT = Path(compress.__file__).parents[1]
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from compress.analysis import analyse
-from compress.compute import computing
 from compress.config import ComputeConfig, TrainConfig
 from compress.errors import EnvironmentUnfitError
-from compress.shrink import shrink_
-from compress.training import Trainer, memory_format_for
+from compress.networks.analysis import analyse
+from compress.networks.shrink import shrink_
+from compress.training.compute import computing, memory_format_for
+from compress.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("parts", [2, 3, 6, 100])

@@ -15,11 +15,11 @@ from networks import NETWORKS
 from torch import nn
 from torchvision import models
 
-from compress import cost
-from compress.analysis import analyse
-from compress.groups import ChannelGraph
-from compress.models import CIFAR_DEPTHS, TORCHVISION_MODELS, build_model
-from compress.shrink import shrink
+from compress.networks import cost
+from compress.networks.analysis import analyse
+from compress.networks.groups import ChannelGraph
+from compress.networks.models import CIFAR_DEPTHS, TORCHVISION_MODELS, build_model
+from compress.networks.shrink import shrink
 
 
 def dense(name: str, num_classes: int, size: int) -> tuple[nn.Module, ChannelGraph]:

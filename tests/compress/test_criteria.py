@@ -10,15 +10,15 @@ from networks import NETWORKS
 from torch import nn
 from torch.nn import functional as F
 
-from compress.analysis import analyse
 from compress.criteria import bind
 from compress.criteria.scoring import Context
 from compress.criteria.taylor import FoldedGate
 from compress.errors import ConfigError
-from compress.gates import GatedNetwork
-from compress.groups import ChannelGraph
-from compress.importance import Importance
-from compress.models import BUILTIN_MODELS
+from compress.networks.analysis import analyse
+from compress.networks.gates import GatedNetwork
+from compress.networks.groups import ChannelGraph
+from compress.networks.models import BUILTIN_MODELS
+from compress.pruning.importance import Importance
 
 
 def gradients(

@@ -20,13 +20,13 @@ from networks import NETWORKS
 from torch import nn
 from torch.nn import functional as F
 
-from compress.analysis import analyse
 from compress.config import CRITERION_NUMBERS
 from compress.criteria import CRITERIA, bind, serving
 from compress.criteria.scoring import Context
 from compress.errors import ConfigError
-from compress.gates import GatedNetwork
-from compress.groups import ChannelGraph
+from compress.networks.analysis import analyse
+from compress.networks.gates import GatedNetwork
+from compress.networks.groups import ChannelGraph
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
 

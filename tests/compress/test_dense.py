@@ -9,14 +9,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compress.checkpoint import Description, load_checkpoint, read_description, save_checkpoint
+from compress.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from compress.checkpoints.description import Description, read_description
 from compress.config import DataConfig, RunConfig
-from compress.data import ImageData, eval_batches, load_data
-from compress.dense import import_dense, train_dense
+from compress.data.batches import ImageData, eval_batches
+from compress.data.datasets import load_data
 from compress.errors import CheckpointError, ModelError, TrainingError
-from compress.evaluate import evaluate
-from compress.models import build_model
-from compress.session import RunDirectory, Session
+from compress.networks.models import build_model
+from compress.runs.session import RunDirectory, Session
+from compress.training.dense import import_dense, train_dense
+from compress.training.evaluate import evaluate
 
 CPU = torch.device("cpu")
 
@@ -130,7 +132,7 @@ def test_a_network_of_which_nothing_can_be_trained(
     def frozen(name: str, **options: int) -> torch.nn.Module:
         return build_model(name, **options).requires_grad_(False)
 
-    monkeypatch.setattr("compress.dense.build_model", frozen)
+    monkeypatch.setattr("compress.training.dense.build_model", frozen)
     with pytest.raises(ModelError, match="every parameter of resnet20 is frozen"):
         train_dense(config_of(), digits, session_in(tmp_path, config_of()))
 
@@ -139,7 +141,7 @@ def test_a_network_that_views_its_feature_maps_can_be_trained(
     tmp_path: Path, digits: ImageData
 ) -> None:
     """``x.view(len(x), -1)`` needs contiguous feature maps, before and after pruning."""
-    from compress.pruner import prune
+    from compress.pruning.pruner import prune
 
     rgb = replace(
         digits, train=Coloured(digits.train), val=Coloured(digits.val), input_size=(3, 12, 12),

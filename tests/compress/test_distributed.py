@@ -16,9 +16,8 @@ from ranks import together
 from runs import DATA, start
 from torch.distributed import HashStore
 
-from compress import meeting
-from compress.data import TrainBatches
-from compress.distributed import asked, device_name
+from compress.data.batches import TrainBatches
+from compress.distributed.world import asked, device_name, meeting
 from compress.errors import (
     ConfigError,
     EnvironmentUnfitError,

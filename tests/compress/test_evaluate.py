@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from compress.data import Batch
+from compress.data.loading import Batch
 from compress.errors import DataError
-from compress.evaluate import Accuracy, evaluate
+from compress.training.evaluate import Accuracy, evaluate
 
 CPU = torch.device("cpu")
 

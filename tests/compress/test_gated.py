@@ -23,15 +23,15 @@ from typer.testing import CliRunner, Result
 
 import cli
 import compress
-from compress.analysis import analyse
-from compress.checkpoint import load_checkpoint
+from compress.checkpoints.checkpoint import load_checkpoint
+from compress.checkpoints.gated import find_gates, is_gate, ungated
 from compress.errors import CheckpointError, ConfigError, ModelError
 from compress.files import sha256_of
-from compress.gated import find_gates, is_gate, ungated
-from compress.groups import ChannelGraph
 from compress.importing import data_asked_for, import_checkpoint
-from compress.models import build_model
-from compress.shrink import shrink
+from compress.networks.analysis import analyse
+from compress.networks.groups import ChannelGraph
+from compress.networks.models import build_model
+from compress.networks.shrink import shrink
 
 State = dict[str, torch.Tensor]
 CLASSES = 6

@@ -20,12 +20,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from compress.analysis import analyse
 from compress.errors import ModelError
-from compress.groups import ChannelGraph, Group
-from compress.models import build_model
-from compress.partition import components
-from compress.shrink import mask_, shrink
+from compress.networks.analysis import analyse
+from compress.networks.groups import ChannelGraph, Group
+from compress.networks.models import build_model
+from compress.networks.partition import components
+from compress.networks.shrink import mask_, shrink
 
 
 def group_of(graph: ChannelGraph, name: str) -> Group:

@@ -8,12 +8,12 @@ import torch
 from conftest import built, random_mask
 from networks import NETWORKS
 
-from compress import cost
-from compress.analysis import analyse
 from compress.config import PruneConfig
-from compress.groups import ChannelGraph, Mask
-from compress.importance import Importance, ranked, summary
-from compress.masking import Candidate, Scores, candidates
+from compress.networks import cost
+from compress.networks.analysis import analyse
+from compress.networks.groups import ChannelGraph, Mask
+from compress.pruning.importance import Importance, ranked, summary
+from compress.pruning.masking import Candidate, Scores, candidates
 
 PLAIN = PruneConfig(min_channels=1, min_share=0.0)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from compress.config import RunConfig
+from compress.distributed.torchrun import RESTART_COUNTS
 from compress.errors import ConfigError, InterruptedRunError, OutputError
 from compress.launch import Request, Started, reading, started
-from compress.session import RunDirectory, State
+from compress.runs.session import RunDirectory, State
 from compress.signals import sigterm_as_ctrl_c
-from compress.torchrun import RESTART_COUNTS
 
 SETTINGS = ["device=cpu", "data.image_size=8", "tensorboard=false"]
 

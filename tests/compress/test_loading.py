@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-import compress.data
+import compress.data.batches
 from compress.config import DataConfig, RunConfig
-from compress.data import load_data
-from compress.decoding import Decoder, decode_rgb, has_jpeg_operator
+from compress.data.datasets import load_data
+from compress.data.decoding import Decoder, decode_rgb, has_jpeg_operator
+from compress.data.loading import Batch, FileImages, ImageSet, Parcel, Reply, Request, TensorImages
+from compress.data.views import CACHED_VALUES, View
+from compress.data.workers import Reader
 from compress.errors import DataError
-from compress.loading import Batch, FileImages, ImageSet, Parcel, Reply, Request, TensorImages
-from compress.loop import train_batches
-from compress.views import CACHED_VALUES, View
-from compress.workers import Reader
+from compress.training.loop import train_batches
 
 # Newer Pythons and small machines warn about worker processes; neither matters to these tests.
 pytestmark = [
@@ -178,8 +178,8 @@ import gc, os, signal
 from multiprocessing.synchronize import SemLock
 import numpy as np, torch
 from compress.errors import DataError
-from compress.loading import Batch, ImageSet, Reply, Request
-from compress.workers import Reader
+from compress.data.loading import Batch, ImageSet, Reply, Request
+from compress.data.workers import Reader
 
 class Images(ImageSet):
     def __len__(self):
@@ -263,9 +263,9 @@ def test_the_reading_process_may_end_a_worker():
 GROUP = """
 import signal, sys, time
 import numpy as np, torch
-from compress.loading import Request, TensorImages
-from compress.views import View
-from compress.workers import Reader
+from compress.data.loading import Request, TensorImages
+from compress.data.views import View
+from compress.data.workers import Reader
 
 heard = []
 if sys.argv[1] == "handled":
@@ -563,7 +563,7 @@ def test_the_configuration_chooses_decoder_and_prefetch(tmp_path, monkeypatch):
             made.append(keys)
             super().__init__(images, **keys)
 
-    monkeypatch.setattr(compress.data, "Reader", Recorded)
+    monkeypatch.setattr(compress.data.batches, "Reader", Recorded)
     batches = train_batches(data, RunConfig(data=settings), "cpu")
     assert made == [{"workers": 2, "prefetch": 5, "pin_memory": False}]
     first, second = list(batches.epoch(0)), list(batches.epoch(1))

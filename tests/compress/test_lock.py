@@ -13,12 +13,12 @@ import pytest
 
 import compress
 from compress.errors import ConfigError, OutputError
-from compress.lock import locked
+from compress.runs.lock import locked
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from compress.lock import locked
+from compress.runs.lock import locked
 with locked(Path(sys.argv[1])):
     if not os.fork():
         print(os.getpid(), flush=True)

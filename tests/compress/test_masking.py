@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from networks import NETWORKS
 from torch import nn
 
-from compress import cost
-from compress.analysis import analyse
 from compress.config import Budget, PruneConfig
-from compress.decision import decide, prunable
 from compress.errors import BudgetError, ConfigError, ModelError
-from compress.groups import ChannelGraph, Mask
-from compress.masking import (
+from compress.networks import cost
+from compress.networks.analysis import analyse
+from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.models import build_model
+from compress.pruning.decision import decide, prunable
+from compress.pruning.masking import (
     Candidate,
     CostFunction,
     Scores,
@@ -32,7 +33,6 @@ from compress.masking import (
     prune_to,
     smallest,
 )
-from compress.models import build_model
 
 COSTS = {"macs": cost.macs, "params": cost.params, "channels": cost.channels}
 NAMES = ("resnet20", "resnext50_32x4d", "Dense", "Grouped", "Separable", "Plain")

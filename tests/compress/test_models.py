@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from compress.errors import ModelError
-from compress.models import (
+from compress.networks.models import (
     BUILTIN_MODELS,
     CIFAR_DEPTHS,
     SMALL_IMAGE_MODELS,

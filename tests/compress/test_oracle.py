@@ -17,9 +17,8 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import cli
-from compress import cost
-from compress.analysis import analyse
-from compress.checkpoint import Description, load_checkpoint, save_checkpoint
+from compress.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from compress.checkpoints.description import Description
 from compress.criteria.scoring import Context
 from compress.errors import (
     CheckpointError,
@@ -28,9 +27,13 @@ from compress.errors import (
     InterruptedRunError,
     ModelError,
 )
-from compress.gates import GatedNetwork
-from compress.groups import ChannelGraph
-from compress.models import CifarResNet
+from compress.networks import cost
+from compress.networks.analysis import analyse
+from compress.networks.gates import GatedNetwork
+from compress.networks.groups import ChannelGraph
+from compress.networks.models import CifarResNet
+from compress.networks.shrink import shrink
+from compress.networks.tracing import trace
 from compress.oracle import replay as oracle_replay
 from compress.oracle.changes import (
     Job,
@@ -50,8 +53,6 @@ from compress.oracle.replay import DensePass, Replay
 from compress.oracle.request import OracleFiles, OracleRequest
 from compress.oracle.run import run_oracle
 from compress.oracle.scores import importance_of, row_names
-from compress.shrink import shrink
-from compress.tracing import trace
 
 
 class InPlace(nn.Module):
@@ -454,7 +455,7 @@ def test_the_picture_bears_what_is_not_defined(tmp_path: Path) -> None:
 OWN = "own_network_of_the_oracle:build"
 SOURCE = """
 from torch import nn
-from compress.models import CifarResNet
+from compress.networks.models import CifarResNet
 
 def build(num_classes, in_channels):
     return CifarResNet(8, num_classes, in_channels)

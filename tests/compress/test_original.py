@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from compress import cost
-from compress.analysis import analyse
 from compress.config import CRITERION_NUMBERS, RunConfig, load_config, save_config
-from compress.decision import prunable
 from compress.errors import ConfigError
-from compress.groups import ChannelGraph
-from compress.masking import goal_for, prune_to
-from compress.models import build_model
+from compress.networks import cost
+from compress.networks.analysis import analyse
+from compress.networks.groups import ChannelGraph
+from compress.networks.models import build_model
 from compress.original import OriginalSettings, gate_group
+from compress.pruning.decision import prunable
+from compress.pruning.masking import goal_for, prune_to
 
 SHIPPED: dict[str, Any] = {
     "method": 22,

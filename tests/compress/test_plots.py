@@ -15,8 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
-from compress import cost, plots
+from compress import plots
 from compress.errors import OutputError
+from compress.networks import cost
 from compress.plots import (
     BLUE,
     ORANGE,

@@ -23,16 +23,16 @@ from runs import (
 )
 from torch.nn import functional as F
 
-from compress import cost
 from compress.config import RunConfig
 from compress.criteria import CRITERIA, bind
 from compress.criteria.scoring import Context
-from compress.data import Batch
+from compress.data.loading import Batch
 from compress.errors import ConfigError, InterruptedRunError
-from compress.loop import train_batches
-from compress.pruner import check_budget, prune
-from compress.session import RunDirectory, Session
-from compress.training import Trainer
+from compress.networks import cost
+from compress.pruning.pruner import check_budget, prune
+from compress.runs.session import RunDirectory, Session
+from compress.training.loop import train_batches
+from compress.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

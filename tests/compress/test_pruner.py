@@ -26,17 +26,18 @@ from runs import (
 from torch import nn
 from torch.nn import functional as F
 
-from compress import cost, pruner
 from compress.config import RunConfig, SaveConfig
 from compress.criteria import CRITERIA
-from compress.data import Batch, ImageData, TrainBatches
+from compress.data.batches import ImageData, TrainBatches
+from compress.data.loading import Batch, Reply, Request, TensorImages
 from compress.errors import BudgetError, DataError, ModelError, TrainingError
-from compress.gates import GatedNetwork
-from compress.groups import ChannelGraph, Mask
-from compress.loading import Reply, Request, TensorImages
-from compress.pruner import check_budget, prune
-from compress.session import Session
-from compress.shrink import mask_
+from compress.networks import cost
+from compress.networks.gates import GatedNetwork
+from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.shrink import mask_
+from compress.pruning import pruner
+from compress.pruning.pruner import check_budget, prune
+from compress.runs.session import Session
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import NETWORKS
 
-from compress.analysis import analyse
+from compress.checkpoints.recipe import mask_from_recipe, recipe_from_mask
 from compress.errors import CheckpointError
-from compress.groups import ChannelGraph, Mask
-from compress.recipe import mask_from_recipe, recipe_from_mask
+from compress.networks.analysis import analyse
+from compress.networks.groups import ChannelGraph, Mask
 
 GRAPHS = ("resnet20", "resnext50_32x4d", *sorted(NETWORKS))
 

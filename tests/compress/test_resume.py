@@ -13,15 +13,18 @@ import pytest
 import torch
 from conftest import lived_in
 
-from compress.checkpoint import read_description, save_checkpoint
+from compress.checkpoints.checkpoint import save_checkpoint
+from compress.checkpoints.description import read_description
 from compress.config import DataConfig, RunConfig
-from compress.data import ImageData, load_data
-from compress.dense import describe, train_dense
+from compress.data.batches import ImageData
+from compress.data.datasets import load_data
+from compress.data.loading import Reply, Request, TensorImages
+from compress.data.views import View
 from compress.errors import CheckpointError, InterruptedRunError
-from compress.loading import Reply, Request, TensorImages, View
-from compress.models import build_model
-from compress.pruner import prune
-from compress.session import RunDirectory, Session, State
+from compress.networks.models import build_model
+from compress.pruning.pruner import prune
+from compress.runs.session import RunDirectory, Session, State
+from compress.training.dense import describe, train_dense
 
 Work = Callable[[Session], Path]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress import session as session_module
 from compress.config import RunConfig
 from compress.errors import CheckpointError, ConfigError, InterruptedRunError, OutputError
-from compress.session import RunDirectory, Session, State
+from compress.runs import session as session_module
+from compress.runs.session import RunDirectory, Session, State
 
 
 def state_of(step: int, phase: str = "train") -> State:

@@ -19,7 +19,12 @@ from PIL import Image
 
 from compress.config import DataConfig, RunConfig, load_config, save_config
 from compress.config.location import root_setting
-from compress.data import ImageData, TrainBatches, eval_batches, load_data
+from compress.data.batches import ImageData, TrainBatches, eval_batches
+from compress.data.datasets import load_data
+from compress.data.shards import store
+from compress.data.shards.__main__ import main
+from compress.data.shards.cache import ShardCache
+from compress.data.shards.index import INDEX
 from compress.errors import (
     CompressError,
     ConfigError,
@@ -27,10 +32,6 @@ from compress.errors import (
     EnvironmentUnfitError,
     OutputError,
 )
-from compress.shards import store
-from compress.shards.__main__ import main
-from compress.shards.cache import ShardCache
-from compress.shards.index import INDEX
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -511,7 +512,7 @@ def test_a_fetch_waits_for_room_that_another_takes(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from compress.shards.cache import ShardCache
+from compress.data.shards.cache import ShardCache
 
 def fill(file):
     file.write(b"x" * 50)

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from compress.config import DataConfig
-from compress.data import ImageData, TrainBatches, eval_batches, load_data
+from compress.data.batches import ImageData, TrainBatches, eval_batches
+from compress.data.datasets import load_data
+from compress.data.order import Share, streamed
+from compress.data.shards.__main__ import main
+from compress.data.shards.index import INDEX, parsed_index, read_shard
 from compress.errors import ConfigError, DataError
-from compress.order import Share, streamed
-from compress.shards.__main__ import main
-from compress.shards.index import INDEX, parsed_index, read_shard
 
 WORKERS = [
     0,
@@ -539,7 +540,7 @@ def test_an_index_takes_less_than_80_bytes_an_image_of_imagenet():
         files[f"n01440764/n01440764_{number:05}.cls"] = b"0"
     content = tarred(files)
     shard = read_shard(io.BytesIO(content), len(content), "a.tar")
-    from compress.shards.index import index_of
+    from compress.data.shards.index import index_of
 
     index = index_of([shard] * 5)
     held = (index.offsets, index.sizes, index.labels, index.names, index.name_ends)
@@ -563,7 +564,7 @@ def test_an_index_takes_less_than_80_bytes_an_image_of_imagenet():
 )
 def test_shards_that_changed_since_they_were_indexed(copied, change, reason):
     change(copied)
-    with pytest.raises(DataError, match=f"{reason}.*python -m compress.shards index"):
+    with pytest.raises(DataError, match=f"{reason}.*python -m compress.data.shards index"):
         opened(copied)
 
 
@@ -639,7 +640,7 @@ def test_many_shards_without_an_index_are_worth_a_hint(tmp_path, caplog):
     content = tarred(samples(2))
     root = write_shards(tmp_path, train=[content] * 64)
     assert len(opened(root).train) == 128
-    assert "reading the headers of 64 shards; python -m compress.shards index" in caplog.text
+    assert "reading the headers of 64 shards; python -m compress.data.shards index" in caplog.text
 
 
 # ---- tools -------------------------------------------------------------------------------------
@@ -699,7 +700,7 @@ def test_ctrl_c_leaves_nothing_behind(folder, tmp_path, capsys, monkeypatch):
     def pressed(file: str) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("compress.shards.pack._content", pressed)
+    monkeypatch.setattr("compress.data.shards.pack._content", pressed)
     assert main(["pack", str(folder), str(tmp_path / "shards")]) == 130
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == "stopped\n"

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from networks import NETWORKS
 from torch import nn
 
-from compress.analysis import analyse
 from compress.errors import ModelError
-from compress.groups import ChannelGraph
-from compress.models import build_model
-from compress.shrink import mask_, proof, shrink, shrink_
+from compress.networks.analysis import analyse
+from compress.networks.groups import ChannelGraph
+from compress.networks.models import build_model
+from compress.networks.shrink import mask_, proof, shrink, shrink_
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:

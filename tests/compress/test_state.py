@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from compress import state as state_module
 from compress.errors import CheckpointError, OutputError
-from compress.state import State, StateFiles
+from compress.runs import state as state_module
+from compress.runs.state import State, StateFiles
 
 
 def state_of(step: int, phase: str = "train") -> State:

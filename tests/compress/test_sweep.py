@@ -21,13 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sweep_stand_in import DENSE_TOP1, PROGRAM, top1_of
 
-from compress.checkpoint import load_checkpoint
+from compress.checkpoints.checkpoint import load_checkpoint
 from compress.config import Budget, load_config
-from compress.data import load_data
+from compress.data.datasets import load_data
 from compress.documents import read_toml
 from compress.errors import BudgetError, ConfigError, EnvironmentUnfitError, OutputError
-from compress.lock import locked
-from compress.pruner import check_budget
+from compress.pruning.pruner import check_budget
+from compress.runs.lock import locked
 from compress.sweep import devices as sweep_devices
 from compress.sweep import run as sweep_run
 from compress.sweep import runner

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from compress.config.targets import load_target
 from compress.documents import named_files
 from compress.errors import ConfigError
-from compress.targets import load_target
 
 ROOT = Path(__file__).parents[2]
 A100 = """

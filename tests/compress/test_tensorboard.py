@@ -15,15 +15,17 @@ from conftest import lived_in
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from compress.checkpoint import Description, save_checkpoint
+from compress.checkpoints.checkpoint import save_checkpoint
+from compress.checkpoints.description import Description
 from compress.config import RunConfig
-from compress.data import ImageData
-from compress.dense import train_dense
-from compress.loading import TensorImages, View
-from compress.models import build_model
-from compress.pruner import prune
-from compress.session import RunDirectory, Session, State
-from compress.tensorboard import Scalar, scalars
+from compress.data.batches import ImageData
+from compress.data.loading import TensorImages
+from compress.data.views import View
+from compress.networks.models import build_model
+from compress.pruning.pruner import prune
+from compress.runs.session import RunDirectory, Session, State
+from compress.runs.tensorboard import Scalar, scalars
+from compress.training.dense import train_dense
 
 Curve = dict[str, list[tuple[int, float]]]
 

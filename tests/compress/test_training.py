@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 from compress.config import SEED2019, TrainConfig
 from compress.criteria.scoring import Scoring
-from compress.data import Batch
+from compress.data.loading import Batch
 from compress.errors import CheckpointError, EnvironmentUnfitError, TrainingError
-from compress.models import CifarResNet
-from compress.training import Trainer, learning_rate, memory_format_for, pick_device, sgd
+from compress.networks.models import CifarResNet
+from compress.training.compute import memory_format_for, pick_device
+from compress.training.optimizer import learning_rate, sgd
+from compress.training.trainer import Trainer
 
 STEPS_PER_EPOCH = 10
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from compress.targets import load_target
+from compress.config.targets import load_target
 from export.adaptive_pool import exportable_pools
 from export.onnx_export import export_onnx
 from export.runners import OnnxRunner

@@ -15,9 +15,10 @@ from tensorrt_contract import fake_tensorrt
 
 from bench.benchmark import benchmark
 from bench.subject import subjects
-from compress.checkpoint import load_checkpoint
+from compress.checkpoints.checkpoint import load_checkpoint
 from compress.config import BenchConfig, ExportConfig
-from compress.data import eval_batches
+from compress.data.batches import eval_batches
+from compress.data.loading import Batch
 from compress.errors import (
     CheckpointError,
     ConfigError,
@@ -26,8 +27,7 @@ from compress.errors import (
     OutputError,
     ParityError,
 )
-from compress.loading import Batch
-from compress.session import RunDirectory
+from compress.runs.session import RunDirectory
 from export import delivery
 from export.delivery import Delivery, deliver
 from export.engines.gpu import Gpu

@@ -13,9 +13,9 @@ import pytest
 from packaging.requirements import Requirement
 from rich.console import Console
 
+from compress.config.targets import load_target
 from compress.documents import named_files
 from compress.errors import ConfigError
-from compress.targets import load_target
 from export import doctor
 from export.doctor import (
     MINIMUM,

@@ -16,6 +16,7 @@ from engine_files import NETWORK, T4, V100, any_gpu_target, build_with, install,
 from tensorrt_contract import VERSIONS, calls_of
 
 from compress.config import ExportConfig
+from compress.config.targets import load_target
 from compress.errors import (
     CheckpointError,
     ConfigError,
@@ -23,7 +24,6 @@ from compress.errors import (
     ModelError,
     OutputError,
 )
-from compress.targets import load_target
 from export.engines.build import build_engine
 from export.engines.sidecar import read_engine_sidecar
 from export.engines.watching import Watch

@@ -7,8 +7,8 @@ import pytest
 import torch
 from engine_files import T4, V100
 
+from compress.config.targets import Target, load_target
 from compress.errors import ConfigError, EnvironmentUnfitError, ModelError
-from compress.targets import Target, load_target
 from export.engines import gpu as gpu_module
 from export.engines.checks import refuse_engine, refuse_version
 from export.engines.gpu import Gpu, find_gpu

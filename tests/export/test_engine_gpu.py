@@ -14,12 +14,12 @@ from conftest import lived_in, random_mask
 from engine_files import NETWORK
 from torch import nn
 
-from compress.analysis import analyse
 from compress.config import ExportConfig
+from compress.config.targets import Target, load_target
 from compress.errors import EnvironmentUnfitError
 from compress.files import sha256_of
-from compress.shrink import shrink
-from compress.targets import Target, load_target
+from compress.networks.analysis import analyse
+from compress.networks.shrink import shrink
 from export.engines import sidecar
 from export.engines.api import load_tensorrt
 from export.engines.build import build_engine

@@ -14,10 +14,10 @@ from conftest import lived_in, random_mask
 from engine_files import build_with, write_onnx
 from torch import nn
 
-from compress.analysis import analyse
+from compress.config.targets import load_target
 from compress.errors import ModelError
-from compress.shrink import shrink
-from compress.targets import load_target
+from compress.networks.analysis import analyse
+from compress.networks.shrink import shrink
 from export.engines import build
 from export.engines.api import load_tensorrt
 from export.engines.sidecar import read_engine_sidecar

@@ -18,9 +18,9 @@ from tensorrt_contract import VERSIONS, calls_of, fake_tensorrt
 from torch import nn
 
 from compress.config import ExportConfig
+from compress.config.targets import load_target
 from compress.errors import CheckpointError, DataError, EnvironmentUnfitError, ModelError
 from compress.files import sha256_of
-from compress.targets import load_target
 from export.engines import build, sidecar
 from export.engines.gpu import Gpu
 from export.runners import EngineRunner, Runner, open_runner, stages_of

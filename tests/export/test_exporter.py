@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from compress.config import ExportConfig
+from compress.config.targets import load_target
 from compress.errors import (
     CheckpointError,
     ConfigError,
@@ -23,7 +24,6 @@ from compress.errors import (
     OutputError,
     ParityError,
 )
-from compress.targets import load_target
 from export import exporter
 from export.exporter import export_checkpoint
 from export.samples import Samples

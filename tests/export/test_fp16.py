@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from compress.errors import ModelError
-from compress.models import build_model
+from compress.networks.models import build_model
 from export.precision.fp16 import activations, require_range, to_fp16
 
 node = helper.make_node

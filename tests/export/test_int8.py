@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torchvision import models
 
 from compress.errors import ModelError
-from compress.models import build_model
+from compress.networks.models import build_model
 from export.precision.calibration import calibrate
 from export.precision.int8 import Int8Facts, quantised_tensors, to_int8
 

@@ -16,11 +16,11 @@ from conftest import random_mask
 from onnx_models import copied
 from torch import nn
 
-from compress.analysis import analyse
 from compress.config import ExportConfig, ParityLimits, PrecisionLimits
-from compress.models import build_model
-from compress.shrink import shrink
-from compress.targets import load_target
+from compress.config.targets import load_target
+from compress.networks.analysis import analyse
+from compress.networks.models import build_model
+from compress.networks.shrink import shrink
 from export.engines.build import build_engine
 from export.engines.sidecar import NETWORK_FACTS
 from export.onnx_check import OnnxFacts

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from compress.config.targets import Target, load_target
 from compress.errors import CheckpointError, ModelError
-from compress.targets import Target, load_target
 from export.onnx_check import inspect_onnx
 
 OWN = Target(

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torchvision import models
 
+from compress.config.targets import load_target
 from compress.errors import ModelError, OutputError
-from compress.targets import load_target
 from export.onnx_check import OnnxFacts
 from export.onnx_export import export_onnx
 

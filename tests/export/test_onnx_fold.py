@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from compress.targets import load_target
+from compress.config.targets import load_target
 from export.onnx_export import export_onnx
 from export.onnx_fold import fold_constants
 

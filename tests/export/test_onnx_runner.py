@@ -13,6 +13,7 @@ from host_gpu import HostGpu, fresh_host_gpu
 from torch import nn
 from torchvision import models
 
+from compress.config.targets import load_target
 from compress.errors import (
     CheckpointError,
     ConfigError,
@@ -20,7 +21,6 @@ from compress.errors import (
     EnvironmentUnfitError,
     ModelError,
 )
-from compress.targets import load_target
 from export.onnx_export import export_onnx
 from export.runners import OnnxRunner, stages_of
 

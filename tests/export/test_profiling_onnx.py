@@ -14,11 +14,11 @@ from onnx import helper
 from onnx_models import copied, exported, handmade
 from torch import nn
 
-from compress import cost
-from compress.analysis import analyse
 from compress.errors import CheckpointError, ConfigError, DataError, ModelError
-from compress.models import build_model
-from compress.shrink import shrink
+from compress.networks import cost
+from compress.networks.analysis import analyse
+from compress.networks.models import build_model
+from compress.networks.shrink import shrink
 from export.precision.fp16 import to_fp16
 from export.precision.int8 import quantised_tensors, to_int8
 from export.profiling import (

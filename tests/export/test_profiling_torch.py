@@ -11,9 +11,10 @@ from host_gpu import HostGpu, fresh_host_gpu
 from networks import NETWORKS
 from torch import nn
 
-from compress.checkpoint import Description, save_checkpoint
+from compress.checkpoints.checkpoint import save_checkpoint
+from compress.checkpoints.description import Description
 from compress.errors import CheckpointError, ConfigError, ModelError
-from compress.models import build_model
+from compress.networks.models import build_model
 from export.profiling import WARMUPS, Profile, profile_network, torch_profile
 from export.profiling.torch_profile import OUTSIDE, profile_module
 

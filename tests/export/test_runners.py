@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from compress.checkpoint import Description, load_checkpoint, save_checkpoint
+from compress.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from compress.checkpoints.description import Description
+from compress.config.targets import load_target
 from compress.errors import ConfigError
-from compress.models import build_model
-from compress.targets import load_target
+from compress.networks.models import build_model
 from export.onnx_export import export_onnx
 from export.runners import (
     RUNTIMES,

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from compress.config.targets import load_target
 from compress.errors import CheckpointError, ConfigError, OutputError
-from compress.targets import load_target
 from export import triton
 from export.engines.network import Shapes
 from export.onnx_export import export_onnx

@@ -13,8 +13,8 @@ from onnx import numpy_helper
 from torch import nn
 
 from compress.config import ParityLimits
+from compress.config.targets import load_target
 from compress.errors import ConfigError, DataError, ParityError
-from compress.targets import load_target
 from export.onnx_export import export_onnx
 from export.runners import OnnxRunner, TorchRunner
 from export.verify import ParityResult, check_parity

@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import damaged, fuzzed, mutated, refused_in_a_sentence
 
-from compress.analysis import analyse
-from compress.checkpoint import METADATA_KEY, Description, load_checkpoint, save_checkpoint
-from compress.models import build_model
-from compress.recipe import mask_from_recipe
-from compress.shrink import shrink
-from compress.summary import inspect_checkpoint
+from compress.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from compress.checkpoints.description import METADATA_KEY, Description
+from compress.checkpoints.recipe import mask_from_recipe
+from compress.checkpoints.summary import inspect_checkpoint
+from compress.networks.analysis import analyse
+from compress.networks.models import build_model
+from compress.networks.shrink import shrink
 
 SIZE = (1, 8, 8)
 

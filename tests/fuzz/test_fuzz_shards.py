@@ -8,7 +8,7 @@ import tarfile
 from hypothesis import given
 from mutations import damaged, fuzzed, refused_in_a_sentence
 
-from compress.shards.index import index_bytes, index_of, parsed_index, read_shard
+from compress.data.shards.index import index_bytes, index_of, parsed_index, read_shard
 
 
 def archive(form: int) -> bytes:

@@ -12,8 +12,8 @@ from hypothesis import given
 from mutations import damaged, fuzzed, mutated, refused_in_a_sentence
 
 from compress.config import RunConfig
-from compress.session import RunDirectory, Session
-from compress.state import DIGEST_KEY, DOCUMENT_KEY, State, StateFiles, _digest
+from compress.runs.session import RunDirectory, Session
+from compress.runs.state import DIGEST_KEY, DOCUMENT_KEY, State, StateFiles, _digest
 
 TENSORS = {"model.a": torch.arange(6.0).reshape(2, 3), "skipped": torch.tensor(1)}
 DOCUMENT = {"phase": "train", "lines": 1, "facts": {"step": 3, "accuracy": {"top1": 1.0}}}

@@ -28,9 +28,9 @@ from typer.testing import Result
 
 import compress
 from bench.measuring.environment import fingerprint
-from compress.checkpoint import METADATA_KEY, Description
+from compress.checkpoints.description import METADATA_KEY, Description
 from compress.config import RunConfig, save_config
-from compress.decoding import DECODE_ERRORS, decode_rgb
+from compress.data.decoding import DECODE_ERRORS, decode_rgb
 from compress.documents import read_toml
 from compress.errors import CheckpointError, ConfigError
 from export.onnx_check import require_one_file
@@ -88,7 +88,7 @@ def test_modules_are_imported_by_name_in_four_places() -> None:
         if name.endswith("import_module")
     }
     assert found == {
-        "compress/models.py",  # what --model names
+        "compress/networks/models.py",  # what --model names
         "export/engines/api.py",  # one of two names
         "export/nvml.py",  # a constant
         "export/probes.py",  # constants
@@ -165,11 +165,11 @@ def test_a_run_goes_on_with_the_network_it_has(evil: Path) -> None:
 HOSTILE = """
 import io, json, os, resource, sys, zipfile
 import torch
-from compress.checkpoint import METADATA_KEY
+from compress.checkpoints.checkpoint import METADATA_KEY
 from compress.errors import CompressError
 from compress.importing import import_checkpoint
-from compress.models import build_model
-from compress.summary import inspect_checkpoint
+from compress.networks.models import build_model
+from compress.checkpoints.summary import inspect_checkpoint
 from pathlib import Path
 
 def saved(state, name):

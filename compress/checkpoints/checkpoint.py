@@ -1,0 +1,297 @@
+"""Networks on disk: safetensors with everything needed to rebuild them; nothing writes a pickle."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import nn
+
+import compress
+from compress.checkpoints.description import METADATA_KEY, Description, read_description
+from compress.checkpoints.gated import is_gate
+from compress.checkpoints.recipe import mask_from_recipe, recipe_from_mask
+from compress.checkpoints.tensors import read_state_dict, read_tensors, without_prefixes
+from compress.errors import CheckpointError, ModelError
+from compress.files import sha256_of, write_atomically
+from compress.networks import cost
+from compress.networks.analysis import analyse
+from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.models import BUILTIN_MODELS, build_model, ends_of, is_custom
+from compress.networks.shrink import shrink_
+
+ANY_NETWORK = 2**30
+"""Bytes: more than any architecture takes by itself, so that more of them are claimed by a file."""
+COUNTERS = "num_batches_tracked"
+"""Files from before PyTorch 0.4.1 lack these buffers; nothing computed depends on them."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network rebuilt from a file, in eval mode, and what the file says of it."""
+
+    model: nn.Module
+    description: Description
+    sha256: str
+    dense_graph: ChannelGraph = field(repr=False)
+    kept: Mask = field(repr=False)
+
+    @property
+    def architecture(self) -> str:
+        """Name of the dense architecture."""
+        return self.description.architecture
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the logits."""
+        return self.description.classes
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the classifier."""
+        return self.description.num_classes
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.description.input_size
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel, of images scaled to [0, 1]."""
+        return self.description.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per channel, of images scaled to [0, 1]."""
+        return self.description.std
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one image."""
+        return cost.macs(self.dense_graph, self.kept)
+
+    @property
+    def params(self) -> int:
+        """Number of parameters."""
+        return cost.params(self.dense_graph, self.kept)
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    *,
+    description: Description,
+    dense_graph: ChannelGraph | None = None,
+    kept: Mask | None = None,
+) -> None:
+    """Write weights, recipe and provenance as one safetensors file, atomically.
+
+    Args:
+        path: the file.
+        model: dense, or shrunk by ``kept``.
+        description: what the file says of itself; recipe and tools are filled in here.
+        dense_graph: the channel graph of the dense network, for a shrunk one.
+        kept: the units that the shrunk network kept.
+
+    Raises:
+        OutputError: the file cannot be written; an earlier one is kept.
+    """
+    recipe = {} if dense_graph is None or kept is None else recipe_from_mask(dense_graph, kept)
+    document = description.model_copy(update={"recipe": recipe, "tools": tool_versions()})
+    # Copies, because safetensors refuses tensors that share memory (tied weights).
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
+    data = safetensors.torch.save(tensors, {METADATA_KEY: document.model_dump_json()})
+    write_atomically(path, data)
+
+
+def load_model(path: str | Path, model: str | None = None) -> nn.Module:
+    """Rebuild a network from a file that this tool wrote, in eval mode.
+
+    Args:
+        path: ``dense.safetensors`` or ``pruned.safetensors``.
+        model: ``package.module:callable`` of the user's own architecture. A file never names code
+            to import by itself: a network that is not built in must be asked for here.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not of that architecture.
+    """
+    return load_checkpoint(Path(path), model).model
+
+
+def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
+    """Rebuild a network and its description; see load_model."""
+    description = read_description(path)
+    if description is None:
+        raise CheckpointError(
+            f"{path} holds weights only, not what compress needs to rebuild the network: "
+            "give it to compress prune with --checkpoint, or name the architecture with --model"
+        )
+    if is_custom(description.architecture) and model != description.architecture:
+        raise CheckpointError(
+            f"{path} holds a network of {description.architecture}: "
+            f"pass --model {description.architecture} to allow importing it"
+        )
+    network, graph, kept = _skeleton(path, description)
+    _assign(network, read_tensors(path), path)
+    return Checkpoint(network.eval(), description, sha256_of(path), graph, kept)
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load a dense state dict (``.pth`` or safetensors) into a network of the same architecture.
+
+    Wrappers such as ``{"state_dict": ...}`` and prefixes such as ``module.`` are taken off.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, a pickle that needs code execution, or of
+            another architecture or class count.
+    """
+    description = read_description(path) if path.suffix == ".safetensors" else None
+    if description and description.recipe:
+        raise CheckpointError(f"{path} is pruned already: prune its dense parent instead")
+    _assign(model, read_state_dict(path), path)
+
+
+def require_claims(
+    path: Path, name: str, state: Mapping[str, torch.Tensor], classes: int, channels: int
+) -> None:
+    """Refuse a width that a file cannot hold before memory is taken for a network of it.
+
+    Raises:
+        CheckpointError: the network would be many times as large as the file's tensors.
+    """
+    if is_custom(name):  # its constructor may need real numbers, so only the user can tell
+        return
+    try:
+        with torch.device("meta"):
+            network = build_model(name, num_classes=classes, in_channels=channels)
+        size = sum(parameter.nbytes for parameter in network.parameters())
+    except RuntimeError:  # of dimensions whose product no integer holds
+        size = sys.maxsize
+    held = sum(tensor.nbytes for tensor in state.values())
+    if size > 4 * held + ANY_NETWORK:  # weights may be of 8 bits
+        raise CheckpointError(
+            f"{path} claims {classes} classes and images of {channels} channels and holds "
+            f"{held} bytes of weights, which is too little for that: it is damaged"
+        )
+
+
+def identify(state: Mapping[str, torch.Tensor]) -> str | None:
+    """Return the built-in architecture whose tensors these are, or None."""
+    shapes = _shapes(state)
+    for name in BUILTIN_MODELS:
+        first, classifier = (shapes.get(f"{end}.weight", ()) for end in ends_of(name))
+        if len(first) != 4 or len(classifier) != 2:  # no need to build it
+            continue
+        # RuntimeError: dimensions whose product no integer holds.
+        with suppress(ModelError, RuntimeError):
+            if _builtin_shapes(name, classifier[0], first[1]) == shapes:
+                return name
+    return None
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what computed the weights."""
+    return {
+        "compress": compress.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _skeleton(path: Path, description: Description) -> tuple[nn.Module, ChannelGraph, Mask]:
+    """Build the shrunk network; on the meta device no memory is taken before shapes are checked.
+
+    The user's own constructor may compute with its tensors, so it runs on the CPU.
+    """
+    try:
+        with torch.device("cpu" if is_custom(description.architecture) else "meta"):
+            network = build_model(
+                description.architecture,
+                num_classes=description.num_classes,
+                in_channels=description.input_size[0],
+            )
+        graph = analyse(network, description.input_size)
+        kept = mask_from_recipe(graph, description.recipe)
+    except (CheckpointError, ModelError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    shrink_(network, graph, kept)
+    return network, graph, kept
+
+
+@cache
+def _builtin_shapes(name: str, num_classes: int, in_channels: int) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        model = build_model(name, num_classes=num_classes, in_channels=in_channels)
+    return _shapes(model.state_dict())
+
+
+def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items() if not name.endswith(COUNTERS)}
+
+
+def _assign(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Put tensors into a network after every name and shape has been compared."""
+    names = model.state_dict()
+    own = without_prefixes(names)
+    missing = sorted(k for k in set(own) - set(state) if not k.endswith(COUNTERS))
+    extra = sorted(set(state) - set(own))
+    if missing or extra:
+        raise CheckpointError(_names_message(path, model, missing, extra))
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(_shape_message(path, name, tensor, own[name]))
+    for full_name, (name, tensor) in zip(names, own.items(), strict=True):
+        value = state.get(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
+        # A copy: safetensors gives views of the file, at addresses that change how sums round.
+        _set_tensor(model, full_name, value.to(tensor.dtype, copy=True))
+
+
+def _set_tensor(model: nn.Module, name: str, value: torch.Tensor) -> None:
+    owner, _, attribute = name.rpartition(".")
+    module = model.get_submodule(owner)
+    current = getattr(module, attribute)
+    if not current.is_meta:
+        current.data = value.to(current.device)  # in place: tied weights stay tied
+    elif isinstance(current, nn.Parameter):
+        setattr(module, attribute, nn.Parameter(value, requires_grad=current.requires_grad))
+    else:
+        setattr(module, attribute, value)
+
+
+def _names_message(path: Path, model: nn.Module, missing: list[str], extra: list[str]) -> str:
+    parts = [
+        f"{len(names)} tensors {verb} (first {names[0]!r})"
+        for names, verb in ((missing, "are missing"), (extra, "do not belong"))
+        if names
+    ]
+    if any(map(is_gate, extra)):
+        return (
+            f"{path} has the gates of the research code of 2019: take them out with compress import"
+        )
+    return f"{path} is of another architecture than {type(model).__name__}: {' and '.join(parts)}"
+
+
+def _shape_message(path: Path, name: str, found: torch.Tensor, wanted: torch.Tensor) -> str:
+    classifier = found.shape[1:] == wanted.shape[1:] and not name.endswith(
+        ("running_mean", "running_var")
+    )
+    if classifier and name.startswith(("fc.", "classifier", "head")):
+        return (
+            f"{path} has {found.shape[0]} classes and {wanted.shape[0]} are needed: "
+            "give the data that it was trained on"
+        )
+    return (
+        f"{path} is of another architecture: {name!r} is {list(found.shape)} "
+        f"there and {list(wanted.shape)} in the network"
+    )

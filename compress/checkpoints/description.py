@@ -1,0 +1,93 @@
+"""What a file of weights says of itself, in its header."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from safetensors import safe_open
+
+from compress.errors import CheckpointError
+
+Length = Annotated[int, Field(ge=1, le=2**16)]
+Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+FORMAT_VERSION = 1
+METADATA_KEY = "compress"
+MOST_HEADER_BYTES = 2**24
+"""Of a safetensors file; names and shapes of a thousand layers with 20,000 classes take a MiB."""
+
+
+class Description(BaseModel):
+    """The JSON document in the header of a file of weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: int = FORMAT_VERSION
+    architecture: str
+    classes: tuple[str, ...] = Field(min_length=1)
+    input_size: tuple[Length, Length, Length]
+    """(C, H, W) of one image."""
+    mean: tuple[FiniteFloat, ...]
+    """Per channel, of images scaled to [0, 1]."""
+    std: tuple[Deviation, ...]
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    parent_sha256: str | None = None
+    """Digest of the file of the dense network that this one was pruned from."""
+    tools: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_for_each_channel(self) -> Description:
+        if not len(self.mean) == len(self.std) == self.input_size[0]:
+            raise ValueError("mean and std have one number for each channel of the images")
+        return self
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the classifier."""
+        return len(self.classes)
+
+
+def read_description(path: Path) -> Description | None:
+    """Return the header document of a safetensors file; None if the file holds weights alone.
+
+    Raises:
+        CheckpointError: no such file, not safetensors, or a header that cannot be understood.
+    """
+    require_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+    except Exception as error:  # a damaged header can fail in any way
+        raise CheckpointError(f"{path} is truncated or not a safetensors file") from error
+    if text is None:
+        return None
+    try:
+        version = json.loads(text).get("format_version")
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} is of format version {version} and this tool reads {FORMAT_VERSION}"
+            )
+        return Description.model_validate_json(text)
+    except (ValidationError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} has a header that cannot be understood") from error
+
+
+def require_header(path: Path) -> None:
+    """Refuse a file whose header is absurdly long, before it is parsed.
+
+    Raises:
+        CheckpointError: the file is absent, unreadable or not safetensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    if length > MOST_HEADER_BYTES:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file")

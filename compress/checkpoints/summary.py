@@ -1,0 +1,132 @@
+"""What a file of weights holds, for ``compress inspect``: one document, and a table of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Group as Stack
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from compress.checkpoints.checkpoint import identify, load_checkpoint, load_weights, require_claims
+from compress.checkpoints.description import read_description
+from compress.checkpoints.tensors import read_state_dict
+from compress.errors import CheckpointError
+from compress.files import sha256_of
+from compress.networks import cost
+from compress.networks.analysis import analyse
+from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.models import SMALL_IMAGE_MODELS, build_model, ends_of
+
+
+def inspect_checkpoint(path: Path, model: str | None = None) -> dict[str, Any]:
+    """Describe a file of weights.
+
+    Args:
+        path: a file of this tool, or a dense ``.pth`` or safetensors state dict.
+        model: the architecture, where the file does not say it and it cannot be recognised.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of no known architecture.
+    """
+    if path.suffix == ".safetensors" and (description := read_description(path)):
+        checkpoint = load_checkpoint(path, model)
+        about = description.model_dump(exclude={"recipe", "classes"})
+        document = {**about, "num_classes": description.num_classes, "sha256": checkpoint.sha256}
+        return document | _structure(checkpoint.dense_graph, checkpoint.kept)
+    state = read_state_dict(path)
+    name = model or identify(state)
+    if name is None:
+        raise CheckpointError(
+            f"{path} holds {len(state)} tensors of no architecture that is built in: "
+            "say which with --model"
+        )
+    classes, channels = _ends(name, state)
+    require_claims(path, name, state, classes, channels)
+    network = build_model(name, num_classes=classes, in_channels=channels)
+    load_weights(path, network)
+    size = 32 if name in SMALL_IMAGE_MODELS else 224
+    graph = analyse(network, (channels, size, size))
+    return {
+        "architecture": name,
+        "num_classes": classes,
+        "input_size": (channels, size, size),
+        "sha256": sha256_of(path),
+    } | _structure(graph, graph.everything())
+
+
+def render_summary(document: dict[str, Any]) -> RenderableType:
+    """Return what ``compress inspect`` prints."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column()
+    facts.add_column(overflow="fold")  # a digest that is cut short is of no use
+    shape = "x".join(map(str, document["input_size"]))
+    dense, now = document["dense"], document["now"]
+    classes = f"{document['num_classes']} classes"
+    rows = {
+        "architecture": f"{document['architecture']}, {classes}, input {shape}",
+        "MACs": _change(dense["macs"], now["macs"], 1e6, "M"),
+        "parameters": _change(dense["params"], now["params"], 1e3, "k"),
+        "channels": _change(dense["channels"], now["channels"], 1, ""),
+        "sha256": document["sha256"],
+    }
+    if document.get("parent_sha256"):
+        rows["pruned from"] = document["parent_sha256"]
+    for stage, figures in document.get("metrics", {}).items():
+        if isinstance(figures, dict) and "top1" in figures:
+            rows[f"top-1, {stage}"] = f"{figures['top1']:.2f} % of {figures['images']} images"
+    if document.get("tools"):
+        rows["written by"] = ", ".join(f"{k} {v}" for k, v in document["tools"].items())
+    for name, text in rows.items():
+        facts.add_row(Text(name, style="bold"), text)
+    groups = Table("group", "dense", "kept", "readers", "note", title_justify="left")
+    for group in document["groups"]:
+        note = group["frozen"] or ("residual stream" if group["residual"] else "")
+        cells = (group["dense"], group["kept"], group["readers"])
+        groups.add_row(group["name"], *map(str, cells), note)
+    parts: list[RenderableType] = [facts, groups]
+    if document["unknown_operations"]:
+        names = ", ".join(document["unknown_operations"])
+        parts.append(Text(f"operations that are not known and keep channels dense: {names}"))
+    return Stack(*parts)
+
+
+def _structure(graph: ChannelGraph, kept: Mask) -> dict[str, Any]:
+    return {
+        "dense": cost.totals(graph, graph.everything()),
+        "now": cost.totals(graph, kept),
+        "groups": [
+            {
+                "name": group.name,
+                "dense": group.size * group.width,
+                "kept": int(np.count_nonzero(kept[group.units])) * group.width,
+                "channels_per_unit": group.width,
+                "writers": len(group.writers),
+                "readers": len(group.readers),
+                "residual": group.residual,
+                "frozen": group.frozen,
+            }
+            for group in graph.groups
+        ],
+        "unknown_operations": list(graph.unknown),
+    }
+
+
+def _ends(name: str, state: dict[str, Any]) -> tuple[int, int]:
+    """Guess the number of classes and of image channels from the last and first weights."""
+    weights = [tensor for tensor in state.values() if tensor.dim() >= 2]
+    if not weights:
+        raise CheckpointError("the file holds no weights")
+    # Safetensors are read in alphabetical order, so position is the last resort.
+    first, last = (f"{end}.weight" for end in ends_of(name))
+    return len(state.get(last, weights[-1])), state.get(first, weights[0]).shape[1]
+
+
+def _change(dense: int, now: int, scale: float, unit: str) -> str:
+    before, after = (
+        f"{value / scale:,.2f} {unit}" if unit else f"{value:,}" for value in (dense, now)
+    )
+    return before if dense == now else f"{after}, {100 * now / dense:.1f} % of {before}"

@@ -1,0 +1,195 @@
+"""Data sets by the name that a configuration gives them."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torchvision import datasets
+from torchvision.transforms.v2 import functional
+
+from compress.config import DataConfig
+from compress.data.batches import ImageData
+from compress.data.imagefolder import scan
+from compress.data.loading import FileImages, ImageSet, TensorImages
+from compress.data.shards.dataset import open_shards
+from compress.data.shards.images import ShardImages
+from compress.data.views import Augment, View
+from compress.errors import DataError
+
+AUTO_AUGMENT: dict[str, Augment] = {
+    "digits": "crop",
+    "mnist": "crop",
+    "cifar10": "crop-flip",
+    "cifar100": "crop-flip",
+    "imagefolder": "imagenet",
+    "shards": "imagenet",
+}
+PHOTOGRAPHS = ("imagefolder", "shards")
+DIGITS_SPLIT_SEED = 2019
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def load_data(config: DataConfig) -> ImageData:
+    """Open the data set that the configuration names; image files are listed, not decoded.
+
+    Raises:
+        DataError: the data set is missing, damaged or not laid out as it must be.
+    """
+    if config.dataset == "digits":
+        return _load_digits(config)
+    if config.root is None:
+        raise DataError(
+            f"data.dataset = {config.dataset!r} is read from disk, and data.root is not set: "
+            "add --set data.root=FOLDER"
+        )
+    if config.dataset == "shards":
+        return _load_shards(config)
+    root = Path(config.root).expanduser()
+    if config.dataset == "imagefolder":
+        return _load_image_folder(config, root)
+    return _load_torchvision(config, root)
+
+
+class _Known(NamedTuple):
+    reader: type[Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+_KNOWN = {
+    "mnist": _Known(datasets.MNIST, (0.1307,), (0.3081,)),
+    "cifar10": _Known(datasets.CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": _Known(datasets.CIFAR100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+
+
+class _Half(NamedTuple):
+    images: torch.Tensor  # (N, C, H, W), uint8 or float32 in [0, 1]
+    labels: torch.Tensor  # (N,), int64
+
+
+def _load_digits(config: DataConfig) -> ImageData:
+    # Imported here because it takes a second, and only this set needs it.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images / 16).float().unsqueeze(1)
+    labels = torch.from_numpy(digits.target).long()
+    train, val = train_test_split(
+        np.arange(len(labels)),
+        test_size=len(labels) // 3,
+        stratify=digits.target,
+        random_state=DIGITS_SPLIT_SEED,
+    )
+    halves = _Half(images[train], labels[train]), _Half(images[val], labels[val])
+    mean, std = _moments(halves[0].images, config.image_size or 32)
+    classes = tuple(str(name) for name in digits.target_names)
+    return _in_memory(*halves, classes=classes, view=_view(config, mean, std))
+
+
+def _load_torchvision(config: DataConfig, root: Path) -> ImageData:
+    if not root.is_dir() and not config.download:
+        raise DataError(
+            f"data.root = {root} does not exist: "
+            "name an existing folder, or add --set data.download=true"
+        )
+    known = _KNOWN[config.dataset]
+    try:
+        # Unpickling CIFAR is safe: torchvision checks every file's md5 first, downloaded or not.
+        train, val = (
+            known.reader(root, train=train, download=config.download) for train in (True, False)
+        )
+        halves = _half(train), _half(val)
+    except _READER_ERRORS as error:
+        if config.download:
+            advice = "it could not be downloaded or read, so check the network and the folder"
+        else:
+            advice = "it is missing or damaged, and --set data.download=true fetches it"
+        raise DataError(f"no usable {config.dataset} in data.root = {root}: {advice}") from error
+    view = _view(config, known.mean, known.std)
+    return _in_memory(*halves, classes=tuple(train.classes), view=view)
+
+
+# What torchvision raises for absent, truncated or foreign files and for a failed download.
+_READER_ERRORS = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AssertionError,
+    pickle.UnpicklingError,
+)
+
+
+def _half(part: Any) -> _Half:
+    """Take (N, H, W) or (N, H, W, 3) uint8 pixels and the labels from a torchvision data set."""
+    pixels = torch.as_tensor(part.data)
+    labels = torch.as_tensor(part.targets)
+    if len(pixels) != len(labels):
+        raise ValueError(f"{len(pixels)} images with {len(labels)} labels")
+    planes = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    return _Half(planes.contiguous(), labels)
+
+
+def _load_image_folder(config: DataConfig, root: Path) -> ImageData:
+    folder = scan(root)
+    view = _view(config, IMAGENET_MEAN, IMAGENET_STD)
+    train, val = (FileImages(part, view, config.decoder) for part in (folder.train, folder.val))
+    return _image_data(train, val, folder.classes, view, folder.identity)
+
+
+def _load_shards(config: DataConfig) -> ImageData:
+    shards = open_shards(config)
+    view = _view(config, IMAGENET_MEAN, IMAGENET_STD)
+    train, val = (
+        ShardImages(shards.store, half, view, config.decoder, config.shuffle_shards)
+        for half in (shards.train, shards.val)
+    )
+    return _image_data(train, val, shards.classes, view, shards.val.identity())
+
+
+def _view(config: DataConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> View:
+    augment = AUTO_AUGMENT[config.dataset] if config.augment == "auto" else config.augment
+    size = config.image_size or (224 if config.dataset in PHOTOGRAPHS else 32)
+    return View(size, augment, mean, std)
+
+
+def _in_memory(train: _Half, val: _Half, *, classes: tuple[str, ...], view: View) -> ImageData:
+    halves = TensorImages(*train, view), TensorImages(*val, view)
+    return _image_data(*halves, classes, view, _tensors_identity(val))
+
+
+def _image_data(
+    train: ImageSet, val: ImageSet, classes: tuple[str, ...], view: View, identity: str
+) -> ImageData:
+    input_size = (len(view.mean), view.size, view.size)
+    return ImageData(train, val, classes, input_size, view.mean, view.std, identity)
+
+
+def _moments(images: torch.Tensor, size: int) -> tuple[tuple[float], tuple[float]]:
+    """Return mean and standard deviation of one-channel images after resizing."""
+    total = squares = 0.0
+    for part in torch.split(images, 64):
+        pixels = functional.resize(part, [size, size]).double()
+        total += pixels.sum().item()
+        squares += pixels.square().sum().item()
+    pixels_in_all = len(images) * size * size
+    mean = total / pixels_in_all
+    # Rounded, so that the order of summation on another machine cannot show.
+    return (round(mean, 4),), (round((squares / pixels_in_all - mean**2) ** 0.5, 4),)
+
+
+def _tensors_identity(half: _Half) -> str:
+    digest = hashlib.sha256(f"{tuple(half.images.shape)} {half.images.dtype}".encode())
+    digest.update(half.images.numpy().tobytes())
+    digest.update(half.labels.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,287 @@
+"""How one batch of images is read: decoded, augmented, normalised, with broken images left out.
+
+An image set answers a ``Request``: which images, and one random seed for each when they are to be
+augmented. A batch is a function of its request alone, so it does not matter which process builds it
+or what was built before. What a process sends is a ``Parcel``: pixels of decoded files travel as
+the bytes that they are, a quarter of what the network sees, and are normalised where they arrive.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional
+
+from compress.data.decoding import (
+    DECODE_ERRORS,
+    Decoded,
+    Decoder,
+    decode_rgb,
+    read_rgb,
+    reason_of,
+)
+from compress.data.imagefolder import FileList
+from compress.data.order import Int64s, Share, shuffled
+from compress.data.views import Augment, Scale, View, seeded
+from compress.errors import DataError
+
+__all__ = [
+    "Augment",
+    "Batch",
+    "EncodedImages",
+    "FileImages",
+    "ImageSet",
+    "Parcel",
+    "PlainImages",
+    "Reply",
+    "Request",
+    "TensorImages",
+    "View",
+    "image_set",
+]
+
+logger = logging.getLogger("compress")
+
+
+class Batch(NamedTuple):
+    """Images ready for the network, and their labels."""
+
+    images: torch.Tensor
+    """(N, C, H, W), float32, normalised."""
+    labels: torch.Tensor
+    """(N,), int64."""
+    skipped: int
+    """Unreadable images left out of this batch; N is smaller by as many, down to 0."""
+
+
+class Request(NamedTuple):
+    """What is asked of an image set."""
+
+    indices: Int64s
+    """(N,) positions in the set."""
+    seeds: Int64s | None
+    """(N,) seeds of the augmentation of each image; None reads for evaluation."""
+
+
+class Reply(NamedTuple):
+    """A batch, and what its reader has to say about it."""
+
+    batch: Batch
+    broken: str
+    """The first unreadable image and why it is unreadable; empty when there is none."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A reply on its way from the process that read it to the one that asked."""
+
+    reply: Reply
+    scale: Scale | None = None
+    """What is still to be done to the images of the batch, which are uint8."""
+
+    def opened(self, *, pin_memory: bool = False) -> Reply:
+        """Return the reply with its images normalised, in page-locked memory if asked."""
+        batch, broken = self.reply
+        if self.scale is not None:
+            images = self.scale.normalise(batch.images, pin_memory=pin_memory)
+        else:
+            images = batch.images.pin_memory() if pin_memory else batch.images
+        labels = batch.labels.pin_memory() if pin_memory else batch.labels
+        return Reply(Batch(images, labels, batch.skipped), broken)
+
+    def pin_memory(self) -> Parcel:
+        """Open the parcel into page-locked memory; a thread of torch's loader calls this."""
+        return Parcel(self.opened(pin_memory=True))
+
+
+class ImageSet(Dataset[tuple[torch.Tensor, int]], ABC):
+    """Labelled images that are read a batch at a time.
+
+    ``images[i]`` is one image (C, H, W) as evaluation sees it, and its label.
+    """
+
+    _reported = False
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def fetch(self, request: Request) -> Reply:
+        """Read a batch; torch's global generator is left as it was."""
+
+    def pack(self, request: Request) -> Parcel:
+        """Read a batch for another process: what ``fetch`` returns, perhaps not yet normalised."""
+        return Parcel(self.fetch(request))
+
+    def epoch_order(self, share: Share, rng: np.random.Generator) -> Int64s:
+        """Return the positions that one rank trains on in an epoch, a row for each of its steps.
+
+        Every rank has as many rows, and together they read no image twice. Every rank draws the
+        same from ``rng``, which is seeded by the run and the epoch.
+        """
+        return shuffled(len(self), share, rng)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        batch, broken = self.fetch(Request(np.array([range(len(self))[index]]), None))
+        if broken:
+            raise DataError(f"image {index} cannot be read: {broken}; mend or remove the file")
+        return batch.images[0], int(batch.labels[0])
+
+    def report(self, broken: str) -> None:
+        """Name an unreadable image in the log, once for this set."""
+        if not self._reported:
+            self._reported = True
+            logger.warning("unreadable images are skipped and counted; the first: %s", broken)
+
+
+class TensorImages(ImageSet):
+    """Images held in memory: (N, C, H, W), uint8 or float32 in [0, 1], of any height and width."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, view: View) -> None:
+        self.images = images
+        self.labels = labels
+        self.view = view
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, request: Request) -> Reply:
+        """Read a batch."""
+        indices = torch.from_numpy(request.indices)
+        images = self.images[indices]
+        if request.seeds is None:
+            images = self.view.resize(images)
+        elif self.view.augment == "imagenet":
+            images = torch.stack(list(map(self.view.random_resize, images, request.seeds.tolist())))
+        else:
+            images = self.view.shift(self.view.resize(images), request.seeds)
+        return Reply(Batch(self.view.normalise(images), self.labels[indices], skipped=0), "")
+
+
+class EncodedImages(ImageSet):
+    """Images that are decoded when they are asked for; broken ones are left out.
+
+    Args:
+        labels: (N,) int64.
+        view: How the images become what the network sees.
+        decoder: What decodes them, see ``compress.data.decoding``.
+    """
+
+    def __init__(self, labels: torch.Tensor, view: View, decoder: Decoder = "pil") -> None:
+        self.labels, self.view, self.decoder = labels, view, decoder
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def name_of(self, index: int) -> str:
+        """Return what a message calls an image."""
+
+    @abstractmethod
+    def decoded(self, index: int) -> Decoded:
+        """Read and decode one image.
+
+        Raises:
+            DECODE_ERRORS: it cannot be.
+        """
+
+    def fetch(self, request: Request) -> Reply:
+        """Read a batch, without the images that cannot be decoded."""
+        return self.pack(request).opened()
+
+    def pack(self, request: Request) -> Parcel:
+        """Read a batch as bytes."""
+        seeds = [None] * len(request.indices) if request.seeds is None else request.seeds.tolist()
+        results = [self._read(*pair) for pair in zip(request.indices, seeds, strict=True)]
+        kept = np.array([isinstance(result, torch.Tensor) for result in results], dtype=bool)
+        labels = self.labels[torch.from_numpy(request.indices[kept])]
+        images = [result for result in results if isinstance(result, torch.Tensor)]
+        pixels = self._stack(images, None if request.seeds is None else request.seeds[kept])
+        broken = next((result for result in results if isinstance(result, str)), "")
+        batch = Batch(pixels, labels, skipped=len(results) - len(images))
+        return Parcel(Reply(batch, broken), self.view.scale)
+
+    def _read(self, index: int, seed: int | None) -> torch.Tensor | str:
+        """Return the image (C, size, size) as uint8, or a phrase that says why there is none."""
+        try:
+            image = self.decoded(index)
+        except DECODE_ERRORS as error:
+            return f"{self.name_of(index)} ({reason_of(error)})"
+        # Resized at once: a batch of decoded photographs can take gigabytes.
+        resized = self.view.resize(image) if seed is None else self.view.random_resize(image, seed)
+        if isinstance(resized, torch.Tensor):
+            return resized
+        return functional.pil_to_tensor(resized)
+
+    def _stack(self, images: list[torch.Tensor], seeds: Int64s | None) -> torch.Tensor:
+        if not images:
+            shape = (0, len(self.view.mean), self.view.size, self.view.size)
+            return torch.empty(shape, dtype=torch.uint8)
+        stacked = torch.stack(images)
+        return stacked if seeds is None else self.view.shift(stacked, seeds)
+
+
+class FileImages(EncodedImages):
+    """Images of one file each.
+
+    Args:
+        samples: Path and label of every image.
+        view: How the images become what the network sees.
+        decoder: What decodes them, see ``compress.data.decoding``.
+    """
+
+    def __init__(
+        self, samples: Sequence[tuple[str, int]], view: View, decoder: Decoder = "pil"
+    ) -> None:
+        # In one block: a list of a million strings is copied into every worker as it is touched.
+        self.files = samples if isinstance(samples, FileList) else FileList.of(samples)
+        super().__init__(torch.from_numpy(self.files.labels), view, decoder)
+
+    def name_of(self, index: int) -> str:
+        """Return the path of an image."""
+        return self.files.path(index)
+
+    def decoded(self, index: int) -> Decoded:
+        """Read and decode one file."""
+        path = self.name_of(index)
+        if self.decoder == "pil":
+            return read_rgb(path)
+        return decode_rgb(Path(path).read_bytes(), self.decoder)
+
+
+class PlainImages(ImageSet):
+    """Any map-style data set of normalised images (C, H, W) and labels, with its own transforms.
+
+    Transforms that draw from torch's CPU generator are seeded like the built-in augmentation; for
+    evaluation they draw the same every time.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.dataset))
+
+    def fetch(self, request: Request) -> Reply:
+        """Read a batch."""
+        samples = []
+        for position, index in enumerate(request.indices):
+            seed = 0 if request.seeds is None else int(request.seeds[position])
+            with seeded(seed):
+                samples.append(self.dataset[int(index)])
+        images = torch.stack([image for image, _ in samples])
+        labels = torch.tensor([int(label) for _, label in samples], dtype=torch.int64)
+        return Reply(Batch(images, labels, skipped=0), "")
+
+
+def image_set(dataset: Dataset[Any]) -> ImageSet:
+    """Return the data set as an image set; one that is none yet is wrapped."""
+    return dataset if isinstance(dataset, ImageSet) else PlainImages(dataset)

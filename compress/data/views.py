@@ -1,0 +1,121 @@
+"""How decoded images become what the network sees: resized, augmented by a seed, normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from compress.data.order import Int64s
+
+Augment = Literal["none", "crop", "crop-flip", "imagenet"]
+
+CACHED_VALUES = 2**16
+"""Values that are normalised at once, so that they stay in a core's cache: 256 KiB of float32."""
+
+
+class Scale(NamedTuple):
+    """The normalisation of images that are scaled to [0, 1]."""
+
+    mean: tuple[float, ...]
+    """Per channel."""
+    std: tuple[float, ...]
+    """Per channel."""
+
+    def normalise(self, images: torch.Tensor, *, pin_memory: bool = False) -> torch.Tensor:
+        """Turn uint8, or float in [0, 1], into normalised float32; shape (N, C, H, W) is kept.
+
+        The result lies in page-locked memory if asked.
+        """
+        out = torch.empty(images.shape, dtype=torch.float32, pin_memory=pin_memory)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in self)
+        several = max(1, CACHED_VALUES // max(1, images[:1].numel()))
+        for part, source in zip(
+            torch.split(out, several), torch.split(images, several), strict=True
+        ):
+            part.copy_(source)
+            if not source.is_floating_point():
+                part.mul_(1 / 255)
+            part.sub_(mean).div_(std)
+        return out
+
+
+@dataclass(frozen=True)
+class View:
+    """How stored images become what the network sees."""
+
+    size: int
+    """Height and width in pixels."""
+    augment: Augment
+    mean: tuple[float, ...]
+    """Per channel, of images scaled to [0, 1]."""
+    std: tuple[float, ...]
+
+    @property
+    def padding(self) -> int:
+        """Pixels added on each side before a random crop."""
+        return self.size // 8
+
+    def resize(self, image: Any) -> Any:
+        """Bring a PIL image or a tensor (..., C, H, W) to the network's size, without chance."""
+        if self.augment != "imagenet":
+            return functional.resize(image, [self.size, self.size])
+        # 256 to 224 is the customary margin of ImageNet evaluation.
+        return functional.center_crop(
+            functional.resize(image, [round(self.size * 256 / 224)]), [self.size, self.size]
+        )
+
+    def random_resize(self, image: Any, seed: int) -> Any:
+        """Bring one PIL image or tensor (C, H, W) to the network's size as ``seed`` says."""
+        if self.augment != "imagenet":
+            return self.resize(image)
+        with seeded(seed):
+            return self._random_resized_crop(image)
+
+    @cached_property
+    def _random_resized_crop(self) -> v2.Compose:
+        return v2.Compose([v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()])
+
+    def shift(self, images: torch.Tensor, seeds: Int64s) -> torch.Tensor:
+        """Pad with black, crop and perhaps flip each of (N, C, size, size) as its seed says."""
+        if self.augment not in ("crop", "crop-flip"):
+            return images
+        # The digits of a seed in this mixed base are independent uniform draws.
+        span = 2 * self.padding + 1
+        rest, tops = np.divmod(seeds, span)
+        flips, lefts = np.divmod(rest, span)
+        padded = functional.pad(images, [self.padding])
+        cropped = [
+            image[:, top : top + self.size, left : left + self.size]
+            for image, top, left in zip(padded, tops.tolist(), lefts.tolist(), strict=True)
+        ]
+        result = torch.stack(cropped)
+        if self.augment == "crop-flip":
+            flipped = torch.from_numpy(flips % 2 == 1)
+            result[flipped] = functional.horizontal_flip(result[flipped])
+        return result
+
+    @property
+    def scale(self) -> Scale:
+        """How pixels are normalised."""
+        return Scale(self.mean, self.std)
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn uint8, or float in [0, 1], into normalised float32; shape (N, C, H, W) is kept."""
+        return self.scale.normalise(images)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator for the body, and put its state back."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which reseeds every GPU as well.
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,1 @@
+"""Networks: how they are built, which channels belong together, and how they get smaller."""

@@ -1,0 +1,64 @@
+"""One pruning decision: which groups may lose units, and which units go at a step."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import nn
+
+from compress.config import PruneConfig
+from compress.errors import ModelError
+from compress.networks.groups import ChannelGraph, Mask
+from compress.pruning.masking import Candidate, Goal, Scores, candidates, prune_to
+
+log = logging.getLogger("compress")
+
+
+def prunable(model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> tuple[Candidate, ...]:
+    """Return the groups of a network that may be pruned.
+
+    Raises:
+        ModelError: there is none; the message names what stands in the way.
+    """
+    modules = dict(model.named_modules())
+    found: list[Candidate] = []
+    frozen: list[Candidate] = []
+    for candidate in candidates(graph, config):
+        trainable = all(modules[r].weight.requires_grad for r in candidate.group.readers)
+        (found if trainable else frozen).append(candidate)
+    if frozen:
+        names = ", ".join(c.group.name for c in frozen[:5])
+        log.warning("%d groups have frozen readers and stay dense: %s", len(frozen), names)
+    if graph.unknown:
+        log.warning("unknown operations keep their channels dense: %s", ", ".join(graph.unknown))
+    if not any(c.floor < c.group.size for c in found):
+        raise ModelError(_nothing_to_prune(graph, bool(frozen)))
+    return tuple(found)
+
+
+def decide(
+    scores: Scores,
+    kept: Mask,
+    allowed: tuple[Candidate, ...],
+    *,
+    goal: Goal,
+    config: PruneConfig,
+    step: int,
+) -> Mask:
+    """Return the mask after one pruning step: a share of the way to the goal, never past it."""
+    if config.step_size is None:
+        limit = goal.at(step, config.steps)
+        return prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=limit)
+    fewest = goal.channels_of(kept) - config.step_size
+    last = prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=goal.limit)
+    if goal.channels_of(last) >= fewest:
+        return last
+    return prune_to(scores, kept, allowed, cost_of=goal.channels_of, limit=fewest)
+
+
+def _nothing_to_prune(graph: ChannelGraph, frozen: bool) -> str:
+    if graph.unknown:
+        return f"nothing to prune: unknown operations touch every group: {', '.join(graph.unknown)}"
+    if frozen:
+        return "nothing to prune: every layer that reads prunable channels is frozen"
+    return "nothing to prune: no group is above its floor (min_channels, min_share, keep_dense)"

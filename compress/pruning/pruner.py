@@ -1,0 +1,218 @@
+"""Prune, shrink and finetune one network: the steps in order, resumable at any minibatch."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compress.config import RunConfig
+from compress.criteria import bind
+from compress.data.batches import ImageData, first_images
+from compress.distributed.world import current
+from compress.networks import cost
+from compress.networks.analysis import analyse
+from compress.networks.models import build_model, is_custom
+from compress.plots import plot_history, plot_widths, widths_of
+from compress.progress import bar
+from compress.pruning.decision import prunable
+from compress.pruning.masking import goal_for
+from compress.pruning.phase import PruningPhase, context_of
+from compress.runs.session import Session, State
+from compress.training.compute import computing, memory_format_for, pick_device
+from compress.training.loop import Loop, train_batches
+from compress.training.recalibration import reestimate_batchnorm
+from compress.training.trainer import Trainer
+
+UNKNOWN_END = 10**9
+"""Stands for the end of pruning while it is not known."""
+
+
+def prune(config: RunConfig, data: ImageData, session: Session, model: str | None = None) -> Path:
+    """Prune ``dense.safetensors`` of the run to its budget, finetune, write ``pruned.safetensors``.
+
+    Args:
+        config: the run's configuration.
+        data: training and validation images.
+        session: the run's directory and state.
+        model: the user's own architecture, where the checkpoint is of one.
+
+    Raises:
+        BudgetError: the budget cannot be reached; said before any training.
+        ModelError: there is nothing to prune.
+        TrainingError: the loss became NaN or infinite.
+        InterruptedRunError: the user stopped; the state is saved.
+    """
+    device = pick_device(config.device)
+    dense = load_checkpoint(session.run.dense, model)
+    run = _PruneRun(config, data, session, dense, device)
+    finetuning = session.load("finetune")
+    state = finetuning or session.load("prune")
+    if state:
+        with session.taking_up():
+            run.load(state)
+    with (
+        computing(config.compute),
+        bar("pruning", run.expected_steps) as shown,
+        session.interruptible(),
+    ):
+        loop = Loop(run.trainer, data, config, session, shown)
+        if not finetuning:
+            run.prune(loop)
+        run.finetune(loop)
+    return run.write()
+
+
+def check_budget(config: RunConfig, data: ImageData) -> None:
+    """Find out whether the budget can be reached, before anything is trained or written.
+
+    Raises:
+        BudgetError: it cannot; the message names the closest that can be reached.
+        ModelError: there is nothing to prune, or the network cannot be built or traced.
+        ConfigError: the criterion is not known, or has no use for residual_gate.
+    """
+    name = config.model.name
+    with torch.device("cpu" if is_custom(name) else "meta"):
+        model = build_model(name, num_classes=data.num_classes, in_channels=data.input_size[0])
+    graph = analyse(model, data.input_size)
+    goal_for(graph, config.prune.budget, prunable(model, graph, config.prune))
+    bind(config.prune.criterion, context_of(model, graph, config))
+
+
+class _PruneRun:
+    """The phases of one prune, and the state to resume it from."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: ImageData,
+        session: Session,
+        dense: Checkpoint,
+        device: torch.device,
+    ) -> None:
+        self.config, self.data, self.session, self.dense = config, data, session, dense
+        teacher = None
+        if config.finetune.distill:
+            teacher = copy.deepcopy(dense.model).to(device).requires_grad_(False)
+        self.model, world = dense.model.to(device).train(), current()
+        self.trainer = Trainer(
+            self.model,
+            config.finetune,
+            steps_per_epoch=len(train_batches(data, config, device.type, world)),
+            total=UNKNOWN_END,
+            hold=UNKNOWN_END,
+            seed=config.seed,
+            teacher=teacher,
+            memory_format=memory_format_for(
+                self.model, data.input_size, config.compute.channels_last
+            ),
+            compute=config.compute,
+            world=world,
+        )
+        images = first_images(data, config.prune.proof_images)
+        self.pruning = PruningPhase(self.trainer, dense.dense_graph, config, session, images)
+        self.accuracy: dict[str, Any] = {}
+
+    @property
+    def expected_steps(self) -> int:
+        """Steps of the whole run, as far as they are known."""
+        finetuning = self.config.finetune.epochs * self.trainer.steps_per_epoch
+        return self.pruning.expected_steps + finetuning
+
+    def prune(self, loop: Loop) -> None:
+        """Take training steps with pruning steps between them until the budget holds."""
+        pruning = self.pruning
+        loop.run(
+            pruning.step,
+            snapshot=lambda: self._state("prune"),
+            finished=lambda: pruning.done,
+        )
+        self.accuracy["masked"] = loop.accuracy().as_dict()
+        batches = itertools.islice(loop.batches.epoch(0), self.config.prune.bn_batches)
+        seen = reestimate_batchnorm(self.model, batches, self.trainer.device, self.trainer.world)
+        self.accuracy["pruned"] = {**self._costs(), **loop.accuracy().as_dict()}
+        self.session.record(
+            "pruned",
+            step=self.trainer.step_index,
+            batchnorm_batches=seen,
+            **self.accuracy["pruned"],
+        )
+        self.trainer.hold = self.trainer.step_index
+
+    def finetune(self, loop: Loop) -> None:
+        """Train the shrunk network on."""
+        trainer = self.trainer
+        trainer.total = trainer.hold + self.config.finetune.epochs * trainer.steps_per_epoch
+        trainer.start_averaging()
+        loop.run(
+            trainer.step,
+            snapshot=lambda: self._state("finetune"),
+            finished=lambda: trainer.step_index >= trainer.total,
+            each_epoch=lambda epoch: loop.record_epoch("finetune", epoch),
+        )
+        self.accuracy["finetuned"] = {**self._costs(), **loop.accuracy().as_dict()}
+        self.session.record("finetuned", **self.accuracy["finetuned"])
+
+    def write(self) -> Path:
+        """Write the result and its pictures, and remove the state."""
+        run, dense, kept = self.session.run, self.dense, self.pruning.at.kept
+        if not self.trainer.world.main:
+            self.trainer.world.wait()
+            return run.pruned
+        description = dense.description.model_copy(
+            update={"metrics": self._metrics(), "parent_sha256": dense.sha256}
+        )
+        plot_widths(run.pruning_plot, widths_of(dense.architecture, dense.dense_graph, kept))
+        plot_history(run.history_plot, run.events())
+        save_checkpoint(
+            run.pruned,
+            self.trainer.result,
+            description=description,
+            dense_graph=dense.dense_graph,
+            kept=kept,
+        )
+        self.session.finish()
+        self.trainer.world.wait()
+        return run.pruned
+
+    def _metrics(self) -> dict[str, Any]:
+        graph = self.dense.dense_graph
+        dense = cost.totals(graph, graph.everything())
+        return {
+            "budget": str(self.config.prune.budget),
+            "criterion": self.config.prune.criterion,
+            "dense": {**dense, **self.dense.description.metrics.get("accuracy", {})},
+            "proof": self.pruning.largest_difference,
+            "seconds": self.pruning.seconds,
+            **self.accuracy,
+        }
+
+    def _costs(self) -> dict[str, int]:
+        return cost.totals(self.dense.dense_graph, self.pruning.at.kept)
+
+    # Resume
+
+    def _state(self, phase: str) -> State:
+        facts, tensors = self.pruning.state()
+        own = {
+            "step": self.trainer.step_index,
+            "hold": self.trainer.hold,
+            "accuracy": self.accuracy,
+        }
+        return State(phase, {**facts, **own}, {**tensors, **self.trainer.state()})
+
+    def load(self, state: State) -> None:
+        """Go on from a saved state: the network takes its shrunk form before its weights.
+
+        Raises:
+            CheckpointError: the state is of another network.
+        """
+        self.pruning.load(state.facts, state.tensors)
+        self.trainer.hold = state.facts["hold"]
+        self.trainer.step_index = state.facts["step"]
+        self.trainer.load_state(state.tensors)
+        self.accuracy = state.facts["accuracy"]

@@ -1,0 +1,1 @@
+"""A run and its directory: history, state to go on from, curves, the lock."""

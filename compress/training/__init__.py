@@ -1,0 +1,1 @@
+"""Training a network, dense or pruned, and telling how good it is."""

@@ -1,0 +1,136 @@
+"""Where a dense network comes from: trained here, or read from somebody's checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compress.checkpoints.checkpoint import load_weights, save_checkpoint
+from compress.checkpoints.description import Description, read_description
+from compress.config import RunConfig
+from compress.data.batches import ImageData
+from compress.distributed.world import current
+from compress.errors import CheckpointError, ModelError
+from compress.networks.models import build_model
+from compress.progress import bar
+from compress.runs.session import Session, State
+from compress.training.compute import computing, memory_format_for, pick_device
+from compress.training.loop import Loop, accuracy_of, train_batches
+from compress.training.trainer import Trainer
+
+
+def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
+    """Train the configured network from scratch and write ``dense.safetensors``.
+
+    Raises:
+        TrainingError: the loss became NaN or infinite.
+        InterruptedRunError: the user stopped; the state is saved.
+    """
+    device, world = pick_device(config.device), current()
+    torch.manual_seed(config.seed)
+    model = _new_model(config, data).to(device)
+    per_epoch = len(train_batches(data, config, device.type, world))
+    trainer = Trainer(
+        model,
+        config.train,
+        steps_per_epoch=per_epoch,
+        total=config.train.epochs * per_epoch,
+        seed=config.seed,
+        memory_format=memory_format_for(model, data.input_size, config.compute.channels_last),
+        compute=config.compute,
+        world=world,
+    )
+    trainer.start_averaging()
+    state = session.load("train")
+    if state:
+        with session.taking_up():
+            trainer.load_state(state.tensors)
+            trainer.step_index = state.facts["step"]
+
+    def snapshot() -> State:
+        return State("train", {"step": trainer.step_index}, trainer.state())
+
+    model.train()
+    with (
+        computing(config.compute),
+        bar(f"training {config.model.name}", trainer.total) as shown,
+        session.interruptible(),
+    ):
+        loop = Loop(trainer, data, config, session, shown)
+        loop.run(
+            lambda batch: trainer.step(batch),
+            snapshot=snapshot,
+            finished=lambda: trainer.step_index >= trainer.total,
+            each_epoch=lambda epoch: loop.record_epoch("train", epoch),
+        )
+        accuracy = loop.accuracy()
+    description = describe(config.model.name, data, {"accuracy": accuracy.as_dict()})
+    if world.main:
+        save_checkpoint(session.run.dense, trainer.result, description=description)
+        session.finish()
+    world.wait()
+    return session.run.dense
+
+
+def import_dense(config: RunConfig, data: ImageData, session: Session, checkpoint: Path) -> Path:
+    """Read a dense checkpoint, measure it, and write it as ``dense.safetensors`` of the run.
+
+    Raises:
+        CheckpointError: the file does not fit the architecture or the classes of the data.
+    """
+    device, world = pick_device(config.device), current()
+    own = read_description(checkpoint) if checkpoint.suffix == ".safetensors" else None
+    if own:
+        _check_origin(own, config, data, checkpoint)
+    model = _new_model(config, data)
+    load_weights(checkpoint, model)
+    accuracy = accuracy_of(model.to(device), data, config, world)
+    description = describe(config.model.name, data, {"accuracy": accuracy.as_dict()})
+    session.forget("train")  # what an import tells that was killed before its file was there
+    session.record("dense", checkpoint=checkpoint.name, **accuracy.as_dict())
+    if world.main:
+        save_checkpoint(session.run.dense, model, description=description)
+    world.wait()
+    return session.run.dense
+
+
+def _new_model(config: RunConfig, data: ImageData) -> nn.Module:
+    model = build_model(
+        config.model.name, num_classes=data.num_classes, in_channels=data.input_size[0]
+    )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ModelError(
+            f"every parameter of {config.model.name} is frozen: nothing can be trained"
+        )
+    return model
+
+
+def _check_origin(own: Description, config: RunConfig, data: ImageData, path: Path) -> None:
+    if own.architecture != config.model.name:
+        raise CheckpointError(
+            f"{path} holds a {own.architecture} and the configuration asks for "
+            f"{config.model.name}: add --model {own.architecture}"
+        )
+    if own.classes != data.classes:
+        raise CheckpointError(
+            f"{path} was trained on {own.num_classes} classes ({_preview(own.classes)}) and the "
+            f"data has {data.num_classes} ({_preview(data.classes)}): give the data of its classes"
+        )
+
+
+def _preview(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+
+
+def describe(architecture: str, data: ImageData, metrics: dict[str, object]) -> Description:
+    """Return what a file of weights says of itself when its network was fed with this data."""
+    return Description(
+        architecture=architecture,
+        classes=data.classes,
+        input_size=data.input_size,
+        mean=data.mean,
+        std=data.std,
+        metrics=metrics,
+    )

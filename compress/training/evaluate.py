@@ -1,0 +1,74 @@
+"""Accuracy of a torch network on a validation set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from compress.data.batches import require_images
+from compress.data.loading import Batch
+from compress.distributed.world import ALONE, World
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of images classified right, in percent."""
+
+    top1: float
+    top5: float
+    images: int
+    skipped: int
+    """Images that could not be read; they do not count."""
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the figures for a JSON document."""
+        return asdict(self)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a network in evaluation mode and give every submodule its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, world: World = ALONE
+) -> Accuracy:
+    """Measure top-1 and top-5 accuracy; the network's modes are put back.
+
+    Args:
+        model: the network on ``device``.
+        batches: this process's share of the images.
+        device: where the network is.
+        world: the processes that share the images; they count together.
+
+    Raises:
+        DataError: there is not one readable image.
+    """
+    right1, right5, images, skipped = 0, 0, 0, 0
+    with evaluating(model):
+        for batch in batches:
+            skipped += batch.skipped
+            if not len(batch.images):
+                continue
+            logits = model(batch.images.to(device, non_blocking=True))
+            top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            hits = top.eq(batch.labels.to(device)[:, None])
+            right1 += int(hits[:, :1].sum())
+            right5 += int(hits.sum())
+            images += len(batch.labels)
+    counts = world.sum(torch.tensor([right1, right5, images, skipped]))
+    right1, right5, images, skipped = counts.tolist()
+    require_images(images, skipped, purpose="evaluation")
+    return Accuracy(100 * right1 / images, 100 * right5 / images, images, skipped)
