@@ -115,7 +115,7 @@ class TrainBatches:
         rng = np.random.default_rng((self._seed, epoch))
         order = self._images.epoch_order(self._share, rng)
         seeds = rng.integers(2**63, size=len(self._images))[order]
-        return list(map(Request, order, seeds))
+        return list(map(Request, order, seeds, self._images.ahead(order)))
 
     def _check_share(self) -> None:
         images, batch_size, ranks = len(self._images), self._share.batch_size, self._share.ranks

@@ -69,6 +69,8 @@ class Request(NamedTuple):
     """(N,) positions in the set."""
     seeds: Int64s | None
     """(N,) seeds of the augmentation of each image; None reads for evaluation."""
+    ahead: tuple[int, ...] = ()
+    """Numbers of the shards to fetch meanwhile, for requests to come."""
 
 
 class Reply(NamedTuple):
@@ -128,6 +130,10 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]], ABC):
         same from ``rng``, which is seeded by the run and the epoch.
         """
         return shuffled(len(self), share, rng)
+
+    def ahead(self, order: Int64s) -> list[tuple[int, ...]]:
+        """Return what to fetch ahead during each step of an order; see ``Request.ahead``."""
+        return [()] * len(order)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         batch, broken = self.fetch(Request(np.array([range(len(self))[index]]), None))

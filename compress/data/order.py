@@ -77,6 +77,28 @@ def streamed(first: Int64s, window: int, share: Share, rng: np.random.Generator)
     return order[: steps * part].reshape(steps, part)
 
 
+def fetched_ahead(shards: Int64s, window: int) -> list[tuple[int, ...]]:
+    """Return which shards to fetch during each step, so that they are there when they are read.
+
+    While the images of one window are read the shards of the next are fetched: over the first half
+    of its steps, so that reading does not wait for all of them at once.
+
+    Args:
+        shards: (steps, images per step) the shard of each image, in the order of ``streamed``.
+        window: Shards whose images are mixed.
+    """
+    plan: list[list[int]] = [[] for _ in shards]
+    used, first = np.unique(shards, return_index=True)
+    by_use = np.argsort(first)
+    order, begins = used[by_use].tolist(), first[by_use] // max(1, shards.shape[1])
+    starts = begins[::window].tolist()
+    for number in range(window, len(order)):
+        now = number // window - 1
+        steps = starts[now + 1] - starts[now]
+        plan[starts[now] + steps * (number % window) // (2 * window)].append(order[number])
+    return list(map(tuple, plan))
+
+
 def _pieces(first: Int64s, permutation: Int64s, begin: int, end: int) -> list[Int64s]:
     """Return what lies at ``begin:end`` of permuted shards, the images of each shard apart."""
     ends = np.cumsum(np.diff(first)[permutation])

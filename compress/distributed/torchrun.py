@@ -31,6 +31,12 @@ def rank_and_size() -> tuple[int, int]:
     return int(rank), int(size)
 
 
+def ranks_here() -> int:
+    """Return how many processes run on this host, or in all where nothing says it."""
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(here) if here.isdecimal() and int(here) else rank_and_size()[1]
+
+
 def is_main() -> bool:
     """Return whether this process speaks for all of them."""
     return os.environ.get("RANK", "0") == "0"

@@ -322,7 +322,7 @@ def test_a_server_that_sends_without_end_fills_no_disk(asked, memory, tmp_path, 
 def test_a_url_without_an_index_says_how_to_make_one(memory, tmp_path):
     memory.rm(f"/bucket/{INDEX}")
     with pytest.raises(
-        DataError, match=r"no index\.safetensors .* python -m compress\.shards index"
+        DataError, match=r"no index\.safetensors .* python -m compress\.data\.shards index"
     ):
         remote(tmp_path)
 
@@ -351,6 +351,73 @@ def test_the_cache_stays_below_its_limit_through_an_epoch(packed, asked, tmp_pat
         assert sum(path.stat().st_size for path in shards_in(tmp_path)) <= 2 * largest
     # Each once: no shard of a window has gone before it was read.
     assert len(asked.names) == len(set(asked.names)) == 6
+
+
+def test_the_next_window_is_fetched_while_one_is_read(asked, tmp_path):
+    batches = TrainBatches(remote(tmp_path, shuffle_shards=2), batch_size=2, seed=0)
+    reading = batches.epoch(0)
+    for window in range(1, 4):  # four steps each
+        labels = [len(next(reading).labels) for _ in range(3)]
+        assert labels == [2, 2, 2]
+        until(tmp_path, min(6, 2 * window + 2))
+        next(reading)
+    assert next(reading, None) is None
+    assert len(asked.names) == len(set(asked.names)) == 6
+
+
+def until(cache: Path, shards: int) -> None:
+    """Wait for as many shards in a cache."""
+    end = time.monotonic() + 120
+    while len(shards_in(cache)) < shards:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert len(shards_in(cache)) == shards
+
+
+def test_workers_fetch_ahead_too(packed, tmp_path):
+    keys = {"root": f"file://{packed}", "schemes": ["file"], "shuffle_shards": 3}
+    batches = TrainBatches(remote(tmp_path, **keys), batch_size=2, seed=0, workers=2, prefetch=1)
+    reading = batches.epoch(0)
+    next(reading)  # three steps are asked for, of the six of the first window
+    until(tmp_path, 6)
+    here = TrainBatches(load_data(config_of(tmp_path, **keys)), batch_size=2, seed=0)
+    for one, other in zip(reading, list(here.epoch(0))[1:], strict=True):
+        assert torch.equal(one.images, other.images)
+    batches.close()
+
+
+@pytest.mark.parametrize(
+    ("windows", "ranks", "ahead"), [(3, 1, True), (2, 1, False), (3, 2, False)]
+)
+def test_nothing_is_fetched_ahead_that_the_cache_cannot_keep(
+    windows, ranks, ahead, packed, memory, tmp_path, monkeypatch
+):
+    largest = sorted(path.stat().st_size for path in packed.glob("train/*.tar"))
+    room = sum(largest[-windows:])  # of one shard each
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    data = remote(tmp_path, shuffle_shards=1, cache_gib=room / 2**30)
+    plan = data.train.ahead(np.arange(24).reshape(6, 4))
+    assert plan == ([(1,), (2,), (3,), (4,), (5,), ()] if ahead else [()] * 6)
+
+
+def test_shards_on_disk_are_not_fetched(packed):
+    data = load_data(DataConfig(dataset="shards", root=packed, image_size=8, shuffle_shards=1))
+    assert data.train.ahead(np.arange(24).reshape(6, 4)) == [()] * 6
+
+
+def test_what_fails_in_the_background_is_told_when_it_is_read(asked, memory, packed, tmp_path):
+    largest = max(path.stat().st_size for path in packed.glob("*/*.tar"))
+    options = {"shuffle_shards": 1, "cache_gib": largest / 2**30}
+    list(TrainBatches(remote(tmp_path / "1", **options), batch_size=4, seed=0).epoch(0))
+    order = asked.names[:]
+    assert len(order) == 6
+    memory.rm(order[1])
+    reading = TrainBatches(remote(tmp_path, shuffle_shards=1), batch_size=4, seed=0).epoch(0)
+    next(reading)
+    while order[1] not in asked.names[6:]:
+        time.sleep(0.01)
+    with pytest.raises(DataError, match=f"the shard {order[1].removeprefix('/bucket/')} is not"):
+        next(reading)
 
 
 def test_the_usual_cache_is_below_the_users_cache_directory(memory, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from PIL import Image
 from compress.config import DataConfig
 from compress.data.batches import ImageData, TrainBatches, eval_batches
 from compress.data.datasets import load_data
-from compress.data.order import Share, streamed
+from compress.data.order import Share, fetched_ahead, streamed
 from compress.data.shards.__main__ import main
 from compress.data.shards.index import INDEX, parsed_index, read_shard
 from compress.errors import ConfigError, DataError
@@ -155,6 +155,27 @@ def test_only_a_window_of_shards_is_read_at_a_time(sizes, window, batch_size, ra
         # Shards that are open: read before and read again later.
         for at in range(len(shards)):
             assert len(set(shards[:at]) & set(shards[at:])) <= window
+
+
+@settings(max_examples=60, deadline=None)
+@given(**ORDERS)
+def test_every_shard_is_fetched_while_the_window_before_is_read(
+    sizes, window, batch_size, ranks, seed
+):
+    assume(batch_size >= ranks and sum(sizes) >= ranks)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    shards = owner[order_of(sizes, window, Share(batch_size, ranks - 1, ranks), seed)]
+    plan = fetched_ahead(shards, window)
+    assert len(plan) == len(shards)
+    order = list(dict.fromkeys(shards.ravel().tolist()))  # of first use
+    begun = [next(step for step, row in enumerate(shards) if shard in row) for shard in order]
+    planned = {shard: step for step, row in enumerate(plan) for shard in row}
+    assert sum(map(len, plan)) == len(planned)
+    assert sorted(planned) == sorted(order[window:])
+    for place, shard in enumerate(order[window:], start=window):
+        now, later = begun[(place // window - 1) * window], begun[place // window * window]
+        assert now <= planned[shard] <= now + (later - now) // 2
+        assert planned[shard] < begun[place] or now == later
 
 
 def test_images_of_a_window_are_mixed_and_epochs_differ():

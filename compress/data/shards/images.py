@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from compress.data.decoding import Decoded, Decoder, decode_rgb
-from compress.data.loading import EncodedImages
-from compress.data.order import Int64s, Share, streamed
+from compress.data.loading import EncodedImages, Parcel, Request
+from compress.data.order import Int64s, Share, fetched_ahead, streamed
 from compress.data.shards.index import ShardIndex
 from compress.data.shards.store import Store
 from compress.data.views import View
@@ -38,6 +38,20 @@ class ShardImages(EncodedImages):
     def epoch_order(self, share: Share, rng: np.random.Generator) -> Int64s:
         """Return the positions that one rank trains on, from a few shards at a time."""
         return streamed(self.index.first, self.window, share, rng)
+
+    def ahead(self, order: Int64s) -> list[tuple[int, ...]]:
+        """Return which shards to fetch during each step, if the store keeps them until then."""
+        # Those just read, those that are being read, and those to come.
+        windows = np.sort(self.index.shard_bytes)[-3 * self.window :]
+        if not self.store.keeps(int(windows.sum())):
+            return super().ahead(order)
+        return fetched_ahead(self.index.shards_of(order), self.window)
+
+    def pack(self, request: Request) -> Parcel:
+        """Read a batch as bytes, while the shards for later ones are fetched."""
+        for shard in request.ahead:
+            self.store.fetch_ahead(self.index.shards[shard], int(self.index.shard_bytes[shard]))
+        return super().pack(request)
 
     def name_of(self, index: int) -> str:
         """Return the names of an image and of its shard."""

@@ -81,6 +81,10 @@ class ShardIndex:
         """Return the shard of an image."""
         return int(np.searchsorted(self.first, image, side="right")) - 1
 
+    def shards_of(self, images: Int64s) -> Int64s:
+        """Return the shards of images, in an array of the same shape."""
+        return np.searchsorted(self.first, images, side="right") - 1
+
     def name_of(self, image: int) -> bytes:
         """Return the name of an image file."""
         start = self.name_ends[image - 1] if image else 0

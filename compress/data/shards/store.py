@@ -7,13 +7,16 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from time import sleep
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
 from compress.config.location import scheme_of
 from compress.data.shards.index import matches
+from compress.distributed.torchrun import ranks_here
 from compress.errors import CompressError, DataError, EnvironmentUnfitError, writing
 
 if TYPE_CHECKING:
@@ -53,6 +56,22 @@ class Store(ABC):
         Raises:
             DataError: it is gone, has another size, or cannot be fetched.
         """
+
+    def keeps(self, length: int) -> bool:
+        """Return whether shards are fetched, and ``length`` bytes of them kept for each rank."""
+        return False
+
+    def fetch_ahead(self, name: str, length: int) -> None:
+        """Open a shard in the background, so that it is there when it is read.
+
+        What goes wrong is told to whoever opens it for reading.
+        """
+
+        def fetch() -> None:
+            with suppress(CompressError):
+                self.opened(name, length).close()
+
+        Thread(target=fetch, daemon=True).start()
 
 
 class Folder(Store):
@@ -145,6 +164,10 @@ class Remote(Store):
                 raise DataError(f"the shard {name} is not there under {self.title}") from error
 
         return self.cache.open(self._key(name), length, fill)
+
+    def keeps(self, length: int) -> bool:
+        """Return whether the cache has room for so many bytes of every rank of this host."""
+        return ranks_here() * length <= self.cache.limit
 
     def _key(self, name: str) -> str:
         said = f"{self.title}\0{self.edition}\0{name}".encode("utf-8", "surrogateescape")
