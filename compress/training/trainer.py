@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -177,25 +178,25 @@ class Trainer:
             scoring.before_backward(loss)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def check(self) -> None:
-        """Stop when a loss since the last report was NaN or infinite, in any process.
+    def check(self) -> float:
+        """Return the sum of the losses of all processes since the last report.
 
         Raises:
-            TrainingError: it was.
+            TrainingError: it is NaN or infinite.
         """
-        loss = self.world.sum(self._loss_sum)
-        if not torch.isfinite(loss):
+        loss = self.world.sum(self._loss_sum).item()
+        if not math.isfinite(loss):
             epoch = (self.step_index - 1) // self.steps_per_epoch + 1
             lr = self.optimizer.param_groups[0]["lr"]
             raise TrainingError(
-                f"the loss became {loss.item()} in epoch {epoch} at step "
+                f"the loss became {loss} in epoch {epoch} at step "
                 f"{self.step_index} with learning rate {lr:g}: lower lr or raise warmup_epochs"
             )
+        return loss
 
     def mean_loss(self) -> float:
         """Return the mean loss per image of all processes since the last call."""
-        self.check()
-        mean = self.world.sum(self._loss_sum).item() / max(1, self.world.total(self._images))
+        mean = self.check() / max(1, self.world.total(self._images))
         self._loss_sum.zero_()
         self._images = 0
         return mean
