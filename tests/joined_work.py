@@ -1,4 +1,4 @@
-"""What the ranks of tests/compress/test_distributed.py do, and one process on the joined batch."""
+"""What the ranks of test_distributed.py do, and one process on the joined batch."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,12 @@ def test_the_wheel_takes_every_package_and_nothing_else() -> None:
     assert packages == set(PACKAGES), "a package that is not installed, or a folder that is none"
 
 
+def hides(pattern: str, path: Path) -> bool:
+    """Whether a pattern of .gitignore matches a path; one that begins with / does at the root."""
+    parts = path.parts[:1] if pattern.startswith("/") else path.parts
+    return any(fnmatch(part, pattern.strip("/")) for part in parts)
+
+
 @needs_checkout
 def test_no_ignored_pattern_hides_a_file_from_the_wheel() -> None:
     """Hatchling leaves out what .gitignore names, without a word."""
@@ -89,7 +96,7 @@ def test_no_ignored_pattern_hides_a_file_from_the_wheel() -> None:
     ]
     assert inside
     for path in inside:
-        hidden = [p for p in patterns if path.match(p.strip("/")) or p.strip("/") in path.parts]
+        hidden = [p for p in patterns if hides(p, path)]
         assert not hidden, f"{path} is hidden by {hidden}"
 
 

@@ -11,7 +11,7 @@ from compress.config.targets import load_target
 from compress.documents import named_files
 from compress.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 A100 = """
 description = "NVIDIA A100"
 opset = 20

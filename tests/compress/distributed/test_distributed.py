@@ -17,7 +17,8 @@ from runs import DATA, start
 from torch.distributed import HashStore
 
 from compress.data.batches import TrainBatches
-from compress.distributed.world import asked, device_name, meeting
+from compress.distributed import meeting
+from compress.distributed.world import asked, device_name
 from compress.errors import (
     ConfigError,
     EnvironmentUnfitError,
