@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +39,6 @@ from compress.criteria import bind
 from compress.criteria.scoring import Context
 from compress.data.batches import TrainBatches
 from compress.data.datasets import load_data
-from compress.data.loading import Batch
 from compress.networks.shrink import shrink
 from compress.pruning.importance import Importance
 from compress.pruning.masking import prune_to
@@ -97,8 +97,8 @@ def batches_of(options: argparse.Namespace, workers: int, decoder: str) -> Train
         f"data.decoder={decoder}",
     ]
     data = load_data(load_config("digits-resnet20", settings).data)
-    pinned = pick_device(options.device).type == "cuda"
-    return TrainBatches(data, batch_size=options.batch, seed=0, workers=workers, pin_memory=pinned)
+    on_gpu = pick_device(options.device).type == "cuda"
+    return TrainBatches(data, batch_size=options.batch, seed=0, workers=workers, for_gpu=on_gpu)
 
 
 def loader_rates(options: argparse.Namespace, workers: int, decoder: str) -> list[float]:
@@ -125,7 +125,7 @@ class Phases:
         self.options, self.bench = options, Bench(options)
         self.device, self.graph = self.bench.device, self.bench.graph
         self.batch = next(batches_of(options, 0, "pil").epoch(0))
-        self.batch = Batch(self.batch.images, self.batch.labels, 0)
+        self.batch = replace(self.batch, skipped=0)
 
     def dense(self) -> Callable[[], object]:
         trainer = trainer_for(copy.deepcopy(self.bench.model))

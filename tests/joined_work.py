@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def not_a_number() -> None:
     )
     batch = share_of(world, 0)
     if world.rank == 1:
-        batch = batch._replace(images=batch.images * float("nan"))
+        batch = replace(batch, images=batch.images * float("nan"))
     trainer.step(batch)
     trainer.mean_loss()
 

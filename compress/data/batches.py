@@ -63,7 +63,7 @@ class TrainBatches:
         seed: With the epoch and an image's position, decides its place and augmentation.
         workers: Processes that decode, the same for all epochs; 0 decodes in this process.
         prefetch: Batches that each of them reads ahead.
-        pin_memory: Return page-locked tensors, for copies to a GPU.
+        for_gpu: Leave it to ``Batch.to`` to normalise images, see ``Reader``.
         rank: Which part of every batch is read here.
         ranks: Processes that train together, each with its part.
 
@@ -80,16 +80,14 @@ class TrainBatches:
         seed: int,
         workers: int = 0,
         prefetch: int = PREFETCH,
-        pin_memory: bool = False,
+        for_gpu: bool = False,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
         self._images = image_set(data.train)
         self._share = Share(batch_size, rank, ranks)
         self._seed = seed
-        self._reader = Reader(
-            self._images, workers=workers, prefetch=prefetch, pin_memory=pin_memory
-        )
+        self._reader = Reader(self._images, workers=workers, prefetch=prefetch, for_gpu=for_gpu)
         self._check_share()
 
     def __len__(self) -> int:
@@ -135,7 +133,7 @@ def eval_batches(
     *,
     batch_size: int,
     workers: int = 0,
-    pin_memory: bool = False,
+    for_gpu: bool = False,
     rank: int = 0,
     ranks: int = 1,
 ) -> Iterator[Batch]:
@@ -148,7 +146,7 @@ def eval_batches(
             (C, H, W) and labels.
         batch_size: Images per batch.
         workers: Processes that decode; 0 decodes in this process.
-        pin_memory: Return page-locked tensors, for copies to a GPU.
+        for_gpu: Leave it to ``Batch.to`` to normalise images, see ``Reader``.
         rank: Read the batches ``rank::ranks``.
         ranks: Processes that share the batches.
 
@@ -157,7 +155,7 @@ def eval_batches(
     """
     images = image_set(dataset)
     requests = _cut(np.arange(len(images)), batch_size)[rank::ranks]
-    return batches(images, requests, workers=workers, pin_memory=pin_memory)
+    return batches(images, requests, workers=workers, for_gpu=for_gpu)
 
 
 def spread_batches(
@@ -170,7 +168,7 @@ def spread_batches(
     images = image_set(dataset)
     count = min(count, len(images))
     indices = (np.arange(count) * len(images)) // max(count, 1)
-    yield from batches(images, _cut(indices, batch_size), workers=workers, pin_memory=False)
+    yield from batches(images, _cut(indices, batch_size), workers=workers)
 
 
 def first_images(data: ImageData, count: int) -> torch.Tensor:

@@ -2,16 +2,16 @@
 
 An image set answers a ``Request``: which images, and one random seed for each when they are to be
 augmented. A batch is a function of its request alone, so it does not matter which process builds it
-or what was built before. What a process sends is a ``Parcel``: pixels of decoded files travel as
-the bytes that they are, a quarter of what the network sees, and are normalised where they arrive.
+or what was built before. Pixels travel as the bytes that they are, a quarter of what the network
+sees, and are normalised where they arrive: by ``Batch.to``, or by ``Batch.normalised``.
 """
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -39,7 +39,6 @@ __all__ = [
     "EncodedImages",
     "FileImages",
     "ImageSet",
-    "Parcel",
     "PlainImages",
     "Reply",
     "Request",
@@ -51,15 +50,45 @@ __all__ = [
 logger = logging.getLogger("compress")
 
 
-class Batch(NamedTuple):
-    """Images ready for the network, and their labels."""
+@dataclass(frozen=True)
+class Batch:
+    """Images and their labels."""
 
     images: torch.Tensor
-    """(N, C, H, W), float32, normalised."""
+    """(N, C, H, W): float32 and normalised; with a ``scale`` uint8, or float32 in [0, 1]."""
     labels: torch.Tensor
     """(N,), int64."""
     skipped: int
     """Unreadable images left out of this batch; N is smaller by as many, down to 0."""
+    scale: Scale | None = None
+    """How the images are still to be normalised."""
+
+    def to(
+        self,
+        device: torch.device | str,
+        memory_format: torch.memory_format = torch.preserve_format,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return normalised images and labels on a device; copies to a GPU do not wait."""
+        images = self.images.to(device, non_blocking=True, memory_format=memory_format)
+        labels = self.labels.to(device, non_blocking=True)
+        return images if self.scale is None else self.scale.normalise(images), labels
+
+    def normalised(self) -> Batch:
+        """Return the batch with normalised images."""
+        if self.scale is None:
+            return self
+        return Batch(self.scale.normalise(self.images), self.labels, self.skipped)
+
+    def parts(self, count: int) -> Iterator[Batch]:
+        """Yield the batch in parts of sizes as even as can be."""
+        for images, labels in zip(
+            self.images.tensor_split(count), self.labels.tensor_split(count), strict=True
+        ):
+            yield Batch(images, labels, 0, self.scale)
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory; a thread of torch's loader calls this."""
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 class Request(NamedTuple):
@@ -81,29 +110,6 @@ class Reply(NamedTuple):
     """The first unreadable image and why it is unreadable; empty when there is none."""
 
 
-@dataclass(frozen=True)
-class Parcel:
-    """A reply on its way from the process that read it to the one that asked."""
-
-    reply: Reply
-    scale: Scale | None = None
-    """What is still to be done to the images of the batch, which are uint8."""
-
-    def opened(self, *, pin_memory: bool = False) -> Reply:
-        """Return the reply with its images normalised, in page-locked memory if asked."""
-        batch, broken = self.reply
-        if self.scale is not None:
-            images = self.scale.normalise(batch.images, pin_memory=pin_memory)
-        else:
-            images = batch.images.pin_memory() if pin_memory else batch.images
-        labels = batch.labels.pin_memory() if pin_memory else batch.labels
-        return Reply(Batch(images, labels, batch.skipped), broken)
-
-    def pin_memory(self) -> Parcel:
-        """Open the parcel into page-locked memory; a thread of torch's loader calls this."""
-        return Parcel(self.opened(pin_memory=True))
-
-
 class ImageSet(Dataset[tuple[torch.Tensor, int]], ABC):
     """Labelled images that are read a batch at a time.
 
@@ -117,11 +123,7 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]], ABC):
 
     @abstractmethod
     def fetch(self, request: Request) -> Reply:
-        """Read a batch; torch's global generator is left as it was."""
-
-    def pack(self, request: Request) -> Parcel:
-        """Read a batch for another process: what ``fetch`` returns, perhaps not yet normalised."""
-        return Parcel(self.fetch(request))
+        """Read a batch, perhaps not normalised yet; torch's global generator is left as it was."""
 
     def epoch_order(self, share: Share, rng: np.random.Generator) -> Int64s:
         """Return the positions that one rank trains on in an epoch, a row for each of its steps.
@@ -139,7 +141,7 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]], ABC):
         batch, broken = self.fetch(Request(np.array([range(len(self))[index]]), None))
         if broken:
             raise DataError(f"image {index} cannot be read: {broken}; mend or remove the file")
-        return batch.images[0], int(batch.labels[0])
+        return batch.normalised().images[0], int(batch.labels[0])
 
     def report(self, broken: str) -> None:
         """Name an unreadable image in the log, once for this set."""
@@ -169,7 +171,7 @@ class TensorImages(ImageSet):
             images = torch.stack(list(map(self.view.random_resize, images, request.seeds.tolist())))
         else:
             images = self.view.shift(self.view.resize(images), request.seeds)
-        return Reply(Batch(self.view.normalise(images), self.labels[indices], skipped=0), "")
+        return Reply(Batch(images, self.labels[indices], 0, self.view.scale), "")
 
 
 class EncodedImages(ImageSet):
@@ -201,10 +203,6 @@ class EncodedImages(ImageSet):
 
     def fetch(self, request: Request) -> Reply:
         """Read a batch, without the images that cannot be decoded."""
-        return self.pack(request).opened()
-
-    def pack(self, request: Request) -> Parcel:
-        """Read a batch as bytes."""
         seeds = [None] * len(request.indices) if request.seeds is None else request.seeds.tolist()
         results = [self._read(*pair) for pair in zip(request.indices, seeds, strict=True)]
         kept = np.array([isinstance(result, torch.Tensor) for result in results], dtype=bool)
@@ -212,8 +210,8 @@ class EncodedImages(ImageSet):
         images = [result for result in results if isinstance(result, torch.Tensor)]
         pixels = self._stack(images, None if request.seeds is None else request.seeds[kept])
         broken = next((result for result in results if isinstance(result, str)), "")
-        batch = Batch(pixels, labels, skipped=len(results) - len(images))
-        return Parcel(Reply(batch, broken), self.view.scale)
+        batch = Batch(pixels, labels, len(results) - len(images), self.view.scale)
+        return Reply(batch, broken)
 
     def _read(self, index: int, seed: int | None) -> torch.Tensor | str:
         """Return the image (C, size, size) as uint8, or a phrase that says why there is none."""

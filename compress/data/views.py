@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,13 +29,15 @@ class Scale(NamedTuple):
     std: tuple[float, ...]
     """Per channel."""
 
-    def normalise(self, images: torch.Tensor, *, pin_memory: bool = False) -> torch.Tensor:
-        """Turn uint8, or float in [0, 1], into normalised float32; shape (N, C, H, W) is kept.
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn uint8, or float in [0, 1], into normalised float32, where the images are.
 
-        The result lies in page-locked memory if asked.
+        Shape (N, C, H, W) and memory format are kept.
         """
-        out = torch.empty(images.shape, dtype=torch.float32, pin_memory=pin_memory)
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in self)
+        mean, std = _columns(self, images.device)
+        if not images.is_cpu:
+            return _at_once(images, mean, std)
+        out = torch.empty_like(images, dtype=torch.float32)
         several = max(1, CACHED_VALUES // max(1, images[:1].numel()))
         for part, source in zip(
             torch.split(out, several), torch.split(images, several), strict=True
@@ -45,6 +47,19 @@ class Scale(NamedTuple):
                 part.mul_(1 / 255)
             part.sub_(mean).div_(std)
         return out
+
+
+def _at_once(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Normalise without regard to caches: the same operations on each value."""
+    scaled = images if images.is_floating_point() else images * (1 / 255)
+    return scaled.sub(mean).div_(std)
+
+
+@cache
+def _columns(scale: Scale, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation on a device: (C, 1, 1) each."""
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in scale)
+    return mean, std
 
 
 @dataclass(frozen=True)
@@ -106,10 +121,6 @@ class View:
     def scale(self) -> Scale:
         """How pixels are normalised."""
         return Scale(self.mean, self.std)
-
-    def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """Turn uint8, or float in [0, 1], into normalised float32; shape (N, C, H, W) is kept."""
-        return self.scale.normalise(images)
 
 
 @contextmanager

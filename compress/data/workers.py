@@ -21,7 +21,7 @@ from multiprocessing.process import BaseProcess
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from compress.data.loading import Batch, ImageSet, Parcel, Reply, Request
+from compress.data.loading import Batch, ImageSet, Reply, Request
 from compress.errors import CompressError, DataError
 
 PREFETCH = 2
@@ -35,7 +35,8 @@ class Reader:
         images: The image set.
         workers: Processes that decode; 0 decodes in this process.
         prefetch: Batches that each worker reads ahead.
-        pin_memory: Return page-locked tensors, for copies to a GPU.
+        for_gpu: Leave images to ``Batch.to`` to be normalised on the GPU; where there is one they
+            are returned in page-locked memory.
     """
 
     def __init__(
@@ -44,13 +45,14 @@ class Reader:
         *,
         workers: int = 0,
         prefetch: int = PREFETCH,
-        pin_memory: bool = False,
+        for_gpu: bool = False,
     ) -> None:
         self._images, self._workers, self._prefetch = images, workers, prefetch
+        self._for_gpu = for_gpu
         # Without a GPU torch would warn, and there is nothing to pin memory for.
-        self._pin_memory = pin_memory and torch.cuda.is_available()
+        self._pin_memory = for_gpu and torch.cuda.is_available()
         self._asked = _Asked()
-        self._loader: DataLoader[Parcel | CompressError] | None = None
+        self._loader: DataLoader[Reply | CompressError] | None = None
         self._started: list[BaseProcess] = []
         self._busy = False
 
@@ -69,7 +71,7 @@ class Reader:
                 self._images,
                 workers=self._workers,
                 prefetch=self._prefetch,
-                pin_memory=self._pin_memory,
+                for_gpu=self._for_gpu,
             )
             yield from other.read(requests)
         else:
@@ -86,21 +88,22 @@ class Reader:
 
     def _read_here(self, requests: Iterable[Request]) -> Iterator[Reply]:
         for request in requests:
-            yield self._images.pack(request).opened(pin_memory=self._pin_memory)
+            batch, broken = self._images.fetch(request)
+            yield Reply(batch.pin_memory() if self._pin_memory else batch, broken)
 
     def _receive(self, requests: Iterable[Request]) -> Iterator[Reply]:
         self._asked.requests = requests
         try:
-            parcels = self._begun()
+            replies = self._begun()
             while True:
                 if _any_died(self._started):
                     raise self._death()
-                parcel = next(parcels, None)
-                if parcel is None:
+                reply = next(replies, None)
+                if reply is None:
                     return
-                if isinstance(parcel, CompressError):  # a worker met it
-                    raise parcel
-                yield parcel.opened()
+                if isinstance(reply, CompressError):  # a worker met it
+                    raise reply
+                yield reply
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -109,14 +112,14 @@ class Reader:
                 raise self._death() from error
             raise
 
-    def _begun(self) -> Iterator[Parcel | CompressError]:
+    def _begun(self) -> Iterator[Reply | CompressError]:
         """Begin an epoch, with the workers of the last one if there was one."""
         if self._loader is not None:
             if _any_died(self._started):
                 raise self._death()
             return iter(self._loader)
         self._loader = DataLoader(
-            _Parcels(self._images),
+            _Replies(self._images),
             sampler=self._asked,
             batch_size=None,
             num_workers=self._workers,
@@ -131,14 +134,14 @@ class Reader:
         before = set(multiprocessing.active_children())
         try:
             with _unsignalled(), _quiet_deaths():
-                parcels = iter(self._loader)
+                replies = iter(self._loader)
         except OSError as error:
             raise DataError(
                 f"the {self._workers} processes that decode images cannot be started "
                 f"({error.strerror or error}): lower data.workers, or set it to 0"
             ) from error
         self._started[:] = set(multiprocessing.active_children()) - before
-        return parcels
+        return replies
 
     def _death(self) -> DataError:
         return DataError(
@@ -149,7 +152,7 @@ class Reader:
     def _told(self, reply: Reply) -> Batch:
         if reply.broken:
             self._images.report(reply.broken)
-        return reply.batch
+        return reply.batch if self._for_gpu else reply.batch.normalised()
 
 
 def batches(
@@ -157,7 +160,7 @@ def batches(
     requests: Iterable[Request],
     *,
     workers: int,
-    pin_memory: bool,
+    for_gpu: bool = False,
     prefetch: int = PREFETCH,
 ) -> Iterator[Batch]:
     """Yield the batch of every request, in order, by workers that end with the last one.
@@ -165,7 +168,7 @@ def batches(
     Raises:
         DataError: a worker process died, or none could be started.
     """
-    reader = Reader(images, workers=workers, prefetch=prefetch, pin_memory=pin_memory)
+    reader = Reader(images, workers=workers, prefetch=prefetch, for_gpu=for_gpu)
     yield from reader.read(requests)
 
 
@@ -178,15 +181,15 @@ class _Asked:
         return iter(self.requests)
 
 
-class _Parcels(Dataset[Parcel | CompressError]):
-    """The view that a DataLoader has of an image set: requests in, parcels out."""
+class _Replies(Dataset[Reply | CompressError]):
+    """The view that a DataLoader has of an image set: requests in, replies out."""
 
     def __init__(self, images: ImageSet) -> None:
         self.images = images
 
-    def __getitem__(self, request: Request) -> Parcel | CompressError:
+    def __getitem__(self, request: Request) -> Reply | CompressError:
         try:
-            return self.images.pack(request)
+            return self.images.fetch(request)
         except CompressError as error:  # torch would bury its sentence in a traceback
             return error
 

@@ -148,7 +148,7 @@ def read_sample(request: OracleRequest, config: RunConfig, data: ImageData) -> I
         )
     size = config.data.eval_batch_size
     asked = [Request(chosen[i : i + size], None) for i in range(0, len(chosen), size)]
-    read = list(batches(images, asked, workers=config.data.workers, pin_memory=False))
+    read = list(batches(images, asked, workers=config.data.workers))
     pixels, labels = torch.cat([b.images for b in read]), torch.cat([b.labels for b in read])
     require_images(len(labels), sum(b.skipped for b in read), purpose="compress oracle")
     digest = hashlib.sha256(f"{tuple(pixels.shape)}".encode())

@@ -95,7 +95,7 @@ def train_batches(
         seed=config.seed,
         workers=config.data.workers,
         prefetch=config.data.prefetch,
-        pin_memory=device == "cuda",
+        for_gpu=device == "cuda",
         rank=world.rank,
         ranks=world.size,
     )
@@ -111,7 +111,7 @@ def accuracy_of(
         data.val,
         batch_size=config.data.eval_batch_size,
         workers=config.data.workers,
-        pin_memory=device.type == "cuda",
+        for_gpu=device.type == "cuda",
         rank=world.rank,
         ranks=world.size,
     )

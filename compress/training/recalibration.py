@@ -42,7 +42,7 @@ def reestimate_batchnorm(
             if not seen:
                 for norm in norms:
                     norm.reset_running_stats()
-            model(batch.images.to(device))
+            model(batch.to(device)[0])
             seen += 1
     if seen:
         world.average_buffers(model)

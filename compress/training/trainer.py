@@ -126,12 +126,10 @@ class Trainer:
         network = self._parallel(scoring.network if scoring and scoring.network else self.model)
         # As many parts in every process: BatchNorm may meet the others in each.
         parts = min(self.compute.accumulate, min(counts) // SMALLEST_BATCH)
-        images, labels = batch.images.tensor_split(parts), batch.labels.tensor_split(parts)
-        for part in range(parts):
-            last = part == parts - 1
-            weight = self.world.size * len(labels[part]) / sum(counts)
-            with nullcontext() if last else _apart(network):
-                self._pass(network, images[part], labels[part], weight, scoring)
+        for number, part in enumerate(batch.parts(parts), start=1):
+            weight = self.world.size * len(part.labels) / sum(counts)
+            with nullcontext() if number == parts else _apart(network):
+                self._pass(network, part, weight, scoring)
         if not self.world.alone:
             self._require_all_used()
         self.scaler.unscale_(self.optimizer)
@@ -161,14 +159,12 @@ class Trainer:
     def _pass(
         self,
         network: nn.Module,
-        images: torch.Tensor,
-        labels: torch.Tensor,
+        part: Batch,
         weight: float,
         scoring: Scoring | None,
     ) -> None:
         """Add the gradient of some images, by their weight in the joined minibatch."""
-        images = images.to(self.device, non_blocking=True, memory_format=self.memory_format)
-        labels = labels.to(self.device, non_blocking=True)
+        images, labels = part.to(self.device, self.memory_format)
         with self._autocast():
             loss = self._loss(network(images), images, labels)
         self._loss_sum += loss.detach() * len(labels)

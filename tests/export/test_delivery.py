@@ -126,7 +126,7 @@ def test_where_the_opset_allows_it_the_rest_of_int8_is_fp16(
 
 
 def test_images_of_one_class_cannot_calibrate(run: RunDirectory, tmp_path: Path) -> None:
-    (whole,) = [Batch(*batch) for batch in [next(iter(SAMPLES.training()))]]
+    whole = next(iter(SAMPLES.training()))
     rows = whole.labels == 0
     batch = Batch(whole.images[rows].repeat(4, 1, 1, 1), whole.labels[rows].repeat(4), 0)
     samples = Samples(SAMPLES.validation, lambda: [batch])

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from compress.data.decoding import Decoded, Decoder, decode_rgb
-from compress.data.loading import EncodedImages, Parcel, Request
+from compress.data.loading import EncodedImages, Reply, Request
 from compress.data.order import Int64s, Share, fetched_ahead, streamed
 from compress.data.shards.index import ShardIndex
 from compress.data.shards.store import Store
@@ -47,11 +47,11 @@ class ShardImages(EncodedImages):
             return super().ahead(order)
         return fetched_ahead(self.index.shards_of(order), self.window)
 
-    def pack(self, request: Request) -> Parcel:
-        """Read a batch as bytes, while the shards for later ones are fetched."""
+    def fetch(self, request: Request) -> Reply:
+        """Read a batch, while the shards for later ones are fetched."""
         for shard in request.ahead:
             self.store.fetch_ahead(self.index.shards[shard], int(self.index.shard_bytes[shard]))
-        return super().pack(request)
+        return super().fetch(request)
 
     def name_of(self, index: int) -> str:
         """Return the names of an image and of its shard."""

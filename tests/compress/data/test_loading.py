@@ -20,8 +20,8 @@ import compress.data.batches
 from compress.config import DataConfig, RunConfig
 from compress.data.datasets import load_data
 from compress.data.decoding import Decoder, decode_rgb, has_jpeg_operator
-from compress.data.loading import Batch, FileImages, ImageSet, Parcel, Reply, Request, TensorImages
-from compress.data.views import CACHED_VALUES, View
+from compress.data.loading import Batch, FileImages, ImageSet, Reply, Request, TensorImages
+from compress.data.views import CACHED_VALUES, View, _at_once
 from compress.data.workers import Reader
 from compress.errors import DataError
 from compress.training.loop import train_batches
@@ -351,10 +351,23 @@ def test_normalisation_is_exact_to_the_last_bit(shape):
         (raw.astype(np.float32) / 256, raw.astype(np.float32) / 256),
     ):
         before = source.copy()
-        found = view.normalise(torch.from_numpy(source))
+        found = view.scale.normalise(torch.from_numpy(source))
         assert found.dtype == torch.float32
         np.testing.assert_array_equal(found.numpy(), (scaled - mean) / std)
         np.testing.assert_array_equal(source, before)
+        at_once = _at_once(torch.from_numpy(source), torch.from_numpy(mean), torch.from_numpy(std))
+        np.testing.assert_array_equal(at_once, found)  # the way of a GPU, on this processor
+        np.testing.assert_array_equal(source, before)
+        batch = Batch(torch.from_numpy(source), torch.arange(len(source)), 0, view.scale)
+        images, labels = batch.to("cpu", torch.channels_last)
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(images, found)
+        assert torch.equal(labels, batch.labels)
+        assert torch.equal(batch.normalised().images, found)
+        assert batch.normalised().normalised().scale is None
+        parts = list(batch.parts(2))
+        assert torch.equal(torch.cat([part.to("cpu")[0] for part in parts]), found)
+        assert torch.equal(torch.cat([part.labels for part in parts]), labels)
 
 
 def test_images_of_every_size_are_normalised_in_the_cache():
@@ -411,7 +424,7 @@ def test_the_faster_decoder_crops_the_same_and_differs_by_rounding(augment, seed
     view = View(32, augment, (0.0, 0.0, 0.0), (1 / 255,) * 3)  # the values of the pixels
     seeds = np.arange(12) * 10**15 if seeded else None
     slow, fast = (
-        FileImages(samples, view, decoder).fetch(Request(np.arange(12), seeds)).batch
+        FileImages(samples, view, decoder).fetch(Request(np.arange(12), seeds)).batch.normalised()
         for decoder in DECODERS
     )
     difference = (slow.images - fast.images).abs()
@@ -452,8 +465,8 @@ def test_broken_files_are_left_out_by_either_decoder(decoder, tmp_path):
         with pytest.raises(DataError, match=rf"{index if index < 7 else 'absent'}.jpg.*{reason}"):
             images[index]
     (none, _) = images.fetch(Request(np.array([1, 2]), None))
-    assert none.images.shape == (0, 3, 16, 16)
-    assert none.images.dtype == torch.float32
+    assert none.normalised().images.shape == (0, 3, 16, 16)
+    assert none.normalised().images.dtype == torch.float32
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -491,27 +504,33 @@ def test_files_travel_as_bytes_and_are_normalised_on_arrival(tmp_path):
     samples = written(tmp_path, {f"{n}.jpg": encoded(photograph(seed=n)) for n in range(3)})
     images = FileImages(samples, View(16, "imagenet", MEAN, STD))
     request = Request(np.arange(3), np.arange(3))
-    parcel = images.pack(request)
-    assert parcel.reply.batch.images.dtype == torch.uint8
-    expected = functional.normalize(parcel.reply.batch.images / 255, list(MEAN), list(STD))
-    for batch in (images.fetch(request).batch, *Reader(images, workers=1).read([request])):
+    sent = images.fetch(request).batch
+    assert sent.images.dtype == torch.uint8
+    expected = functional.normalize(sent.images / 255, list(MEAN), list(STD))
+    for workers in (0, 1):
+        (batch,) = Reader(images, workers=workers).read([request])
         torch.testing.assert_close(batch.images, expected)
         assert batch.images.dtype == torch.float32
+        (raw,) = Reader(images, workers=workers, for_gpu=True).read([request])
+        assert torch.equal(raw.images, sent.images)
+        assert torch.equal(raw.to("cpu")[0], batch.images)
 
 
 class Halved(TensorImages):
     def fetch(self, request: Request) -> Reply:
         batch, broken = super().fetch(request)
+        batch = batch.normalised()
         return Reply(Batch(batch.images / 2, batch.labels, batch.skipped), broken)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_set_that_only_fetches_is_sent_as_it_fetches(workers):
+def test_what_is_normalised_already_stays_as_it_is(workers):
     view = View(8, "none", (0.0,), (1.0,))
     images = Halved(torch.from_numpy(pixels(4, 1, 8, 8)), torch.arange(4), view)
     request = Request(np.arange(4), None)
-    (batch,) = Reader(images, workers=workers).read([request])
-    assert torch.equal(batch.images, images.fetch(request).batch.images)
+    for for_gpu in (False, True):
+        (batch,) = Reader(images, workers=workers, for_gpu=for_gpu).read([request])
+        assert torch.equal(batch.to("cpu")[0], images.fetch(request).batch.images)
 
 
 @pytest.mark.gpu
@@ -521,20 +540,13 @@ def test_pinned_batches_hold_the_same(workers, tmp_path):
     samples = written(tmp_path, {f"{n}.jpg": encoded(photograph(seed=n)) for n in range(6)})
     images = FileImages(samples, View(16, "imagenet", MEAN, STD))
     requests = [Request(np.arange(3) + 3 * n, np.arange(3)) for n in range(2)]
-    reader = Reader(images, workers=workers, pin_memory=True)
+    reader = Reader(images, workers=workers, for_gpu=True)
     for _ in range(2):
         for batch, request in zip(reader.read(requests), requests, strict=True):
             assert batch.images.is_pinned()
             assert batch.labels.is_pinned()
-            assert torch.equal(batch.images, images.fetch(request).batch.images)
-
-
-def test_a_parcel_that_is_open_is_not_normalised_again():
-    images = torch.rand(2, 3, 4, 4)
-    reply = Reply(Batch(images, torch.arange(2), 1), "a.jpg (torn)")
-    opened = Parcel(Parcel(reply).opened()).opened()
-    assert torch.equal(opened.batch.images, images)
-    assert (opened.batch.skipped, opened.broken) == (1, "a.jpg (torn)")
+            usual = images.fetch(request).batch.normalised().images
+            assert torch.equal(batch.to("cuda")[0].cpu(), usual)
 
 
 # ---- configuration -----------------------------------------------------------------------------
@@ -565,7 +577,7 @@ def test_the_configuration_chooses_decoder_and_prefetch(tmp_path, monkeypatch):
 
     monkeypatch.setattr(compress.data.batches, "Reader", Recorded)
     batches = train_batches(data, RunConfig(data=settings), "cpu")
-    assert made == [{"workers": 2, "prefetch": 5, "pin_memory": False}]
+    assert made == [{"workers": 2, "prefetch": 5, "for_gpu": False}]
     first, second = list(batches.epoch(0)), list(batches.epoch(1))
     assert [len(batch.labels) for batch in first + second] == [2, 2, 2, 2]
     batches.close()

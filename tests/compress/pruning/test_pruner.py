@@ -426,7 +426,7 @@ def test_diverging_keeps_the_last_good_state(
     def poisoned(self: pruner.Trainer, batch: Batch, **options: Any) -> None:
         if self.step_index == 5:
             states.append(run.state.read_bytes())
-            batch = batch._replace(images=batch.images * float("nan"))
+            batch = replace(batch, images=batch.images * float("nan"))
         step(self, batch, **options)
 
     monkeypatch.setattr(pruner.Trainer, "step", poisoned)
@@ -453,9 +453,14 @@ class Torn(TensorImages):
         reply = super().fetch(request)
         if (self.calls - 1) % 4 not in self.unreadable:
             return reply
-        images, labels, _ = reply.batch
-        lost = len(labels) - self.left
-        return Reply(Batch(images[: self.left], labels[: self.left], lost), "a.png (torn)")
+        whole = reply.batch
+        left = replace(
+            whole,
+            images=whole.images[: self.left],
+            labels=whole.labels[: self.left],
+            skipped=len(whole.labels) - self.left,
+        )
+        return Reply(left, "a.png (torn)")
 
 
 def torn(unreadable: set[int], left: int) -> ImageData:

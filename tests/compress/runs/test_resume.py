@@ -43,7 +43,7 @@ class Broken(TensorImages):
             return Reply(batch, broken)
         whole = torch.from_numpy(request.indices % 11 != 0)
         lost = int((~whole).sum())
-        kept = batch._replace(images=batch.images[whole], labels=batch.labels[whole], skipped=lost)
+        kept = replace(batch, images=batch.images[whole], labels=batch.labels[whole], skipped=lost)
         return Reply(kept, "an image (torn)" if lost else "")
 
 
