@@ -192,6 +192,8 @@ def test_a_process_that_ignores_sigterm_goes_on_ignoring_it() -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         with sigterm_as_ctrl_c():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
             os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)
