@@ -21,12 +21,10 @@ from bench.reports.schema import GroupRecord, Report
 from bench.subject import Subject, subjects
 from compress.config import BenchConfig, Precision
 from compress.errors import DataError
+from compress.progress import Progress
 
 if TYPE_CHECKING:
     from export.runners import Runner
-
-Progress = Callable[[str, float], None]
-"""Told what is being done, and the share of it that is done, 0 to 1."""
 
 
 def benchmark(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.benchmark import Progress, benchmark
+from bench.benchmark import benchmark
 from bench.budgets import Budgets, require_judgeable
 from bench.judging.change import change_against, require_same_model
 from bench.reports.report import load_report
@@ -18,6 +18,7 @@ from compress.checkpoints.summary import inspect_checkpoint
 from compress.data.batches import ImageData, eval_batches
 from compress.errors import ConfigError
 from compress.networks.models import BUILTIN_MODELS
+from compress.progress import Progress
 from compress.runs.session import RunDirectory
 
 if TYPE_CHECKING:

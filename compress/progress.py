@@ -10,24 +10,27 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bars
 
 from compress.distributed.torchrun import is_main
+
+Progress = Callable[[str, float], None]
+"""Told what is being done, and the share of it that is done, 0 to 1."""
 
 
 class Bar:
     """One running task."""
 
-    def __init__(self, progress: Progress, total: int, description: str) -> None:
-        self._progress = progress
-        self._task = progress.add_task(description, total=total, note="")
+    def __init__(self, bars: Bars, total: int, description: str) -> None:
+        self._bars = bars
+        self._task = bars.add_task(description, total=total, note="")
 
     def at(self, completed: float, note: str = "") -> None:
         """Move to a position and show a note beside it."""
-        self._progress.update(self._task, completed=completed, note=note)
+        self._bars.update(self._task, completed=completed, note=note)
 
 
 @contextmanager
@@ -45,12 +48,12 @@ def bar(description: str, total: int) -> Iterator[Bar]:
     )
     console = Console(stderr=True)
     quiet = not (sys.stderr.isatty() and is_main())
-    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
-        yield Bar(progress, total, description)
+    with Bars(*columns, console=console, transient=True, disable=quiet) as bars:
+        yield Bar(bars, total, description)
 
 
 @contextmanager
-def percent_bar(description: str) -> Iterator[Callable[[str, float], None]]:
+def percent_bar(description: str) -> Iterator[Progress]:
     """Yield what shows the step that is being done and its share that is done, 0 to 1."""
     with bar(description, 100) as shown:
         yield lambda step, share: shown.at(round(100 * share), step)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from compress.errors import writing
 from compress.files import write_json
-from export.exporter import Progress, engine_path, export_run, onnx_path, target_of
+from compress.progress import Progress
+from export.exporter import engine_path, export_run, onnx_path, target_of
 from export.verify import check_parity, judging
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from compress.config import ExportConfig
 from compress.config.targets import Target, load_target
 from compress.errors import ConfigError, DataError
 from compress.files import write_json
+from compress.progress import Progress
 from export.onnx_check import OnnxFacts, standard_opset
 from export.onnx_export import onnx_from_network, staged_onnx
 from export.runners import OnnxRunner, TorchRunner
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from compress.checkpoints.checkpoint import Checkpoint
     from compress.runs.session import RunDirectory
     from export.samples import Samples
-
-Progress = Callable[[str, float], None]
-"""Told what is being done, and the share of it that is done, 0 to 1."""
 
 
 def export_run(

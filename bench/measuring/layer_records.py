@@ -52,18 +52,3 @@ class LayerTimes(Record):
     """All layers of a call together."""
     layers: tuple[LayerRecord, ...]
     """Convolutions and linear layers in the order of the network, then all other work."""
-
-
-class Saving(Record):
-    """What pruning saved in one layer; negative where there is more of it than before."""
-
-    name: str
-    kind: str
-    macs: int
-    """Per image."""
-    milliseconds: float
-    """Per call."""
-    macs_share: float | None
-    """Of all MACs saved; None if none were."""
-    milliseconds_share: float | None
-    """Of all time saved; None if none was."""

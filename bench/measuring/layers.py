@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bench.measuring.latency import Images
 from bench.measuring.layer_matching import layer_times
-from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes, Saving
+from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
 from bench.units import milliseconds, speed_up
 
 if TYPE_CHECKING:
@@ -78,26 +78,6 @@ def profile_layers(
             profiles.append(profile)
     both = [(of, joined_profiles(profiles)) for of, profiles in zip(layers, found, strict=True)]
     return layer_times(both[0], both[1], batch_size=len(images), multiple=multiple)
-
-
-def savings(times: LayerTimes) -> tuple[Saving, ...]:
-    """Return what pruning saved in each layer, the most time first."""
-    saved = [
-        (layer, _saved(layer, "macs"), _saved(layer, "milliseconds")) for layer in times.layers
-    ]
-    all_macs, all_ms = sum(macs for _, macs, _ in saved), sum(ms for _, _, ms in saved)
-    found = [
-        Saving(
-            name=layer.name,
-            kind=layer.kind,
-            macs=int(macs),
-            milliseconds=ms,
-            macs_share=macs / all_macs if all_macs > 0 else None,
-            milliseconds_share=ms / all_ms if all_ms > 0 else None,
-        )
-        for layer, macs, ms in saved
-    ]
-    return tuple(sorted(found, key=lambda saving: -saving.milliseconds))
 
 
 def explain(times: LayerTimes) -> str:

@@ -33,7 +33,7 @@ from export.engines.watching import attach
 from export.onnx_check import standard_opset
 
 if TYPE_CHECKING:
-    from export.engines.watching import Progress
+    from compress.progress import Progress
 
 SUFFIX = ".engine"
 

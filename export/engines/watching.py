@@ -11,10 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from compress.progress import Progress
     from export.engines.api import TensorRT
-
-Progress = Callable[[str, float], None]
-"""Takes the step that is being done and the share of the build that is done, 0 to 1."""
 
 
 @dataclass

@@ -16,7 +16,7 @@ from torch import nn
 import export.profiling
 from bench.measuring.layer_matching import layer_times
 from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
-from bench.measuring.layers import explain, profile_layers, savings
+from bench.measuring.layers import explain, profile_layers
 from bench.subject import Subject
 from compress.checkpoints.checkpoint import save_checkpoint
 from compress.checkpoints.description import Description
@@ -205,33 +205,6 @@ def times_of(*rows: tuple[str, Any, Any] | tuple[str, Any, Any, bool]) -> LayerT
     )
 
 
-def test_savings_and_their_shares() -> None:
-    times = times_of(
-        *(("a", (100, 4.0), (40, 3.5)), ("b", (60, 3.0), (20, 1.0)), ("gone", (20, 1.0), None)),
-        *(("Add", (0, 1.0), (0, 1.5)), ("Cast", None, (0, 0.5))),
-    )
-    found = [
-        (one.name, one.macs, one.milliseconds, one.macs_share, one.milliseconds_share)
-        for one in savings(times)
-    ]
-    assert found == [
-        ("b", 40, 2.0, pytest.approx(40 / 120), pytest.approx(2 / 2.5)),
-        ("gone", 20, 1.0, pytest.approx(20 / 120), pytest.approx(1 / 2.5)),
-        ("a", 60, 0.5, pytest.approx(60 / 120), pytest.approx(0.5 / 2.5)),
-        ("Add", 0, -0.5, 0, pytest.approx(-0.5 / 2.5)),
-        ("Cast", 0, -0.5, 0, pytest.approx(-0.5 / 2.5)),
-    ]
-
-
-@pytest.mark.parametrize("macs", [100, 120])
-def test_nothing_saved_has_no_shares(macs: int) -> None:
-    times = times_of(("a", (100, 4.0), (macs, 4.5)))
-    (one,) = savings(times)
-    assert (one.macs, one.milliseconds) == (100 - macs, -0.5)
-    assert one.macs_share is None
-    assert one.milliseconds_share is None
-
-
 def test_why_the_time_did_not_follow_the_macs() -> None:
     # MACs fall 2x, so that 5.2 of 10.4 ms would be left; there are 7.95.
     times = times_of(
@@ -408,7 +381,6 @@ def test_a_pruned_network_is_set_against_its_parent(pair: dict[str, Any], runtim
     assert any(row.misses_multiple for row in weighted)
     assert not any(row.misses_multiple for row in times.layers if row not in weighted)
     assert LayerTimes.model_validate_json(times.model_dump_json()) == times
-    assert sum(one.macs for one in savings(times)) == pair["dense"] - pair["pruned"]
     assert explain(times).startswith(f"MACs fell {pair['dense'] / pair['pruned']:.2f}x and ")
 
 
