@@ -549,6 +549,23 @@ def test_pinned_batches_hold_the_same(workers, tmp_path):
             assert torch.equal(batch.to("cuda")[0].cpu(), usual)
 
 
+def test_page_locking_keeps_all_that_a_batch_says(monkeypatch):
+    locked: list[torch.Tensor] = []
+
+    def lock(tensor: torch.Tensor) -> torch.Tensor:
+        locked.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lock)
+    scale = View(4, "none", MEAN, STD).scale
+    batch = Batch(torch.from_numpy(pixels(2, 3, 4, 4)), torch.arange(2), 1, scale)
+    found = batch.pin_memory()
+    assert list(map(id, locked)) == [id(batch.images), id(batch.labels)]
+    assert torch.equal(found.images, batch.images)
+    assert torch.equal(found.labels, batch.labels)
+    assert (found.skipped, found.scale) == (1, scale)
+
+
 # ---- configuration -----------------------------------------------------------------------------
 
 
