@@ -27,13 +27,13 @@ from compress.signals import sigterm_as_ctrl_c
 
 # Nothing else is imported up here: --help must not wait for torch.
 if TYPE_CHECKING:
-    from bench.judging.quality_gate import Verdict
+    from bench.judging.verdicts import Verdict
     from bench.measurement import Against
     from bench.reports.schema import Report
     from compress.config import RunConfig
     from compress.data.batches import ImageData
     from compress.launch import Check, Request, Started
-    from compress.runs.session import RunDirectory
+    from compress.runs.rundirectory import RunDirectory
     from export.delivery import Delivery
 
 EXIT_CODES = (
@@ -741,7 +741,7 @@ def _judge(report: Report) -> list[Verdict]:
 
 
 def _exit_code(verdicts: list[Verdict]) -> int:
-    from bench.judging.quality_gate import exit_code
+    from bench.judging.verdicts import exit_code
 
     return exit_code(verdicts) if verdicts else 0
 

@@ -19,7 +19,7 @@ from compress.data.batches import ImageData, eval_batches
 from compress.errors import ConfigError
 from compress.networks.models import BUILTIN_MODELS
 from compress.progress import Progress
-from compress.runs.session import RunDirectory
+from compress.runs.rundirectory import RunDirectory
 
 if TYPE_CHECKING:
     from compress.config import RunConfig

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.judging.junit import render_junit
-from bench.judging.quality_gate import Verdict
+from bench.judging.verdicts import Verdict
 from bench.pages.page import render_page
 from bench.pages.render import render_markdown
 from bench.reports.report import save_report

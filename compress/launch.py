@@ -22,7 +22,8 @@ from compress.documents import apply_setting
 from compress.errors import ConfigError, InterruptedRunError
 from compress.networks.models import build_model, is_custom
 from compress.runs.lock import locked
-from compress.runs.session import RunDirectory, Session
+from compress.runs.rundirectory import RunDirectory
+from compress.runs.session import Session
 from compress.training.compute import pick_device
 
 log = logging.getLogger("compress")

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from compress.checkpoints.checkpoint import Checkpoint
     from compress.config import ExportConfig
     from compress.config.targets import Target
-    from compress.runs.session import RunDirectory
-    from export.engines.gpu import Gpu
+    from compress.runs.rundirectory import RunDirectory
+    from export.nvml import Gpu
     from export.samples import Samples
 
 NETWORKS = ("dense", "pruned")

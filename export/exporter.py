@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import onnx
 
     from compress.checkpoints.checkpoint import Checkpoint
-    from compress.runs.session import RunDirectory
+    from compress.runs.rundirectory import RunDirectory
     from export.samples import Samples
 
 

@@ -16,7 +16,7 @@ from compress.config.targets import Target, load_target
 from compress.files import sha256_of
 from export.engines import build
 from export.engines.build import build_engine
-from export.engines.gpu import Gpu
+from export.nvml import Gpu
 
 V100 = Gpu("Tesla V100-SXM2-16GB", "7.0", "550.90.07")
 T4 = Gpu("Tesla T4", "7.5", "550.90.07")

@@ -21,7 +21,8 @@ from compress.data.loading import Batch
 from compress.distributed.world import ALONE, World, current
 from compress.networks.analysis import analyse
 from compress.pruning.pruner import prune
-from compress.runs.session import RunDirectory, Session
+from compress.runs.rundirectory import RunDirectory
+from compress.runs.session import Session
 from compress.training.compute import memory_format_for
 from compress.training.loop import accuracy_of
 from compress.training.trainer import Trainer

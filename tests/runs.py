@@ -22,7 +22,8 @@ from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.models import build_model
 from compress.pruning.masking import candidates
 from compress.pruning.pruner import prune
-from compress.runs.session import RunDirectory, Session
+from compress.runs.rundirectory import RunDirectory
+from compress.runs.session import Session
 from compress.training.dense import describe
 from compress.training.evaluate import evaluate
 

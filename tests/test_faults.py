@@ -41,7 +41,9 @@ from compress.data.loading import Reply, Request, TensorImages
 from compress.errors import DataError, InterruptedRunError, OutputError
 from compress.pruning.pruner import prune
 from compress.runs import state as state_module
-from compress.runs.session import RunDirectory, Session, State
+from compress.runs.rundirectory import RunDirectory
+from compress.runs.session import Session
+from compress.runs.state import State
 from compress.training.dense import import_dense, train_dense
 
 SHORT = {"train.epochs": "1", "prune.steps": "4", "prune.interval": "2", "finetune.epochs": "1"}

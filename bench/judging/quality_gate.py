@@ -18,16 +18,13 @@ from bench.budgets import (
     ParityBudget,
     RatioBudget,
     check_resolvable,
-    load_budgets,
     require_any,
     require_baseline,
 )
-from bench.judging.latency_verdicts import judge_latency, unfit
-from bench.judging.verdicts import Figure, Status, Verdict, exit_code
+from bench.judging.latency_verdicts import judge_latency
+from bench.judging.verdicts import Figure, Verdict
 from bench.reports.schema import Report
 from bench.statistics.paired import PairedDrop, images_needed
-
-__all__ = ["Budgets", "Status", "Verdict", "exit_code", "judge", "load_budgets", "unfit"]
 
 _FIRST_TF32 = 8  # major CUDA compute capability from which TensorRT computes FP32 in TF32
 

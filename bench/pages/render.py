@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from bench.judging.quality_gate import Status, Verdict
+from bench.judging.verdicts import Status, Verdict
 from bench.measuring.layers import explain
 from bench.pages.sheets import comparison_sheet, headline, measured_on, sheets, verdict_sheet
 from bench.reports.schema import Report

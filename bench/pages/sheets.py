@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from bench import units
-from bench.judging.quality_gate import Verdict
+from bench.judging.verdicts import Verdict
 from bench.pages import timing_sheets as timing
 from bench.reports.schema import Change, NetworkRecord, Report
 from bench.statistics.paired import PairedDrop

@@ -36,15 +36,6 @@ from compress.documents import MOST_MISTAKES, parsed_json, shown
 from compress.errors import CheckpointError
 from compress.files import staged, write_flushed
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "Report",
-    "build_report",
-    "load_report",
-    "save_report",
-    "sealed",
-]
-
 MOST_BYTES = 2**24
 """Largest report: that of 50,000 images with a hundred layers takes half a MiB."""
 

@@ -30,22 +30,8 @@ from compress.data.decoding import (
 )
 from compress.data.imagefolder import FileList
 from compress.data.order import Int64s, Share, shuffled
-from compress.data.views import Augment, Scale, View, seeded
+from compress.data.views import Scale, View, seeded
 from compress.errors import DataError
-
-__all__ = [
-    "Augment",
-    "Batch",
-    "EncodedImages",
-    "FileImages",
-    "ImageSet",
-    "PlainImages",
-    "Reply",
-    "Request",
-    "TensorImages",
-    "View",
-    "image_set",
-]
 
 logger = logging.getLogger("compress")
 

@@ -13,8 +13,6 @@ from torch import nn
 
 from compress.errors import ModelError, nearest
 from compress.networks.architectures import (
-    ChannelPad,
-    CifarBlock,
     CifarDenseNet,
     CifarResNet,
     CifarVGG,
@@ -23,19 +21,6 @@ from compress.networks.architectures import (
     PreActBottleneck,
     PreActResNet,
 )
-
-__all__ = [
-    "BUILTIN_MODELS",
-    "CIFAR_DEPTHS",
-    "SMALL_IMAGE_MODELS",
-    "TORCHVISION_MODELS",
-    "ChannelPad",
-    "CifarBlock",
-    "CifarResNet",
-    "build_model",
-    "ends_of",
-    "is_custom",
-]
 
 TORCHVISION_MODELS = (
     "resnet18",

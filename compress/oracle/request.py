@@ -19,7 +19,7 @@ from compress.data.workers import batches
 from compress.errors import CheckpointError, ConfigError, writing
 from compress.launch import check_folder, with_flags
 from compress.oracle.scores import check_names
-from compress.runs.session import RunDirectory
+from compress.runs.rundirectory import RunDirectory
 from compress.training.compute import pick_device
 
 log = logging.getLogger("compress")

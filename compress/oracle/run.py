@@ -44,7 +44,8 @@ from compress.oracle.request import (
 )
 from compress.oracle.scores import importance_of, row_names
 from compress.progress import bar
-from compress.runs.session import RunDirectory, Session
+from compress.runs.rundirectory import RunDirectory
+from compress.runs.session import Session
 
 SCHEMA_VERSION = 1
 SAMPLE = 2

@@ -22,7 +22,8 @@ from compress.progress import bar
 from compress.pruning.decision import prunable
 from compress.pruning.masking import goal_for
 from compress.pruning.phase import PruningPhase, context_of
-from compress.runs.session import Session, State
+from compress.runs.session import Session
+from compress.runs.state import State
 from compress.training.compute import computing, memory_format_for, pick_device
 from compress.training.loop import Loop, train_batches
 from compress.training.recalibration import reestimate_batchnorm

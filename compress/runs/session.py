@@ -23,8 +23,6 @@ from compress.runs.rundirectory import RunDirectory, event_of
 from compress.runs.state import State, StateFiles
 from compress.runs.tensorboard import Curves
 
-__all__ = ["RunDirectory", "Session", "State"]
-
 log = logging.getLogger("compress")
 
 PHASES = ("train", "prune", "finetune")

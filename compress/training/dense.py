@@ -15,7 +15,8 @@ from compress.distributed.world import current
 from compress.errors import CheckpointError, ModelError
 from compress.networks.models import build_model
 from compress.progress import bar
-from compress.runs.session import Session, State
+from compress.runs.session import Session
+from compress.runs.state import State
 from compress.training.compute import computing, memory_format_for, pick_device
 from compress.training.loop import Loop, accuracy_of, train_batches
 from compress.training.trainer import Trainer

@@ -13,7 +13,8 @@ from compress.data.loading import Batch
 from compress.distributed.world import ALONE, World
 from compress.errors import DataError
 from compress.progress import Bar
-from compress.runs.session import Session, State
+from compress.runs.session import Session
+from compress.runs.state import State
 from compress.training.evaluate import Accuracy, evaluate
 from compress.training.trainer import SMALLEST_BATCH, Trainer
 

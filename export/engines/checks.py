@@ -15,7 +15,7 @@ from compress.errors import ConfigError, EnvironmentUnfitError, ModelError
 if TYPE_CHECKING:
     from compress.config import Precision
     from compress.config.targets import Target
-    from export.engines.gpu import Gpu
+    from export.nvml import Gpu
 
 _LEAST_SM: dict[str, tuple[int, int]] = {"fp16": (5, 3), "int8": (6, 1)}
 """NVIDIA, TensorRT support matrix, "hardware and precision": the first chips that compute it."""

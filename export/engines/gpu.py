@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from export.nvml import Gpu, driver_version
 
-__all__ = ["Gpu", "find_gpu"]
-
 
 def find_gpu() -> Gpu | None:
     """Return the current GPU of this process, or None where torch can use none.

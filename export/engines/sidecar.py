@@ -14,7 +14,7 @@ from export.sidecar import read_document, require_described
 
 if TYPE_CHECKING:
     from export.engines.api import Provider
-    from export.engines.gpu import Gpu
+    from export.nvml import Gpu
 
 SCHEMA_VERSION = 1
 NETWORK_FACTS = (

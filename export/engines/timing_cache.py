@@ -15,7 +15,7 @@ from compress.files import write_atomically
 
 if TYPE_CHECKING:
     from export.engines.api import TensorRT
-    from export.engines.gpu import Gpu
+    from export.nvml import Gpu
 
 log = logging.getLogger("compress")
 

@@ -173,8 +173,8 @@ class _Engine:
 def _load(path: Path, device: str, provider: Provider | None) -> tuple[_Engine, Cuda]:
     """Load an engine on a device, once it is known to belong there."""
     from export.engines.api import load_tensorrt
-    from export.engines.gpu import Gpu
     from export.engines.sidecar import read_engine_sidecar, refuse_foreign_engine
+    from export.nvml import Gpu
 
     document = read_engine_sidecar(path)
     tensorrt = load_tensorrt(provider or _builder(document, path))

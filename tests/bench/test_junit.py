@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.budgets import Budgets
 from bench.judging.junit import render_junit
-from bench.judging.quality_gate import Budgets, Verdict, judge
+from bench.judging.quality_gate import judge
+from bench.judging.verdicts import Verdict
 from bench.reports.schema import Report
 
 ReportFactory = Callable[..., Report]

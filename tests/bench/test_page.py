@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.judging.quality_gate import judge, load_budgets
+from bench.budgets import load_budgets
+from bench.judging.quality_gate import judge
 from bench.judging.verdicts import Status, Verdict
 from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
 from bench.pages.page import POLICY, render_page

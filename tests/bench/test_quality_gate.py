@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.budgets import require_baseline, require_resolvable
+from bench.budgets import Budgets, load_budgets, require_baseline, require_resolvable
 from bench.judging.change import change_against
-from bench.judging.quality_gate import Budgets, Verdict, exit_code, judge, load_budgets, unfit
+from bench.judging.latency_verdicts import unfit
+from bench.judging.quality_gate import judge
+from bench.judging.verdicts import Verdict, exit_code
 from bench.measuring.conditions import Conditions, CpuConditions, throttled
 from bench.reports.schema import Report
 from bench.statistics.stats import RatioInterval

@@ -15,7 +15,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from bench import units
-from bench.judging.quality_gate import Verdict, judge, load_budgets
+from bench.budgets import load_budgets
+from bench.judging.quality_gate import judge
+from bench.judging.verdicts import Verdict
 from bench.pages.render import render_markdown, render_table
 from bench.pages.sheets import comparison_sheet, verdict_sheet
 from bench.reports.json_schema import report_schema

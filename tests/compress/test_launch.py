@@ -14,7 +14,8 @@ from compress.config import RunConfig
 from compress.distributed.torchrun import RESTART_COUNTS
 from compress.errors import ConfigError, InterruptedRunError, OutputError
 from compress.launch import Request, Started, reading, started
-from compress.runs.session import RunDirectory, State
+from compress.runs.rundirectory import RunDirectory
+from compress.runs.state import State
 from compress.signals import sigterm_as_ctrl_c
 
 SETTINGS = ["device=cpu", "data.image_size=8", "tensorboard=false"]

@@ -27,10 +27,10 @@ from compress.errors import (
     OutputError,
     ParityError,
 )
-from compress.runs.session import RunDirectory
+from compress.runs.rundirectory import RunDirectory
 from export import delivery
 from export.delivery import Delivery, deliver
-from export.engines.gpu import Gpu
+from export.nvml import Gpu
 from export.runners import engine_runner
 from export.samples import Samples, samples_of
 from export.sidecar import read_sidecar

@@ -11,7 +11,8 @@ from compress.config.targets import Target, load_target
 from compress.errors import ConfigError, EnvironmentUnfitError, ModelError
 from export.engines import gpu as gpu_module
 from export.engines.checks import refuse_engine, refuse_version
-from export.engines.gpu import Gpu, find_gpu
+from export.engines.gpu import find_gpu
+from export.nvml import Gpu
 
 ANY = Target.model_validate(
     {**load_target("v100").model_dump(), "name": "any", "sm": None, "warnings": {}}

@@ -22,7 +22,7 @@ from compress.config.targets import load_target
 from compress.errors import CheckpointError, DataError, EnvironmentUnfitError, ModelError
 from compress.files import sha256_of
 from export.engines import build, sidecar
-from export.engines.gpu import Gpu
+from export.nvml import Gpu
 from export.runners import EngineRunner, Runner, open_runner, stages_of
 
 SIZE = (3, 12, 12)

@@ -8,8 +8,8 @@ import pytest
 from engine_files import T4, V100, build_with, install, write_onnx
 
 from compress.errors import CheckpointError, EnvironmentUnfitError
-from export.engines.gpu import Gpu
 from export.engines.sidecar import read_engine_sidecar, refuse_foreign_engine, sidecar_path
+from export.nvml import Gpu
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from host_gpu import HostGpu, fresh_host_gpu
 from tensorrt_contract import VERSIONS, calls_of
 
 from compress.errors import DataError
-from export.engines.gpu import Gpu
+from export.nvml import Gpu
 from export.profiling import WARMUPS, profile_network
 from export.profiling.engine_profile import layers_by_name
 

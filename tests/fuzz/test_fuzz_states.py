@@ -12,7 +12,8 @@ from hypothesis import given
 from mutations import damaged, fuzzed, mutated, refused_in_a_sentence
 
 from compress.config import RunConfig
-from compress.runs.session import RunDirectory, Session
+from compress.runs.rundirectory import RunDirectory
+from compress.runs.session import Session
 from compress.runs.state import DIGEST_KEY, DOCUMENT_KEY, State, StateFiles, _digest
 
 TENSORS = {"model.a": torch.arange(6.0).reshape(2, 3), "skipped": torch.tensor(1)}

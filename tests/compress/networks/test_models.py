@@ -9,13 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from compress.errors import ModelError
+from compress.networks.architectures import ChannelPad, CifarBlock
 from compress.networks.models import (
     BUILTIN_MODELS,
     CIFAR_DEPTHS,
     SMALL_IMAGE_MODELS,
     TORCHVISION_MODELS,
-    ChannelPad,
-    CifarBlock,
     build_model,
     is_custom,
 )

@@ -29,9 +29,9 @@ from compress.errors import (
 )
 from compress.networks import cost
 from compress.networks.analysis import analyse
+from compress.networks.architectures import CifarResNet
 from compress.networks.gates import GatedNetwork
 from compress.networks.groups import ChannelGraph
-from compress.networks.models import CifarResNet
 from compress.networks.shrink import shrink
 from compress.networks.tracing import trace
 from compress.oracle import replay as oracle_replay

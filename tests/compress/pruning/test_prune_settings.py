@@ -30,7 +30,8 @@ from compress.data.loading import Batch
 from compress.errors import ConfigError, InterruptedRunError
 from compress.networks import cost
 from compress.pruning.pruner import check_budget, prune
-from compress.runs.session import RunDirectory, Session
+from compress.runs.rundirectory import RunDirectory
+from compress.runs.session import Session
 from compress.training.loop import train_batches
 from compress.training.trainer import Trainer
 

@@ -23,7 +23,9 @@ from compress.data.views import View
 from compress.errors import CheckpointError, InterruptedRunError
 from compress.networks.models import build_model
 from compress.pruning.pruner import prune
-from compress.runs.session import RunDirectory, Session, State
+from compress.runs.rundirectory import RunDirectory
+from compress.runs.session import Session
+from compress.runs.state import State
 from compress.training.dense import describe, train_dense
 
 Work = Callable[[Session], Path]

@@ -15,7 +15,9 @@ import torch
 from compress.config import RunConfig
 from compress.errors import CheckpointError, ConfigError, InterruptedRunError, OutputError
 from compress.runs import session as session_module
-from compress.runs.session import RunDirectory, Session, State
+from compress.runs.rundirectory import RunDirectory
+from compress.runs.session import Session
+from compress.runs.state import State
 
 
 def state_of(step: int, phase: str = "train") -> State:

@@ -23,7 +23,9 @@ from compress.data.loading import TensorImages
 from compress.data.views import View
 from compress.networks.models import build_model
 from compress.pruning.pruner import prune
-from compress.runs.session import RunDirectory, Session, State
+from compress.runs.rundirectory import RunDirectory
+from compress.runs.session import Session
+from compress.runs.state import State
 from compress.runs.tensorboard import Scalar, scalars
 from compress.training.dense import train_dense
 

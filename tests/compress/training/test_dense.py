@@ -16,7 +16,8 @@ from compress.data.batches import ImageData, eval_batches
 from compress.data.datasets import load_data
 from compress.errors import CheckpointError, ModelError, TrainingError
 from compress.networks.models import build_model
-from compress.runs.session import RunDirectory, Session
+from compress.runs.rundirectory import RunDirectory
+from compress.runs.session import Session
 from compress.training.dense import import_dense, train_dense
 from compress.training.evaluate import evaluate
 

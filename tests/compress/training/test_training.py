@@ -15,7 +15,7 @@ from compress.config import SEED2019, TrainConfig
 from compress.criteria.scoring import Scoring
 from compress.data.loading import Batch
 from compress.errors import CheckpointError, EnvironmentUnfitError, TrainingError
-from compress.networks.models import CifarResNet
+from compress.networks.architectures import CifarResNet
 from compress.training.compute import memory_format_for, pick_device
 from compress.training.optimizer import learning_rate, sgd
 from compress.training.trainer import Trainer
