@@ -51,8 +51,8 @@ class Scale(NamedTuple):
 
 def _at_once(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """Normalise without regard to caches: the same operations on each value."""
-    scaled = images if images.is_floating_point() else images * (1 / 255)
-    return scaled.sub(mean).div_(std)
+    scaled = images.clone() if images.is_floating_point() else images * (1 / 255)
+    return scaled.sub_(mean).div_(std)
 
 
 @cache
