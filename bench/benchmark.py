@@ -21,9 +21,9 @@ from bench.reports.schema import GroupRecord, Report
 from bench.subject import Subject, subjects
 from compress.config import BenchConfig, Precision
 from compress.errors import DataError
-from compress.progress import Progress
 
 if TYPE_CHECKING:
+    from compress.progress import Progress
     from export.runners import Runner
 
 

@@ -18,11 +18,11 @@ from compress.checkpoints.summary import inspect_checkpoint
 from compress.data.batches import ImageData, eval_batches
 from compress.errors import ConfigError
 from compress.networks.models import BUILTIN_MODELS
-from compress.progress import Progress
 from compress.runs.rundirectory import RunDirectory
 
 if TYPE_CHECKING:
     from compress.config import RunConfig
+    from compress.progress import Progress
 
 DENSE = "dense"
 

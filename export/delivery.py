@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from compress.errors import writing
 from compress.files import write_json
-from compress.progress import Progress
 from export.exporter import engine_path, export_run, onnx_path, target_of
 from export.verify import check_parity, judging
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from compress.checkpoints.checkpoint import Checkpoint
     from compress.config import ExportConfig
     from compress.config.targets import Target
+    from compress.progress import Progress
     from compress.runs.rundirectory import RunDirectory
     from export.nvml import Gpu
     from export.samples import Samples

@@ -14,7 +14,6 @@ from compress.config import ExportConfig
 from compress.config.targets import Target, load_target
 from compress.errors import ConfigError, DataError
 from compress.files import write_json
-from compress.progress import Progress
 from export.onnx_check import OnnxFacts, standard_opset
 from export.onnx_export import onnx_from_network, staged_onnx
 from export.runners import OnnxRunner, TorchRunner
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     import onnx
 
     from compress.checkpoints.checkpoint import Checkpoint
+    from compress.progress import Progress
     from compress.runs.rundirectory import RunDirectory
     from export.samples import Samples
 
