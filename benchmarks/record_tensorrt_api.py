@@ -93,8 +93,9 @@ def _signatures(function: Any) -> list[str]:
 
 
 def _short(signature: str) -> str:
-    """Drop the path of the extension module, which differs between releases."""
+    """Drop what differs between releases and Pythons: the module's path, the home of a type."""
     signature = re.sub(r"\b(tensorrt|tensorrt_rtx)(_bindings)?\.(\w+\.)*?(?=\w+)", "", signature)
+    signature = signature.replace("collections.abc.Buffer", "typing_extensions.Buffer")
     return re.sub(r" at 0x[0-9a-f]+", "", signature)
 
 
