@@ -18,7 +18,7 @@ from compress.data.order import Int64s
 Augment = Literal["none", "crop", "crop-flip", "imagenet"]
 
 CACHED_VALUES = 2**16
-"""Values that are normalised at once, so that they stay in a core's cache: 256 KiB of float32."""
+"""Values that a CPU normalises at once, to stay in a core's cache: 256 KiB of float32."""
 
 
 class Scale(NamedTuple):
@@ -35,10 +35,9 @@ class Scale(NamedTuple):
         Shape (N, C, H, W) and memory format are kept.
         """
         mean, std = _columns(self, images.device)
-        if not images.is_cpu:
-            return _at_once(images, mean, std)
         out = torch.empty_like(images, dtype=torch.float32)
-        several = max(1, CACHED_VALUES // max(1, images[:1].numel()))
+        at_once = CACHED_VALUES if images.is_cpu else images.numel()
+        several = max(1, at_once // max(1, images[:1].numel()))
         for part, source in zip(
             torch.split(out, several), torch.split(images, several), strict=True
         ):
@@ -47,12 +46,6 @@ class Scale(NamedTuple):
                 part.mul_(1 / 255)
             part.sub_(mean).div_(std)
         return out
-
-
-def _at_once(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Normalise without regard to caches: the same operations on each value."""
-    scaled = images.clone() if images.is_floating_point() else images * (1 / 255)
-    return scaled.sub_(mean).div_(std)
 
 
 @cache
