@@ -208,10 +208,6 @@ def _change(what: str, ratio: float) -> str:
     return f"{what} {'fell' if ratio > 1 else 'rose'} {speed_up(max(ratio, 1 / ratio))}"
 
 
-def _saved(layer: LayerRecord, figure: Figure) -> float:
-    return _figure(layer.reference, figure) - _figure(layer.pruned, figure)
-
-
 def _sum(times: LayerTimes, side: Side, figure: Figure) -> float:
     return sum(_figure(getattr(layer, side), figure) for layer in times.layers)
 
