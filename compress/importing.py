@@ -86,7 +86,7 @@ def import_checkpoint(
         output,
         result.float(),
         description=description.model_copy(update={"metrics": metrics}),
-        dense_graph=graph,
+        graph=graph,
         kept=kept,
     )
     return output

@@ -190,10 +190,10 @@ def gate_group(model: str, index: int, *, streams: bool = True) -> str:
         )
     graph = _graph_of(model)
     blocks = [
-        m[1] for layer in graph.layers if (m := re.fullmatch(r"(layer.*)\.conv1", layer.name))
+        m[1] for axis in graph.writers if (m := re.fullmatch(r"(layer.*)\.conv1", axis.layer))
     ]
     last = {block.partition(".")[0]: block for block in blocks}.values()
-    deepest = "conv3" if any(layer.name.endswith("conv3") for layer in graph.layers) else "conv2"
+    deepest = "conv3" if any(axis.layer.endswith("conv3") for axis in graph.writers) else "conv2"
     writers = [f"{block}.{deepest}" for block in last] if streams else []
     writers += [f"{block}.conv{number}" for block in blocks for number in (1, 2)]
     if index >= len(writers):

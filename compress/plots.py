@@ -62,7 +62,7 @@ class Widths:
 
 
 def widths_of(architecture: str, graph: ChannelGraph, kept: Mask) -> Widths:
-    """Return what is drawn of a mask on a dense graph, as a Checkpoint holds both."""
+    """Return what is drawn of a mask on a dense graph, as a run holds both."""
     groups = tuple(
         GroupWidths(
             group.name,

@@ -103,7 +103,7 @@ def prune_together(path: Path, config: RunConfig) -> dict[str, Any]:
     prune(config, DATA, session, config.model.name)
     small = load_checkpoint(run.pruned, config.model.name)
     return {
-        "kept": small.kept,
+        "recipe": small.description.recipe,
         "weights": small.model.state_dict(),
         "metrics": small.description.metrics,
         "accuracy": accuracy_of(small.model.eval(), DATA, config, world).as_dict(),

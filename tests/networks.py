@@ -89,19 +89,33 @@ class Separable(nn.Module):
 
 
 class Grouped(nn.Module):
-    """Grouped convolutions, one of them on a residual stream, one that multiplies channels."""
+    """Many small groups, which go whole: one on a residual stream, one that multiplies channels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm = conv(3, 12), nn.BatchNorm2d(12)
-        self.grouped = conv(12, 12, groups=3)
-        self.widen = conv(12, 24, groups=6)
-        self.head = nn.Linear(24, 4)
+        self.stem, self.norm = conv(3, 16), nn.BatchNorm2d(16)
+        self.grouped = conv(16, 16, groups=4)
+        self.widen = conv(16, 32, groups=8)
+        self.head = nn.Linear(32, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.norm(self.stem(x)))
         x = F.relu(x + self.grouped(x))
         return self.head(self.widen(x).mean([-2, -1]))
+
+
+class FewGroups(nn.Module):
+    """Few large groups, which all lose the same places: what they read, and what they write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm1 = conv(3, 16), nn.BatchNorm2d(16)
+        self.grouped, self.norm2 = conv(16, 24, groups=2), nn.BatchNorm2d(24)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.norm1(self.stem(x)))
+        return self.head(F.relu(self.norm2(self.grouped(x))).mean((2, 3)))
 
 
 class Shared(nn.Module):
@@ -119,8 +133,8 @@ class Shared(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-class Unknown(nn.Module):
-    """An operation that mixes channels in a way the analysis does not know."""
+class Mixing(nn.Module):
+    """An operation that mixes channels, so that none of those that it touches may go."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,6 +147,16 @@ class Unknown(nn.Module):
         return self.head(F.relu(self.c(x)).mean((2, 3)))
 
 
+class Unknown(Mixing):
+    """An operation that mixes channels in a way the analysis does not know."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.b(F.relu(self.a(x))))
+        x = torch.fft.fft(x, dim=1).abs()
+        return self.head(F.relu(self.c(x)).mean((2, 3)))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    cls.__name__: cls for cls in (Plain, PreActivation, Dense, Separable, Grouped, Shared, Unknown)
+    cls.__name__: cls
+    for cls in (Plain, PreActivation, Dense, Separable, Grouped, FewGroups, Shared, Mixing)
 }

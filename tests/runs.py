@@ -7,12 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from conftest import lived_in
 from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compress.checkpoints.description import read_description
+from compress.checkpoints.recipe import recipe_from_cuts
 from compress.config import RunConfig
 from compress.data.batches import ImageData, eval_batches
 from compress.data.loading import TensorImages
@@ -20,6 +22,8 @@ from compress.data.views import View
 from compress.networks import cost
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.models import build_model
+from compress.networks.shrink import cuts_of
+from compress.networks.trial import tried_graph
 from compress.pruning.masking import candidates
 from compress.pruning.pruner import prune
 from compress.runs.rundirectory import RunDirectory
@@ -98,6 +102,25 @@ def loaded(file: Path, config: RunConfig) -> Checkpoint:
     return load_checkpoint(file, allowed_name(config))
 
 
+def graph_of(run: RunDirectory, config: RunConfig) -> ChannelGraph:
+    """Return the channel graph of the dense network of a run, as pruning finds it."""
+    dense = loaded(run.dense, config)
+    return tried_graph(dense.model, dense.input_size)
+
+
+def kept_in(run: RunDirectory, graph: ChannelGraph) -> Mask:
+    """Return the units that the pruned network of a run kept, as its recipe says."""
+    description = read_description(run.pruned)
+    assert description is not None
+    kept, recipe = graph.everything(), description.recipe
+    for tensor, cuts in recipe.get("cuts", {}).items():
+        for dim, key in cuts.items():
+            units = graph.by_tensor[tensor, int(dim)].units
+            kept[np.setdiff1d(units, units[recipe["kept"][key]["indices"]])] = False
+    assert recipe_from_cuts(cuts_of(graph, kept)) == recipe
+    return kept
+
+
 def history(run: RunDirectory, event: str | None = None) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in run.history.read_text().splitlines()]
     return [line for line in lines if event in (None, line["event"])]
@@ -129,12 +152,13 @@ def limit_of(config: RunConfig, dense: int) -> float:
 def assert_sound(run: RunDirectory, config: RunConfig, data: ImageData = DATA) -> dict[str, Any]:
     """Check everything that holds of every finished run; return its metrics."""
     dense, small = loaded(run.dense, config), loaded(run.pruned, config)
-    graph, metrics = dense.dense_graph, small.description.metrics
+    graph, metrics = graph_of(run, config), small.description.metrics
+    kept = kept_in(run, graph)
     # What the file says of its costs is what the network in it costs.
     for at in ("pruned", "finetuned"):
         assert metrics[at]["params"] == sum(p.numel() for p in small.model.parameters())
         assert metrics[at]["macs"] == macs_by_hooks(small.model, data.input_size)
-        assert metrics[at]["channels"] == cost.channels(graph, small.kept)
+        assert metrics[at]["channels"] == cost.channels(graph, kept)
     assert metrics["dense"]["macs"] == macs_by_hooks(dense.model, data.input_size)
     assert metrics["dense"]["top1"] == 12.5
     assert small.description.parent_sha256 == dense.sha256
@@ -142,9 +166,9 @@ def assert_sound(run: RunDirectory, config: RunConfig, data: ImageData = DATA) -
     kind = "channels" if config.prune.budget.kind == "removed" else config.prune.budget.kind
     limit = limit_of(config, metrics["dense"][kind])
     assert metrics["finetuned"][kind] <= limit < metrics["dense"][kind]
-    assert_not_overshot(run, config, graph, small.kept, kind, limit)
+    assert_not_overshot(run, config, graph, kept, kind, limit)
     # Pruned channels never come back, and the proof was made at every shrink.
-    assert_only_shrinks(run, graph, small.kept)
+    assert_only_shrinks(run, graph, kept)
     differences = [line["difference"] for line in history(run, "shrink")]
     assert differences
     assert metrics["proof"] == max(differences) <= 1e-9

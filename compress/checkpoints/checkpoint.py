@@ -7,25 +7,35 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
 
 import compress
-from compress.checkpoints.description import METADATA_KEY, Description, read_description
+from compress.checkpoints.description import (
+    FORMAT_VERSION,
+    METADATA_KEY,
+    Description,
+    GroupFacts,
+    Structure,
+    read_description,
+)
 from compress.checkpoints.gated import is_gate
-from compress.checkpoints.recipe import mask_from_recipe, recipe_from_mask
+from compress.checkpoints.recipe import cuts_from_recipe, mask_from_groups, recipe_from_cuts
 from compress.checkpoints.tensors import read_state_dict, read_tensors, without_prefixes
 from compress.errors import CheckpointError, ModelError
 from compress.files import sha256_of, write_atomically
 from compress.networks import cost
 from compress.networks.analysis import analyse
+from compress.networks.capture import Example
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.models import BUILTIN_MODELS, build_model, ends_of, is_custom
-from compress.networks.shrink import shrink_
+from compress.networks.shrink import apply_cuts_, cuts_of, shrink_
 
 ANY_NETWORK = 2**30
 """Bytes: more than any architecture takes by itself, so that more of them are claimed by a file."""
@@ -40,8 +50,8 @@ class Checkpoint:
     model: nn.Module
     description: Description
     sha256: str
-    dense_graph: ChannelGraph = field(repr=False)
-    kept: Mask = field(repr=False)
+    structure: Structure | None = field(default=None, repr=False)
+    """Costs and groups, where the file or the way to read it tells."""
 
     @property
     def architecture(self) -> str:
@@ -73,15 +83,10 @@ class Checkpoint:
         """Per channel, of images scaled to [0, 1]."""
         return self.description.std
 
-    @property
-    def macs(self) -> int:
-        """Multiply-adds of one image."""
-        return cost.macs(self.dense_graph, self.kept)
-
-    @property
-    def params(self) -> int:
-        """Number of parameters."""
-        return cost.params(self.dense_graph, self.kept)
+    @cached_property
+    def costs(self) -> dict[str, int]:
+        """``macs`` of one image and ``params``, counted on the network."""
+        return cost.measured(self.model, Example.images(self.input_size, count=1))
 
 
 def save_checkpoint(
@@ -89,7 +94,7 @@ def save_checkpoint(
     model: nn.Module,
     *,
     description: Description,
-    dense_graph: ChannelGraph | None = None,
+    graph: ChannelGraph | None = None,
     kept: Mask | None = None,
 ) -> None:
     """Write weights, recipe and provenance as one safetensors file, atomically.
@@ -98,14 +103,17 @@ def save_checkpoint(
         path: the file.
         model: dense, or shrunk by ``kept``.
         description: what the file says of itself; recipe and tools are filled in here.
-        dense_graph: the channel graph of the dense network, for a shrunk one.
+        graph: the channel graph of the dense network, for a shrunk one.
         kept: the units that the shrunk network kept.
 
     Raises:
         OutputError: the file cannot be written; an earlier one is kept.
     """
-    recipe = {} if dense_graph is None or kept is None else recipe_from_mask(dense_graph, kept)
-    document = description.model_copy(update={"recipe": recipe, "tools": tool_versions()})
+    written: dict[str, Any] = {"format_version": FORMAT_VERSION, "tools": tool_versions()}
+    if graph is not None and kept is not None:
+        written["recipe"] = recipe_from_cuts(cuts_of(graph, kept))
+        written["structure"] = structure_of(graph, kept)
+    document = description.model_copy(update=written)
     # Copies, because safetensors refuses tensors that share memory (tied weights).
     tensors = {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
@@ -142,9 +150,9 @@ def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
             f"{path} holds a network of {description.architecture}: "
             f"pass --model {description.architecture} to allow importing it"
         )
-    network, graph, kept = _skeleton(path, description)
+    network, structure = _skeleton(path, description)
     _assign(network, read_tensors(path), path)
-    return Checkpoint(network.eval(), description, sha256_of(path), graph, kept)
+    return Checkpoint(network.eval(), description, sha256_of(path), structure)
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -209,10 +217,33 @@ def tool_versions() -> dict[str, str]:
     }
 
 
-def _skeleton(path: Path, description: Description) -> tuple[nn.Module, ChannelGraph, Mask]:
+def structure_of(graph: ChannelGraph, kept: Mask) -> Structure:
+    """Return costs and groups of a network, dense and under a mask."""
+    return Structure(
+        dense=cost.totals(graph, graph.everything()),
+        now=cost.totals(graph, kept),
+        groups=tuple(
+            GroupFacts(
+                name=group.name,
+                dense=group.size * group.width,
+                kept=int(np.count_nonzero(kept[group.units])) * group.width,
+                channels_per_unit=group.width,
+                writers=len(group.writers),
+                readers=len(group.readers),
+                residual=group.residual,
+                frozen=group.frozen,
+            )
+            for group in graph.groups
+        ),
+        unknown_operations=graph.unknown,
+    )
+
+
+def _skeleton(path: Path, description: Description) -> tuple[nn.Module, Structure | None]:
     """Build the shrunk network; on the meta device no memory is taken before shapes are checked.
 
-    The user's own constructor may compute with its tensors, so it runs on the CPU.
+    The user's own constructor may compute with its tensors, so it runs on the CPU. Nothing is
+    captured, which other threads would notice, but for a file of version 1.
     """
     try:
         with torch.device("cpu" if is_custom(description.architecture) else "meta"):
@@ -221,12 +252,15 @@ def _skeleton(path: Path, description: Description) -> tuple[nn.Module, ChannelG
                 num_classes=description.num_classes,
                 in_channels=description.input_size[0],
             )
-        graph = analyse(network, description.input_size)
-        kept = mask_from_recipe(graph, description.recipe)
+        if description.format_version == 1 and description.recipe:
+            graph = analyse(network, description.input_size, whole_groups=True)
+            kept = mask_from_groups(graph, description.recipe)
+            shrink_(network, graph, kept)
+            return network, structure_of(graph, kept)
+        apply_cuts_(network, cuts_from_recipe(network, description.recipe))
     except (CheckpointError, ModelError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    shrink_(network, graph, kept)
-    return network, graph, kept
+    return network, description.structure
 
 
 @cache

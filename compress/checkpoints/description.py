@@ -14,10 +14,41 @@ from compress.errors import CheckpointError
 Length = Annotated[int, Field(ge=1, le=2**16)]
 Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of files that are written. Version 1 names channel groups where 2 names tensors."""
+READABLE = (1, 2)
 METADATA_KEY = "compress"
 MOST_HEADER_BYTES = 2**24
 """Of a safetensors file; names and shapes of a thousand layers with 20,000 classes take a MiB."""
+
+
+class GroupFacts(BaseModel):
+    """One channel group of a network, as ``compress inspect`` shows it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    dense: int
+    """Channels of the dense network where they are written."""
+    kept: int
+    channels_per_unit: int
+    writers: int
+    readers: int
+    residual: bool
+    frozen: str | None
+    """Why no channel of it may go."""
+
+
+class Structure(BaseModel):
+    """Costs and channel groups of a network, dense and as it is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dense: dict[str, int]
+    """``macs`` of one image, ``params``, ``channels``."""
+    now: dict[str, int]
+    groups: tuple[GroupFacts, ...]
+    unknown_operations: tuple[str, ...] = ()
 
 
 class Description(BaseModel):
@@ -34,6 +65,8 @@ class Description(BaseModel):
     """Per channel, of images scaled to [0, 1]."""
     std: tuple[Deviation, ...]
     recipe: dict[str, Any] = Field(default_factory=dict)
+    structure: Structure | None = None
+    """Of a network that was analysed; a file of version 1 has none."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     parent_sha256: str | None = None
     """Digest of the file of the dense network that this one was pruned from."""
@@ -67,9 +100,10 @@ def read_description(path: Path) -> Description | None:
         return None
     try:
         version = json.loads(text).get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise CheckpointError(
-                f"{path} is of format version {version} and this tool reads {FORMAT_VERSION}"
+                f"{path} is of format version {version} and this tool reads "
+                f"{' and '.join(map(str, READABLE))}"
             )
         return Description.model_validate_json(text)
     except (ValidationError, ValueError, AttributeError, RecursionError) as error:

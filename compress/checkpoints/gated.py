@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from compress.errors import CheckpointError
-from compress.networks.groups import ChannelGraph, Layer, Mask, Units
+from compress.networks.groups import Axis, ChannelGraph, Mask, Units
 
 State = dict[str, torch.Tensor]
 
@@ -76,7 +76,7 @@ def find_gates(
         CheckpointError: a gate has no place in this network.
     """
     streams = _streams(graph) if re.fullmatch(RESNET, architecture) else ()
-    layers = {layer.name: layer for layer in graph.layers}
+    outputs = {axis.layer: axis.units for axis in graph.axes if axis.dim == 0}
     rules = [(gate, to) for model, gate, to in FOLDED if re.fullmatch(model, architecture)]
     names, found = set(names), []
     for stream in streams:
@@ -86,12 +86,12 @@ def find_gates(
             names -= set(held)
     for name in sorted(names):
         matches = [m.expand(to) for gate, to in rules if (m := re.fullmatch(gate, name))]
-        if not matches or matches[0] not in layers:
+        if not matches or matches[0] not in outputs:
             raise CheckpointError(
                 f"{where} has a gate {name!r}, which has no place in {architecture}: the gates of "
                 "ResNet-18 to 152 and of DenseNets can be imported, so check --model"
             )
-        found.append(GateAt((name,), (matches[0],), layers[matches[0]].outputs))
+        found.append(GateAt((name,), (matches[0],), outputs[matches[0]]))
     return tuple(found)
 
 
@@ -144,7 +144,7 @@ def ungated(
 def _streams(graph: ChannelGraph) -> tuple[GateAt, ...]:
     """Return the residual streams of a ResNet that its file may hold a gate for."""
     blocks = [
-        m[1] for layer in graph.layers if (m := re.fullmatch(r"(layer.*)\.conv1", layer.name))
+        m[1] for axis in graph.writers if (m := re.fullmatch(r"(layer.*)\.conv1", axis.layer))
     ]
     units = {b: site.units for b, site in zip(blocks, graph.block_sites, strict=True)}
     found = []
@@ -186,17 +186,18 @@ def _close_stream(state: State, gate: GateAt, units: Units, graph: ChannelGraph)
     stage of ResNet-18 and 34 has the stem's.
     """
     before = np.zeros(0, np.int64)
-    for layer in graph.layers:
-        if layer.reads and np.isin(layer.inputs, units).any():
-            if layer.name.startswith(f"{gate.modules[0]}."):
-                before = np.union1d(before, layer.inputs)
+    for axis in graph.readers:
+        if np.isin(axis.units, units).any():
+            if axis.tensor.startswith(f"{gate.modules[0]}."):
+                before = np.union1d(before, axis.units)
             else:
-                _zero(state, layer, units)
+                _zero(state, axis, units)
     return np.setdiff1d(units, before)
 
 
-def _zero(state: State, layer: Layer, units: Units) -> None:
-    state[f"{layer.name}.weight"][:, torch.from_numpy(np.isin(layer.inputs, units))] = 0
+def _zero(state: State, reader: Axis, units: Units) -> None:
+    closed = torch.from_numpy(np.flatnonzero(np.isin(reader.units, units)))
+    state[reader.tensor].index_fill_(reader.dim, closed, 0)
 
 
 def _left(graph: ChannelGraph, closed: Units) -> Mask:

@@ -1,31 +1,77 @@
-"""The recipe: which channels of each group a shrunk network kept. Pure data, JSON in and out."""
+"""The recipe: the cuts that rebuild a shrunk network from its dense one. Pure data, as JSON.
+
+Version 2 names tensors::
+
+    {"kept": {"a": {"size": 64, "indices": [0, 2, 5]}},
+     "cuts": {"layer1.0.conv1.weight": {"0": "a"}, "layer1.0.conv1.out_channels": {"0": "a"}}}
+
+Dimensions that lose the same indices share an entry of ``kept``. Version 1 named channel groups,
+which only the analysis of the dense network can find again.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from compress.errors import CheckpointError
 from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.shrink import Cut, Place
 
 Recipe = dict[str, dict[str, Any]]
-"""Per group that lost channels: ``{"size": dense width in units, "kept": [indices]}``."""
 
 
-def recipe_from_mask(graph: ChannelGraph, kept: Mask) -> Recipe:
-    """Describe a mask by the groups of the dense graph."""
-    return {
-        group.name: {"size": group.size, "kept": np.flatnonzero(kept[group.units]).tolist()}
-        for group in graph.groups
-        if not kept[group.units].all()
-    }
+def recipe_from_cuts(cuts: Iterable[Cut]) -> Recipe:
+    """Describe cuts as a JSON document; nothing is cut by an empty one."""
+    keys: dict[tuple[int, bytes], str] = {}
+    kept: dict[str, Any] = {}
+    named: dict[str, dict[str, str]] = {}
+    for cut in cuts:
+        same = (cut.size, cut.kept.tobytes())
+        if same not in keys:
+            keys[same] = str(len(keys))
+            kept[keys[same]] = {"size": cut.size, "indices": cut.kept.tolist()}
+        named.setdefault(cut.tensor, {})[str(cut.dim)] = keys[same]
+    return {"kept": kept, "cuts": named} if named else {}
 
 
-def mask_from_recipe(graph: ChannelGraph, recipe: Mapping[str, Any]) -> Mask:
-    """Return the mask that a recipe describes on the dense graph of its architecture.
+def cuts_from_recipe(model: nn.Module, recipe: Mapping[str, Any]) -> tuple[Cut, ...]:
+    """Return the cuts that a recipe of version 2 describes, checked against the dense network.
+
+    Raises:
+        CheckpointError: the recipe does not fit this network.
+    """
+    if not recipe:
+        return ()
+    kept, named = recipe.get("kept"), recipe.get("cuts")
+    if not isinstance(kept, Mapping) or not isinstance(named, Mapping):
+        raise CheckpointError("the recipe has no cuts")
+    indices = {key: _indices(f"entry {key!r}", entry, "indices") for key, entry in kept.items()}
+    modules, cuts = dict(model.named_modules()), []
+    for tensor, by_dim in named.items():
+        lengths = _lengths(modules, tensor)
+        for dim, key in by_dim.items() if isinstance(by_dim, Mapping) else ():
+            place = next((i for i in range(len(lengths)) if str(i) == dim), None)
+            entry = indices.get(key) if isinstance(key, str) else None
+            if place is None or entry is None:
+                raise CheckpointError(f"the recipe cuts dimension {dim!r} of {tensor!r} in no way")
+            size, left = entry
+            if size != lengths[place]:
+                raise CheckpointError(
+                    f"the recipe gives {tensor!r} a width of {size} and this network has "
+                    f"{lengths[place]}"
+                )
+            cuts.append(Cut(tensor, place, size, np.array(left, np.int64)))
+    return tuple(cuts)
+
+
+def mask_from_groups(graph: ChannelGraph, recipe: Mapping[str, Any]) -> Mask:
+    """Return the mask that a recipe of version 1 describes on the dense graph of its architecture.
 
     Raises:
         CheckpointError: the recipe does not fit this network.
@@ -36,24 +82,35 @@ def mask_from_recipe(graph: ChannelGraph, recipe: Mapping[str, Any]) -> Mask:
         group = groups.get(name)
         if group is None or group.frozen:
             raise CheckpointError(f"the recipe prunes {name!r}, which this network does not allow")
-        indices = _indices(name, entry, group.size)
+        size, indices = _indices(repr(name), entry, "kept")
+        if size != group.size:
+            raise CheckpointError(
+                f"the recipe gives {name!r} another width than this network's {group.size}"
+            )
         kept[group.units] = False
         kept[group.units[indices]] = True
     return kept
 
 
-def _indices(name: str, entry: Any, size: int) -> list[int]:
+def _lengths(modules: Mapping[str, nn.Module], name: str) -> tuple[int, ...]:
+    """Return the lengths of what may be cut under a name: a tensor, or an integer of a module."""
+    value = Place.of(modules, name).value
+    if value is None:
+        raise CheckpointError(f"the recipe cuts {name!r}, which this network does not have")
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else (value,)
+
+
+def _indices(name: str, entry: Any, key: str) -> tuple[int, list[int]]:
     """Check one entry before anything is built from it."""
-    found = entry.get("size") if isinstance(entry, Mapping) else None
-    if type(found) is not int or found != size:
-        raise CheckpointError(f"the recipe gives {name!r} another width than this network's {size}")
-    indices = entry.get("kept")
+    size = entry.get("size") if isinstance(entry, Mapping) else None
+    indices = entry.get(key) if isinstance(entry, Mapping) else None
     valid = (
-        isinstance(indices, list)
+        type(size) is int
+        and isinstance(indices, list)
         and 0 < len(indices) <= size
         and all(type(i) is int and 0 <= i < size for i in indices)
         and all(a < b for a, b in itertools.pairwise(indices))
     )
-    if not valid or not isinstance(indices, list):
-        raise CheckpointError(f"the recipe's kept channels of {name!r} are not ascending indices")
-    return indices
+    if not valid or not isinstance(indices, list) or type(size) is not int:
+        raise CheckpointError(f"the recipe's kept channels of {name} are not ascending indices")
+    return size, indices

@@ -5,21 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from compress.checkpoints.checkpoint import identify, load_checkpoint, load_weights, require_claims
-from compress.checkpoints.description import read_description
+from compress.checkpoints.checkpoint import (
+    Checkpoint,
+    identify,
+    load_checkpoint,
+    load_weights,
+    require_claims,
+    structure_of,
+)
+from compress.checkpoints.description import Structure, read_description
 from compress.checkpoints.tensors import read_state_dict
 from compress.errors import CheckpointError
 from compress.files import sha256_of
-from compress.networks import cost
-from compress.networks.analysis import analyse
-from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.models import SMALL_IMAGE_MODELS, build_model, ends_of
+from compress.networks.trial import tried_graph
 
 
 def inspect_checkpoint(path: Path, model: str | None = None) -> dict[str, Any]:
@@ -34,9 +38,9 @@ def inspect_checkpoint(path: Path, model: str | None = None) -> dict[str, Any]:
     """
     if path.suffix == ".safetensors" and (description := read_description(path)):
         checkpoint = load_checkpoint(path, model)
-        about = description.model_dump(exclude={"recipe", "classes"})
+        about = description.model_dump(exclude={"recipe", "classes", "structure"})
         document = {**about, "num_classes": description.num_classes, "sha256": checkpoint.sha256}
-        return document | _structure(checkpoint.dense_graph, checkpoint.kept)
+        return document | (checkpoint.structure or _structure(checkpoint)).model_dump()
     state = read_state_dict(path)
     name = model or identify(state)
     if name is None:
@@ -49,13 +53,13 @@ def inspect_checkpoint(path: Path, model: str | None = None) -> dict[str, Any]:
     network = build_model(name, num_classes=classes, in_channels=channels)
     load_weights(path, network)
     size = 32 if name in SMALL_IMAGE_MODELS else 224
-    graph = analyse(network, (channels, size, size))
+    graph = tried_graph(network, (channels, size, size))
     return {
         "architecture": name,
         "num_classes": classes,
         "input_size": (channels, size, size),
         "sha256": sha256_of(path),
-    } | _structure(graph, graph.everything())
+    } | structure_of(graph, graph.everything()).model_dump()
 
 
 def render_summary(document: dict[str, Any]) -> RenderableType:
@@ -94,25 +98,10 @@ def render_summary(document: dict[str, Any]) -> RenderableType:
     return Stack(*parts)
 
 
-def _structure(graph: ChannelGraph, kept: Mask) -> dict[str, Any]:
-    return {
-        "dense": cost.totals(graph, graph.everything()),
-        "now": cost.totals(graph, kept),
-        "groups": [
-            {
-                "name": group.name,
-                "dense": group.size * group.width,
-                "kept": int(np.count_nonzero(kept[group.units])) * group.width,
-                "channels_per_unit": group.width,
-                "writers": len(group.writers),
-                "readers": len(group.readers),
-                "residual": group.residual,
-                "frozen": group.frozen,
-            }
-            for group in graph.groups
-        ],
-        "unknown_operations": list(graph.unknown),
-    }
+def _structure(checkpoint: Checkpoint) -> Structure:
+    """Return what an analysis finds of a network whose file does not tell."""
+    graph = tried_graph(checkpoint.model, checkpoint.input_size)
+    return structure_of(graph, graph.everything())
 
 
 def _ends(name: str, state: dict[str, Any]) -> tuple[int, int]:

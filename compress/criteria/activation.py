@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from compress.criteria.scoring import Context, Scoring
-from compress.networks.gates import probed
+from compress.criteria.scoring import Context, Scoring, placing
+from compress.networks.gates import ProbedNetwork
 
 
 class _Accumulated:
@@ -15,14 +15,16 @@ class _Accumulated:
     def __init__(self, context: Context, *, absolute_mean: bool) -> None:
         self.num_units, self.absolute_mean = context.graph.num_units, absolute_mean
         self.world = context.world
-        self.parts: list[torch.Tensor] = []
-        self.seen: set[int] = set()
+        self.parts: dict[int, torch.Tensor] = {}
         self.examples = 0  # of all processes, in the minibatch that was taken last
-        self.network = probed(context.model, context.graph, context.residual_gate, self.add)
+        with placing():
+            self.network = ProbedNetwork(
+                context.model, context.graph, context.residual_gate, self.add
+            )
 
     @torch.no_grad()
-    def add(self, units: torch.Tensor, product: torch.Tensor) -> None:
-        """Add the (N, channels, ...) product of one site."""
+    def add(self, units: torch.Tensor, product: torch.Tensor, part: int) -> None:
+        """Add the (N, channels, ...) product of one site and part of the minibatch."""
         product = product.to(torch.promote_types(product.dtype, torch.float32))
         if self.absolute_mean:
             product = product.abs()
@@ -31,17 +33,15 @@ class _Accumulated:
             # Behind a flatten, the positions of a channel lie side by side.
             repeats = torch.bincount(units, minlength=self.num_units)[units]
             per_channel = per_channel / (repeats * (product[0, 0].numel()))
-        if not self.parts or id(units) in self.seen:  # a site again: the next part began
-            self.parts.append(torch.zeros(len(product), self.num_units).to(product))
-            self.seen.clear()
-        self.seen.add(id(units))
-        self.parts[-1].index_add_(1, units, per_channel)
+        if part not in self.parts:
+            self.parts[part] = torch.zeros(len(product), self.num_units).to(product)
+        self.parts[part].index_add_(1, units, per_channel)
 
     def take(self, scale: float) -> torch.Tensor:
         """Return the sums of every example's own loss, and begin anew."""
         assert self.parts, "no backward pass has gone through the probes"
-        sums = torch.cat(self.parts)
-        self.parts, self.seen = [], set()
+        sums = torch.cat(list(self.parts.values()))
+        self.parts = {}
         self.examples = self.world.total(len(sums))
         # The loss was averaged over the examples of all processes, whose gradients are averaged.
         return sums * (self.examples / (self.world.size * scale))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from compress.criteria.scoring import Context, Scoring
+from compress.criteria.scoring import Context, Scoring, placing
 from compress.networks.gates import GatedNetwork
 
 
@@ -18,7 +18,8 @@ class GateHessian:
     """
 
     def __init__(self, context: Context) -> None:
-        self.network = GatedNetwork(context.model, context.graph, context.residual_gate)
+        with placing():
+            self.network = GatedNetwork(context.model, context.graph, context.residual_gate)
         self.samples, self.world = context.hessian_samples, context.world
         self.signs: list[torch.Tensor] = []
         self.units = np.concatenate([group.units for group in context.graph.prunable])

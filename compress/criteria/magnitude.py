@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,30 @@ from torch import nn
 
 from compress.criteria.scoring import Context, Scoring, UnservedError, mean_per_unit
 from compress.networks.groups import Units
+from compress.networks.shrink import tensor_of
 
 
-def filters_of(context: Context) -> list[tuple[Units, nn.Parameter]]:
-    """Return the weights of all writers, with the unit of each filter (row)."""
-    modules = dict(context.model.named_modules())
-    return [
-        (layer.outputs, modules[layer.name].weight) for layer in context.graph.layers if layer.reads
-    ]
+@dataclass(frozen=True)
+class Filters:
+    """The weight of a writer, and the unit of each index along the dimension that writes."""
+
+    units: Units
+    weight: nn.Parameter
+    dim: int
+
+    def sums(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor of the weight's shape over each filter, (filters,)."""
+        return values.movedim(self.dim, 0).flatten(1).sum(1)
+
+
+def filters_of(context: Context) -> list[Filters]:
+    """Return the weights of all writers."""
+    found = []
+    for axis in context.graph.writers:
+        weight = tensor_of(context.model, axis.tensor)
+        if isinstance(weight, nn.Parameter):
+            found.append(Filters(axis.units, weight, axis.dim))
+    return found
 
 
 def batchnorms_of(context: Context) -> list[tuple[Units, Any]]:
@@ -29,10 +46,10 @@ def batchnorms_of(context: Context) -> list[tuple[Units, Any]]:
     """
     modules = dict(context.model.named_modules())
     found = [
-        (layer.outputs, modules[layer.name])
-        for layer in context.graph.layers
-        if isinstance(modules[layer.name], nn.modules.batchnorm._BatchNorm)
-        and modules[layer.name].affine
+        (axis.units, modules[axis.layer])
+        for axis in context.graph.axes
+        if axis.tensor.endswith("weight")
+        and isinstance(modules.get(axis.layer), nn.modules.batchnorm._BatchNorm)
     ]
     covered = np.concatenate([np.zeros(0, np.int64), *(units for units, _ in found)])
     for group in context.graph.prunable:
@@ -56,7 +73,7 @@ def _of_filters(context: Context, measure: Callable[[torch.Tensor], torch.Tensor
 
     @torch.no_grad()
     def score(scale: float) -> torch.Tensor:
-        parts = [(units, measure(weight.float()).flatten(1).sum(1)) for units, weight in filters]
+        parts = [(f.units, f.sums(measure(f.weight.float()))) for f in filters]
         return mean_per_unit(context, parts)
 
     return Scoring(score, per_minibatch=False)

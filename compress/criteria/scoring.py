@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from compress.distributed.world import ALONE, World
+from compress.networks.gates import UnplacedError
 from compress.networks.groups import ChannelGraph, Units
 
 
 class UnservedError(Exception):
     """A criterion has no use for this network; the text says why."""
+
+
+@contextmanager
+def placing() -> Iterator[None]:
+    """Say of gates that cannot be placed that the criterion has no use for the network."""
+    try:
+        yield
+    except UnplacedError as error:
+        raise UnservedError(str(error)) from error
 
 
 @dataclass(frozen=True)

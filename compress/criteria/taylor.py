@@ -9,7 +9,8 @@ from torch import nn
 from compress.criteria.magnitude import batchnorms_of, filters_of
 from compress.criteria.scoring import Context, Scoring, mean_per_unit
 from compress.networks.gates import GatedNetwork
-from compress.networks.groups import ChannelGraph, Layer
+from compress.networks.groups import ChannelGraph
+from compress.networks.shrink import tensor_of
 
 
 class FoldedGate:
@@ -21,37 +22,24 @@ class FoldedGate:
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
-        modules = dict(model.named_modules())
         self.num_units = graph.num_units
         self.readers = [
-            _Reader(layer, modules[layer.name].weight) for layer in graph.layers if layer.reads
+            (weight, axis.dim, torch.from_numpy(axis.units).to(weight.device))
+            for axis in graph.readers
+            if isinstance(weight := tensor_of(model, axis.tensor), nn.Parameter)
         ]
 
     @torch.no_grad()
     def __call__(self) -> torch.Tensor:
         """Return (units,) gate gradients; units that nothing reads get zero."""
-        first = self.readers[0].weight
+        first, _, _ = self.readers[0]
         gradient = torch.zeros(self.num_units, dtype=first.dtype, device=first.device)
-        for reader in self.readers:
-            reader.add_to(gradient)
+        for weight, dim, units in self.readers:
+            if weight.grad is not None:
+                product = weight * weight.grad
+                others = [d for d in range(product.dim()) if d != dim]
+                gradient.index_add_(0, units, product.sum(others))
         return gradient
-
-
-class _Reader:
-    """A reader's weight and the unit of each channel that it reads."""
-
-    def __init__(self, layer: Layer, weight: torch.Tensor) -> None:
-        self.weight = weight
-        self.conv_groups = layer.conv_groups
-        self.units = torch.from_numpy(layer.inputs).to(weight.device)
-
-    def add_to(self, gradient: torch.Tensor) -> None:
-        if self.weight.grad is None:
-            return
-        product = self.weight * self.weight.grad
-        pairs = product.sum(tuple(range(2, product.dim()))) if product.dim() > 2 else product
-        blocks = pairs.reshape(self.conv_groups, -1, pairs.shape[1])
-        gradient.index_add_(0, self.units, blocks.sum(1).flatten())
 
 
 class BlockGate:
@@ -122,9 +110,9 @@ def taylor_weight(context: Context) -> Scoring:
     @torch.no_grad()
     def score(scale: float) -> torch.Tensor:
         parts = [
-            (units, (weight * weight.grad).square().flatten(1).sum(1))
-            for units, weight in filters
-            if weight.grad is not None
+            (f.units, f.sums((f.weight * f.weight.grad).square()))
+            for f in filters
+            if f.weight.grad is not None
         ]
         return mean_per_unit(context, parts)
 

@@ -1,399 +1,327 @@
-"""Find the channel groups of a network from its traced graph (torch.fx).
+"""Find the channel groups of a network from its captured graph.
 
-Every channel of every activation gets an atom. Operations copy, tie or freeze atoms; the connected
-components of the ties are the units of compress.groups. No layer names and no module positions are
-used, so any network that torch.fx can trace is analysed; an operation that is not known here
-freezes the groups that touch it and is named in the result.
+Every dimension of every value, parameters and buffers included, carries one atom per index or never
+shrinks. Rules (compress.networks.rules) say how atoms pass through each operator; the connected
+components of their ties are the units of compress.networks.groups. No layer names and no module
+classes are used. An operator without a rule keeps dense what it touches and is named in the result.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx, nn
 
-from compress.networks.architectures import ChannelPad, FitTo
-from compress.networks.groups import ChannelGraph, GateSite, Layer, LayerKind, Units
-from compress.networks.partition import components, groups_of
-from compress.networks.tracing import (
-    ADDITIONS,
-    BINARY_NAMES,
-    CHANNELWISE,
-    CONVS,
-    ELEMENTWISE_MODULES,
-    ELEMENTWISE_NAMES,
-    POOLING_MODULES,
-    POOLING_NAMES,
-    RESHAPES,
-    SHAPE_QUERIES,
-    Shapes,
-    infer_shapes,
-    opaque_modules,
-    operation,
-    trace,
+from compress.errors import ModelError
+from compress.networks.capture import Captured, Example, capture, source_of
+from compress.networks.groups import Addition, Axis, ChannelGraph, ReadSite, Term, Units
+from compress.networks.partition import NETWORK_INPUT, components, groups_of
+from compress.networks.rules import RULES
+from compress.networks.rules.pointwise import pointwise
+from compress.networks.shrink import tensor_of
+from compress.networks.walk import (
+    Atoms,
+    Call,
+    Value,
+    Walk,
+    operator_name,
+    plain,
+    tensors_in,
 )
 
 
-def analyse(model: nn.Module, input_size: Sequence[int]) -> ChannelGraph:
-    """Find the layers, units and groups of a network.
+def analyse(
+    model: nn.Module,
+    inputs: Example | Sequence[int],
+    *,
+    whole_groups: bool = False,
+    outer: frozenset[str] = frozenset(),
+) -> ChannelGraph:
+    """Find the dimensions, units and groups of a network.
 
     Args:
         model: the network; nothing in it is changed and no weight is read.
-        input_size: (C, H, W) of one image.
+        inputs: what it is captured with, or the size (C, H, W) of one image.
+        whole_groups: remove whole groups of every grouped convolution, as format version 1 does,
+            where fewer channels of each group would be finer.
+        outer: names of ``ChannelGraph.splits`` that split channels into parts whose number shrinks,
+            where the length of each part does otherwise.
 
     Raises:
-        ModelError: the network cannot be traced, or does not accept such images.
+        ModelError: the network cannot be captured, or does not accept such inputs.
     """
-    traced = trace(model)
-    return _Analysis(model, traced.graph, infer_shapes(traced, input_size)).run()
-
-
-@dataclass
-class _Call:
-    """What is known of one node while the graph is walked."""
-
-    node: fx.Node
-    name: str
-    tensors: list[fx.Node]
-    """Arguments that are tensors, in order."""
+    example = inputs if isinstance(inputs, Example) else Example.images(inputs)
+    captured = capture(model, example)
+    walk = Walk(captured.batch, dict(model.named_modules()), whole_groups, outer)
+    analysis = _Analysis(model, walk)
+    analysis.add(captured)
+    if analysis.unseen:  # heads that training alone runs read channels as well
+        with suppress(ModelError):
+            trained = capture(model, example, training=True)
+            walk.training = True
+            analysis.add(trained)
+    return analysis.result()
 
 
 class _Analysis:
-    """One walk over the graph: atoms for every node, then units, groups and layers."""
+    """One walk over each graph: atoms for every value, then units, groups and costs."""
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, shapes: Shapes) -> None:
-        self.model, self.graph, self.shapes = model, graph, shapes
-        self.modules = dict(model.named_modules())
-        self.opaque = opaque_modules(model)
-        self.atoms: dict[fx.Node, Units] = {}
-        self.num_atoms = 0
-        self.ties: list[tuple[Units, Units]] = []
-        self.frozen: list[tuple[Units, str]] = []
-        self.additions: list[Units] = []
-        self.read_sites: list[tuple[str, Units]] = []
-        self.block_sites: list[tuple[str, Units]] = []
-        self.layers: dict[str, Layer] = {}
+    def __init__(self, model: nn.Module, walk: Walk) -> None:
+        self.model, self.walk = model, walk
+        self.values: dict[fx.Node, Any] = {}
+        self.named: dict[str, Value] = {}
+        self.input_atoms: list[Atoms] = []
         self.unknown: list[str] = []
+        self.random: list[str] = []
 
-    def run(self) -> ChannelGraph:
-        for node in self.graph.nodes:
-            if node.op == "output":
-                for source in node.all_input_nodes:
-                    if source in self.atoms:
-                        self._freeze(self.atoms[source], "network output")
-            elif node not in self.shapes:  # a number, a size, or a tuple of tensors
-                if operation(node) not in SHAPE_QUERIES:
-                    self._freeze_sources(self._call(node))
-            elif node.op == "placeholder":
-                self.atoms[node] = self._fresh(self.shapes[node][1], frozen="network input")
-            else:
-                self._visit(node)
-        return self._result()
+    @property
+    def unseen(self) -> bool:
+        """Whether the graphs so far leave parameters unused."""
+        used = {id(tensor_of(self.model, name)) for name in self.named}
+        return any(id(parameter) not in used for parameter in self.model.parameters())
 
-    # Atoms
+    def add(self, captured: Captured) -> None:
+        """Walk over a graph; parameters that were met before have the same atoms."""
+        self.captured = captured
+        for node in captured.inputs:
+            self.values[node] = self._input(node)
+        for node in captured.graph.nodes:
+            if node.op == "call_function":
+                self.values[node] = self._visit(node)
+        for node in captured.outputs:
+            for value in _flat(self._value(node)):
+                for dim in value.dims:
+                    self.walk.freeze(dim, "network output")
 
-    def _fresh(self, count: int, *, frozen: str | None = None) -> Units:
-        atoms = np.arange(self.num_atoms, self.num_atoms + count, dtype=np.int64)
-        self.num_atoms += count
-        if frozen:
-            self._freeze(atoms, frozen)
-        return atoms
+    # Values
 
-    def _tie(self, first: Units, second: Units) -> None:
-        self.ties.append((first, second))
-
-    def _freeze(self, atoms: Units, reason: str) -> None:
-        self.frozen.append((atoms, reason))
-
-    # One node
-
-    def _visit(self, node: fx.Node) -> None:
-        call = self._call(node)
-        atoms = None
-        if node.op == "call_module":
-            atoms = self._module(call, self.modules[str(node.target)])
-        elif node.op in ("call_function", "call_method"):
-            atoms = self._function(call)
-        if atoms is None:
-            atoms = self._give_up(call)
-        self.atoms[node] = atoms
-
-    def _call(self, node: fx.Node) -> _Call:
-        return _Call(node, operation(node), [n for n in node.all_input_nodes if n in self.shapes])
-
-    def _give_up(self, call: _Call) -> Units:
-        """Freeze what an operation touches, and start anew behind it."""
-        reason = self._freeze_sources(call)
-        shape = self.shapes[call.node]
-        return self._fresh(shape[1] if len(shape) > 1 else 0, frozen=reason)
-
-    def _freeze_sources(self, call: _Call) -> str:
-        kind = "tensor" if call.node.op == "get_attr" else "unknown operation"
-        reason = f"{kind} {call.name}"
-        sources = [self.atoms[n] for n in call.tensors if len(self.atoms[n])]
-        for source in sources:
-            self._freeze(source, reason)
-        if sources and call.name not in self.unknown:
-            self.unknown.append(call.name)
-        return reason
-
-    def _module(self, call: _Call, module: nn.Module) -> Units | None:
-        if len(call.tensors) != 1:
+    def _input(self, node: fx.Node) -> Value | None:
+        tensors = tensors_in(node.meta.get("val"))
+        if not tensors:
             return None
-        source = call.tensors[0]
-        if isinstance(module, (*ELEMENTWISE_MODULES, FitTo)):
-            return self._same_channels(call.node, source)
-        if isinstance(module, POOLING_MODULES):
-            return self._pool(call.node, source, type(module).__name__)
-        if isinstance(module, nn.Flatten):
-            return self._reshape(call.node, source)
-        if isinstance(module, ChannelPad):
-            return self._pad(str(call.node.target), module, source)
-        if module in self.opaque:
-            return None
-        if isinstance(module, CONVS):
-            return self._conv(call, module)
-        if isinstance(module, nn.Linear) and len(self.shapes[source]) == 2:
-            return self._reader(call, "linear", module.out_features, 1, module)
-        if isinstance(module, CHANNELWISE) or (
-            isinstance(module, nn.PReLU) and module.num_parameters > 1
-        ):
-            return self._channelwise(call, module)
-        return self._same_channels(call.node, source) if isinstance(module, nn.PReLU) else None
+        shape = tuple(tensors[0].shape)
+        value = plain(shape)
+        if len(shape) < 2:
+            return value
+        atoms = self.walk.fresh(shape[1])
+        self.walk.freeze(atoms, NETWORK_INPUT)
+        self.input_atoms.append(atoms)
+        return value.with_dim(1, atoms, shape[1])
 
-    def _function(self, call: _Call) -> Units | None:
-        node, tensors = call.node, call.tensors
-        if call.name in BINARY_NAMES:
-            return self._binary(call)
-        if call.name in ("cat", "concat", "concatenate"):
-            return self._concat(node)
-        if len(tensors) != 1:
-            return None
-        if call.name in ELEMENTWISE_NAMES:
-            return self._same_channels(node, tensors[0])
-        if call.name in POOLING_NAMES:
-            return self._pool(node, tensors[0], call.name)
-        if call.name in RESHAPES:
-            return self._reshape(node, tensors[0])
-        if call.name == "mean":
-            return self._mean(node, tensors[0])
-        if call.name == "getitem":
-            return self._slice(node, tensors[0])
-        if call.name == "pad":
-            spatial = 2 * (len(self.shapes[node]) - 2)
-            pads = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad", ())
-            fits = isinstance(pads, Sequence) and len(pads) <= spatial
-            return self._same_channels(node, tensors[0]) if fits else None
-        return None
-
-    # Operations that keep channels
-
-    def _same_channels(self, node: fx.Node, source: fx.Node) -> Units | None:
-        before, after = self.shapes[source], self.shapes[node]
-        keeps = len(after) > 1 and len(before) > 1 and before[:2] == after[:2]
-        return self.atoms[source] if keeps else None
-
-    def _pool(self, node: fx.Node, source: fx.Node, name: str) -> Units | None:
-        # One dimension fewer, and torch takes the channels for a dimension of space.
-        spatial = f"{len(self.shapes[source]) - 2}d"
-        fits = name.endswith(spatial) or name in ("Upsample", "interpolate")
-        return self._same_channels(node, source) if fits else None
-
-    def _reshape(self, node: fx.Node, source: fx.Node) -> Units | None:
-        before, after = self.shapes[source], self.shapes[node]
-        if len(after) < 2 or len(before) < 2 or before[0] != after[0]:
-            return None
-        if _asks_for_width(node):
-            return None
-        if before[1] == after[1]:
-            return self.atoms[source]
-        if len(after) == 2 and after[1] == math.prod(before[1:]):
-            return np.repeat(self.atoms[source], math.prod(before[2:]))
-        return None
-
-    def _mean(self, node: fx.Node, source: fx.Node) -> Units | None:
-        rank = len(self.shapes[source])
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        dims = [dims] if isinstance(dims, int) else dims
-        if not isinstance(dims, Sequence) or any(d % rank < 2 for d in dims):  # type: ignore[operator]
-            return None
-        return self.atoms[source]
-
-    def _slice(self, node: fx.Node, source: fx.Node) -> Units | None:
-        index = node.args[1]
-        index = index if isinstance(index, tuple) else (index,)
-        everything = slice(None)
-        spatial_only = (
-            len(index) >= 2
-            and index[:2] == (everything, everything)
-            and all(isinstance(part, slice) for part in index)
-        )
-        return self.atoms[source] if spatial_only else None
-
-    def _pad(self, name: str, module: ChannelPad, source: fx.Node) -> Units:
-        previous = self.layers.get(name)
-        front = previous.inputs if previous else self._fresh(module.front)
-        back = previous.outputs if previous else self._fresh(module.back)
-        self.layers[name] = Layer(name, "pad", inputs=front, outputs=back)
-        return np.concatenate([front, self.atoms[source], back])
-
-    # Operations that join tensors
-
-    def _binary(self, call: _Call) -> Units | None:
-        node, tensors = call.node, call.tensors
-        if len(tensors) < len(node.all_input_nodes):
-            return None  # a number computed from a size, which may change
-        wide = [n for n in tensors if len(self.shapes[n]) == len(self.shapes[node])]
-        scalars = [n for n in tensors if math.prod(self.shapes[n]) == 1]
-        if len(wide) == 1 and len(wide) + len(scalars) == len(tensors):
-            return self._same_channels(node, wide[0])
-        if len(wide) != 2 or any(len(self.shapes[n]) < 2 for n in wide):
-            return None
-        first, second = sorted(wide, key=lambda n: -self.shapes[n][1])
-        if self.shapes[first][1] != self.shapes[second][1]:  # one channel, broadcast over all
-            self._freeze(self.atoms[second], "broadcast over channels")
-            return self.atoms[first]
-        if self._is_constant(first) or self._is_constant(second):
-            return None
-        self._tie(self.atoms[first], self.atoms[second])
-        if call.name in ADDITIONS and first is not second:
-            self.additions.append(self.atoms[first])
-            self.block_sites.append((self._after_activation(node).name, self.atoms[first]))
-        return self.atoms[first]
-
-    def _concat(self, node: fx.Node) -> Units | None:
-        tensors = node.args[0] if node.args else node.kwargs.get("tensors")
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        if not isinstance(tensors, Sequence) or not isinstance(dim, int):
-            return None
-        parts = [self.atoms[n] for n in tensors if isinstance(n, fx.Node)]
-        if dim % len(self.shapes[node]) == 1:
-            return np.concatenate(parts)
-        for part in parts[1:]:
-            self._tie(parts[0], part)
-        return parts[0]
-
-    def _is_constant(self, node: fx.Node) -> bool:
-        return node.op == "get_attr"
-
-    def _after_activation(self, node: fx.Node) -> fx.Node:
-        users = list(node.users)
-        alone = len(users) == 1 and _is_activation(users[0], self.modules)
-        return users[0] if alone else node
-
-    # Layers
-
-    def _conv(self, call: _Call, module: Any) -> Units | None:
-        kernel = math.prod(module.kernel_size)
-        source = self.atoms[call.tensors[0]]
-        if len(self.shapes[call.node]) != 2 + len(module.kernel_size):
-            return None  # an image without a batch dimension
-        if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
-            return self._channelwise(call, module, kind="depthwise", kernel=kernel)
-        outputs = self._reader(call, "conv", module.out_channels, kernel, module)
-        if module.groups > 1:
-            for part in (source, outputs):
-                # All channels of one group of a grouped convolution live and die together.
-                blocks = part.reshape(module.groups, -1)
-                self._tie(blocks[:, 0].repeat(blocks.shape[1]), part)
-            self._tie(
-                source.reshape(module.groups, -1)[:, 0], outputs.reshape(module.groups, -1)[:, 0]
-            )
-        return outputs
-
-    def _reader(
-        self, call: _Call, kind: LayerKind, width: int, kernel: int, module: nn.Module
-    ) -> Units:
-        name, source = str(call.node.target), self.atoms[call.tensors[0]]
-        positions = math.prod(self.shapes[call.node][2:])
-        self.read_sites.append((call.node.name, source))
-        previous = self.layers.get(name)
-        if previous:  # the same module called again reads and writes the same channels
-            self._tie(previous.inputs, source)
-            outputs, positions = previous.outputs, positions + previous.positions
+    def _value(self, node: fx.Node) -> Any:
+        """Return what a node holds; a parameter or buffer gets its atoms when it is first used."""
+        if node in self.values:
+            return self.values[node]
+        shape = tuple(int(n) for n in node.meta["val"].shape) if "val" in node.meta else ()
+        if node in self.captured.named:
+            value = self._named(self.captured.named[node], shape)
         else:
-            outputs = self._fresh(width)
-        self.layers[name] = Layer(
-            name,
-            kind,
-            outputs=outputs,
-            inputs=source,
-            kernel=kernel,
-            positions=positions,
-            conv_groups=getattr(module, "groups", 1),
-            params_per_output=int(getattr(module, "bias", None) is not None),
-        )
-        return outputs
+            value = plain(shape, fixed=True)
+        self.values[node] = value
+        return value
 
-    def _channelwise(
-        self, call: _Call, module: nn.Module, *, kind: LayerKind = "channelwise", kernel: int = 1
-    ) -> Units | None:
-        name, source = str(call.node.target), self.atoms[call.tensors[0]]
-        positions = math.prod(self.shapes[call.node][2:])
-        previous = self.layers.get(name)
-        if previous:
-            self._tie(previous.outputs, source)
-            positions += previous.positions
-        per_output = sum(p.numel() for p in module.parameters(recurse=False)) // len(source)
-        self.layers[name] = Layer(
-            name,
-            kind,
-            outputs=source,
-            kernel=kernel,
-            positions=positions,
-            conv_groups=getattr(module, "groups", 1),
-            params_per_output=per_output - (kernel if kind == "depthwise" else 0),
-        )
-        return source
+    def _named(self, name: str, shape: tuple[int, ...]) -> Value:
+        if name not in self.named:
+            self.named[name] = Value(
+                shape,
+                tuple(self.walk.fresh(size) if size > 1 else None for size in shape),
+                tuple(frozenset({(name, dim)}) for dim in range(len(shape))),
+                fixed=True,
+                name=name,
+            )
+        return self.named[name]
+
+    # Operators
+
+    def _visit(self, node: fx.Node) -> Any:
+        name = operator_name(node)
+        if name == "getitem":
+            source, index = self._value(node.args[0]), node.args[1]  # type: ignore[arg-type]
+            several = isinstance(source, (list, tuple)) and isinstance(index, int)
+            return source[index] if several else plain(_shape(node))
+        call = Call(self.walk, node, self._arguments(node))
+        if not self.walk.training and _is_random(call):
+            self.random.append(f"{name} at {source_of(node)}")
+        rule = RULES.get(name)
+        if rule is None and _is_pointwise(node):
+            rule = pointwise
+        result = None if rule is None else rule(call)
+        if result is None:
+            result = self._give_up(call, "unknown operation" if rule is None else "this use of")
+        return result
+
+    def _give_up(self, call: Call, what: str) -> Any:
+        """Freeze what an operator touches; what it returns never shrinks."""
+        call.freeze_all(f"{what} {call.name}")
+        touches = any(dim is not None for value in call.values for dim in value.dims)
+        if touches and call.name not in self.unknown:
+            self.unknown.append(call.name)
+        fixed = bool(call.values) and all(value.fixed for value in call.values)
+        results = [plain(shape, fixed=fixed) for shape in call.shapes]
+        self.walk.count(_counted(call.node))
+        single = isinstance(call.node.meta.get("val"), torch.Tensor)
+        return results[0] if single and results else results
+
+    def _arguments(self, node: fx.Node) -> dict[str, Any]:
+        def resolved(item: Any) -> Any:
+            if isinstance(item, fx.Node):
+                return self._value(item)
+            if isinstance(item, (list, tuple)):
+                return [resolved(part) for part in item]
+            return item
+
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            return {str(i): resolved(item) for i, item in enumerate(node.args)}
+        found = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+        names = [argument.name for argument in schema.arguments]
+        given = {n: resolved(item) for n, item in zip(names, node.args, strict=False)}
+        ordered = {n: {**found, **given}.get(n) for n in names}
+        return {**ordered, **{n: resolved(item) for n, item in node.kwargs.items()}}
 
     # The result
 
-    def _result(self) -> ChannelGraph:
-        unit_of = components(self.num_atoms, self.ties)
-        num_units = int(unit_of.max()) + 1 if self.num_atoms else 0
-        layers = tuple(
-            replace(layer, inputs=unit_of[layer.inputs], outputs=unit_of[layer.outputs])
-            for layer in self.layers.values()
+    def result(self) -> ChannelGraph:
+        """Return units, groups and costs of all that was walked over."""
+        walk, named = self.walk, self._axes_by_atoms()
+        widths = list(self._widths())
+        used = np.concatenate(
+            [
+                np.zeros(0, np.int64),
+                *self.input_atoms,
+                *(atoms for _, _, atoms in (*named, *widths)),
+                *(atoms for _, dims in walk.macs for atoms in dims),
+                *(atoms for _, atoms, _ in walk.sites),
+                *(atoms for atoms in walk.additions if atoms is not None),
+            ]
+        )
+        unit_of = components(walk.num_atoms, walk.ties, used)
+        axes = tuple(
+            Axis(
+                tensor,
+                dim,
+                unit_of[atoms],
+                writes=(tensor, dim) in walk.writes,
+                reads=(tensor, dim) in walk.reads,
+            )
+            for tensor, dim, atoms in (*named, *widths)
         )
         frozen: dict[int, str] = {}
-        for atoms, reason in self.frozen:
-            frozen.update(dict.fromkeys(unit_of[atoms].tolist(), reason))
-        residual = _all_units(unit_of, self.additions)
+        for atoms, reason in walk.frozen:
+            for unit in unit_of[atoms].tolist():
+                frozen.setdefault(unit, reason)
+        fewest: dict[int, int] = defaultdict(lambda: 1)
+        for atoms, least in walk.least:
+            for unit in unit_of[atoms].tolist():
+                fewest[unit] = max(fewest[unit], least)
+        additions = tuple(
+            Addition(number, np.zeros(0, np.int64) if dim is None else unit_of[dim])
+            for number, dim in enumerate(walk.additions)
+        )
+        residual = {unit for a in additions for unit in a.units.tolist()}
         return ChannelGraph(
-            layers=layers,
-            groups=groups_of(layers, frozen, residual),
-            num_units=num_units,
-            read_sites=tuple(GateSite(name, unit_of[a]) for name, a in self.read_sites),
-            block_sites=tuple(GateSite(name, unit_of[a]) for name, a in self.block_sites),
-            other_params=self._parameters_outside_layers(),
+            axes=axes,
+            groups=groups_of(axes[: len(named)], frozen=frozen, residual=residual, fewest=fewest),
+            num_units=int(unit_of.max(initial=-1)) + 1,
+            macs=tuple(
+                Term(number, tuple(unit_of[atoms] for atoms in dims)) for number, dims in walk.macs
+            ),
+            params=tuple(self._params(unit_of)),
+            read_sites=tuple(ReadSite(w, unit_of[a], dim) for w, a, dim in walk.sites),
+            additions=additions,
             unknown=tuple(self.unknown),
+            random=tuple(self.random),
+            splits=tuple((name, np.unique(unit_of[atoms])) for name, atoms in walk.splits),
         )
 
-    def _parameters_outside_layers(self) -> int:
-        layers = {id(p) for name in self.layers for p in self.modules[name].parameters()}
-        return sum(p.numel() for p in self.model.parameters() if id(p) not in layers)
+    def _axes_by_atoms(self) -> list[tuple[str, int, Atoms]]:
+        """Return the dimensions of named tensors that hold channels."""
+        return [
+            (name, dim, atoms)
+            for name, value in self.named.items()
+            for dim, atoms in enumerate(value.dims)
+            if atoms is not None and (name, dim) not in self.walk.still
+        ]
+
+    def _widths(self) -> Iterable[tuple[str, int, Atoms]]:
+        """Yield the integers of modules that state a width."""
+        modules = self.walk.modules
+        found: dict[str, Atoms] = {}
+        for owner, attribute, atoms in self.walk.widths:
+            if "." in attribute or _states(modules.get(owner), attribute, len(atoms)):
+                found.setdefault(f"{owner}.{attribute}" if owner else attribute, atoms)
+        for hint in self.walk.hints:
+            module = modules.get(hint.module)
+            for attribute in [hint.attribute] if hint.attribute else _integers(module):
+                prefix = f"{hint.module}." if hint.module else ""
+                if _states(module, attribute, hint.size) and len(hint.atoms):
+                    found.setdefault(f"{prefix}{attribute}", hint.atoms)
+                elif hint.attribute:
+                    self.walk.freeze(hint.atoms, "padding of a fixed width")
+        return [(name, 0, atoms) for name, atoms in found.items()]
+
+    def _params(self, unit_of: Units) -> Iterable[Term]:
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        captured = {id(tensor_of(self.model, name)): value for name, value in self.named.items()}
+        for key, name in names.items():
+            parameter, value = tensor_of(self.model, name), captured.get(key)
+            number, axes = 1.0, []
+            for dim, size in enumerate(parameter.shape):
+                atoms = None if value is None else value.dims[dim]
+                if atoms is None or (value and (value.name, dim) in self.walk.still):
+                    number *= size
+                else:
+                    axes.append(unit_of[atoms])
+            yield Term(number, tuple(axes))
 
 
-def _is_activation(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node applies an elementwise function of one tensor."""
-    if node.op == "call_module":
-        return isinstance(modules[str(node.target)], ELEMENTWISE_MODULES)
-    return node.op in ("call_function", "call_method") and operation(node) in ELEMENTWISE_NAMES
+def _flat(value: Any) -> Iterable[Value]:
+    if isinstance(value, Value):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _flat(item)
 
 
-def _asks_for_width(node: fx.Node) -> bool:
-    """Whether ``view`` or ``reshape`` names the number of channels, as in ``x.view(-1, 512)``."""
-    if operation(node) not in ("view", "reshape"):
-        return False
-    sizes = node.args[1:] or tuple(node.kwargs.values())
-    if len(sizes) == 1 and isinstance(sizes[0], Sequence):
-        sizes = tuple(sizes[0])
-    return len(sizes) > 1 and isinstance(sizes[1], int) and sizes[1] != -1
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    tensors = tensors_in(node.meta.get("val"))
+    return tuple(int(n) for n in tensors[0].shape) if tensors else ()
 
 
-def _all_units(unit_of: Units, parts: Sequence[Units]) -> set[int]:
-    return {unit for part in parts for unit in unit_of[part].tolist()}
+def _is_pointwise(node: fx.Node) -> bool:
+    return torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
+def _counted(node: fx.Node) -> float:
+    """Return the multiply-adds of a call as torch counts them; those of a region are not known."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta.get("val"))
+    try:
+        with FlopCounterMode(display=False) as counter:
+            node.target(*args, **kwargs)  # type: ignore[operator]
+    except Exception:  # an operator of the user's own may raise anything
+        return 0
+    return counter.get_total_flops() / 2
+
+
+def _is_random(call: Call) -> bool:
+    """Whether a call draws random numbers; a dropout that is off does not."""
+    seeded = torch.Tag.nondeterministic_seeded in getattr(call.node.target, "tags", ())
+    return seeded and bool(call.get("train", True)) and bool(call.get("training", True))
+
+
+def _states(module: nn.Module | None, attribute: str, length: int) -> bool:
+    value = getattr(module, attribute, None)
+    return type(value) is int and value == length
+
+
+def _integers(module: nn.Module | None) -> list[str]:
+    if module is None:
+        return []
+    return [k for k, v in vars(module).items() if type(v) is int and not k.startswith("_")]

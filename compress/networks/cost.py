@@ -1,29 +1,31 @@
 """MACs and parameters of a network under a mask, in closed form.
 
-One multiply-add counts as one MAC. Convolutions and linear layers are counted, at batch size 1;
-BatchNorm is folded away at inference and costs nothing.
+One multiply-add counts as one MAC. Convolutions and products of matrices are counted, for one
+image, as torch's FlopCounterMode does, which counts two operations for each; BatchNorm is folded
+away and costs nothing.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+import math
 
-from compress.networks.groups import ChannelGraph, Layer, Mask
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from compress.networks.capture import Example, in_mode
+from compress.networks.groups import ChannelGraph, Mask, Term
 
 
 def macs(graph: ChannelGraph, kept: Mask) -> int:
     """Return the multiply-adds of one image when only the ``kept`` units remain."""
-    return sum(_weights(layer, kept) * layer.positions for layer in graph.layers)
+    return round(sum(_amount(term, kept) for term in graph.macs))
 
 
 def params(graph: ChannelGraph, kept: Mask) -> int:
     """Return the parameters when only the ``kept`` units remain."""
-    return graph.other_params + sum(
-        _weights(layer, kept) + layer.params_per_output * _count(layer.outputs, kept)
-        for layer in graph.layers
-        if layer.kind != "pad"
-    )
+    return round(sum(_amount(term, kept) for term in graph.params))
 
 
 def channels(graph: ChannelGraph, kept: Mask) -> int:
@@ -37,18 +39,15 @@ def macs_saved(graph: ChannelGraph, kept: Mask) -> NDArray[np.float64]:
     Units that are not kept save nothing.
     """
     saved = np.zeros(graph.num_units)
-    for layer in graph.layers:
-        outputs = np.bincount(layer.outputs, minlength=graph.num_units)
-        if layer.kind == "depthwise":
-            saved += outputs * layer.kernel * layer.positions
-        elif layer.conv_groups > 1 and layer.kind == "conv":
-            inputs_per_group = len(layer.inputs) // layer.conv_groups
-            saved += outputs * inputs_per_group * layer.kernel * layer.positions
-        elif layer.reads:
-            inputs = np.bincount(layer.inputs, minlength=graph.num_units)
-            read, written = _count(layer.inputs, kept), _count(layer.outputs, kept)
-            pairs = outputs * read + inputs * written - outputs * inputs
-            saved += pairs * layer.kernel * layer.positions
+    for term in graph.macs:
+        lengths = [_count(units, kept) for units in term.axes]
+        counts = [np.bincount(units, minlength=graph.num_units) for units in term.axes]
+        before = float(math.prod(lengths))
+        after = math.prod(
+            (length - count for length, count in zip(lengths, counts, strict=True)),
+            start=np.ones(graph.num_units),
+        )
+        saved += term.coefficient * (before - after)
     return np.where(kept, saved, 0.0)
 
 
@@ -61,16 +60,31 @@ def totals(graph: ChannelGraph, kept: Mask) -> dict[str, int]:
     }
 
 
-def _weights(layer: Layer, kept: Mask) -> int:
-    outputs = _count(layer.outputs, kept)
-    if layer.kind == "depthwise":
-        return outputs * layer.kernel
-    if layer.kind not in ("conv", "linear"):
-        return 0
-    if layer.conv_groups > 1:
-        # Whole groups of a grouped convolution go together, so each keeps its inputs.
-        return outputs * (len(layer.inputs) // layer.conv_groups) * layer.kernel
-    return outputs * _count(layer.inputs, kept) * layer.kernel
+def measured(model: nn.Module, example: Example) -> dict[str, int]:
+    """Return MACs and parameters of a network as it is, as torch counts them.
+
+    The network is run on its example, on the meta device: without memory or arithmetic.
+
+    Args:
+        model: the network; it is not changed.
+        example: inputs; MACs are those of one of its rows.
+    """
+    import copy
+
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shadow = copy.deepcopy(model).to("meta")
+    inputs = example.to(torch.device("meta"))
+    with torch.no_grad(), in_mode(shadow), FlopCounterMode(display=False) as counter:
+        shadow(*inputs.args, **inputs.kwargs)
+    return {
+        "macs": counter.get_total_flops() // 2 // example.batch,
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def _amount(term: Term, kept: Mask) -> float:
+    return term.coefficient * math.prod(_count(units, kept) for units in term.axes)
 
 
 def _count(units: np.ndarray, kept: Mask) -> int:

@@ -1,69 +1,141 @@
-"""Explicit gates and probes: layers put into the traced network where channels are read.
+"""Explicit gates and probes: factors put where channels are read, while a network runs.
 
 The folded gate (compress.criteria.taylor) needs no extra layer. Explicit gates are its reference,
-the way to place gates where no parameter can stand for them (after add+ReLU of residual blocks),
-and what second derivatives are taken of. Probes see what parameters average away: single examples.
+the way to place gates where no parameter can stand for them (behind the additions of residual
+blocks), and what second derivatives are taken of. Probes see what parameters average away: single
+examples. Both watch the operators that the network calls, in training mode as well; nothing in the
+network changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
-from compress.networks.groups import ChannelGraph, GateSite
-from compress.networks.tracing import trace
+from compress.errors import ModelError
+from compress.networks.groups import ChannelGraph
+from compress.networks.shrink import tensor_of
+
+Insertion = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""From an activation, the (channels,) units along a dimension of it, and that dimension, to what
+takes its place."""
+
+READERS = frozenset(
+    {
+        *(torch.conv1d, torch.conv2d, torch.conv3d, F.linear),
+        *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+    }
+)
+ADDITIONS = frozenset(
+    {
+        *(torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__),
+        *(torch.Tensor.__radd__, torch.Tensor.__iadd__),
+    }
+)
 
 
-class GateLayer(nn.Module):
-    """Multiplies each channel by the gate of its unit.
+class UnplacedError(Exception):
+    """A group is read where no explicit gate can be put; the text says where."""
+
+
+class Insertions:
+    """Where a channel graph has gates.
 
     Args:
-        gates: (units,) vector that all gate layers of a network share.
-        units: (channels,) unit of each channel.
+        model: the network.
+        graph: its channel graph.
+        sites: ``"read"``: the inputs of readers; ``"residual"``: behind the additions of residual
+            blocks; ``"block"``: there for residual streams, at the readers for all other units. An
+            activation such as ReLU, that a positive factor passes through, may follow the gate.
+
+    Raises:
+        UnplacedError: a group that may be pruned is read by something else than a convolution or
+            linear layer with a parameter as its weight, or a weight reads different channels.
     """
 
-    units: torch.Tensor
+    def __init__(self, model: nn.Module, graph: ChannelGraph, sites: str) -> None:
+        device = next(model.parameters()).device
+        residual = graph.residual_units
+        inner = [
+            site
+            for site in graph.read_sites
+            if sites == "read" or not np.isin(site.units, residual).any()
+        ]
+        self.readers: dict[int, tuple[torch.Tensor, int]] = {}
+        self.blocks: dict[int, torch.Tensor] = {}
+        self.additions = len(graph.additions) if sites != "read" else 0
+        if sites != "residual":
+            for site in inner:
+                units = torch.from_numpy(site.units).to(device)
+                placed = self.readers.setdefault(
+                    id(tensor_of(model, site.weight)), (units, site.dim)
+                )
+                if not torch.equal(placed[0], units):
+                    raise UnplacedError(f"{site.weight} reads along several of its dimensions")
+            _require_placed(graph, {site.weight for site in graph.read_sites})
+        if sites != "read":
+            for addition in graph.block_sites:
+                units = torch.from_numpy(addition.units).to(device)
+                self.blocks[addition.number] = units
 
-    def __init__(self, gates: nn.Parameter, units: torch.Tensor) -> None:
+    def __len__(self) -> int:
+        return len(self.readers) + len(self.blocks)
+
+
+class Inserting(TorchFunctionMode):
+    """While it is entered, a network's activations pass through insertions."""
+
+    def __init__(self, places: Insertions, insertion: Insertion) -> None:
         super().__init__()
-        self.gates = gates
-        self.register_buffer("units", units, persistent=False)
+        self.places, self.insertion = places, insertion
+        self.seen = 0
+        """Additions so far."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, channels, ...) -> the same shape."""
-        return x * self.gates[self.units].view(1, -1, *(1,) * (x.dim() - 2))
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run one function of torch, with what is inserted before or behind it."""
+        kwargs = kwargs or {}
+        if func in READERS:
+            args, kwargs = self._reading(args, kwargs)
+        result = func(*args, **kwargs)
+        if self.places.blocks and func in ADDITIONS and _is_addition(args, kwargs):
+            result = self._added(result)
+        return result
 
+    def _reading(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        place = self.places.readers.get(id(weight))
+        if place is None:
+            return args, kwargs
+        if args:
+            return (self.insertion(args[0], *place), *args[1:]), kwargs
+        return args, {**kwargs, "input": self.insertion(kwargs["input"], *place)}
 
-class Probe(nn.Module):
-    """Passes activations through and hands on their product with their gradient.
-
-    Args:
-        units: (channels,) unit of each channel.
-        seen: called in the backward pass with ``units`` and the (N, channels, ...) product.
-    """
-
-    units: torch.Tensor
-
-    def __init__(
-        self, units: torch.Tensor, seen: Callable[[torch.Tensor, torch.Tensor], None]
-    ) -> None:
-        super().__init__()
-        self.seen = seen
-        self.register_buffer("units", units, persistent=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, channels, ...) -> the same tensor."""
-        if not x.requires_grad:
-            return x
-        x = x.view_as(x)  # the gradient of this reader alone
-        activation = x.detach()
-        x.register_hook(  # type: ignore[no-untyped-call]
-            lambda gradient: self.seen(self.units, activation * gradient)
-        )
-        return x
+    def _added(self, total: torch.Tensor) -> torch.Tensor:
+        units = self.places.blocks.get(self.seen)
+        self.seen += 1
+        if units is None:
+            return total
+        if total.dim() < 2 or total.shape[1] != len(units):
+            raise ModelError(
+                f"addition {self.seen} of the network has {total.shape[1:2]} channels in training "
+                f"mode and {len(units)} in evaluation mode, so gates behind residual blocks cannot "
+                "be placed: use residual_gate = 'read'"
+            )
+        return self.insertion(total, units, 1)
 
 
 class GatedNetwork(nn.Module):
@@ -74,73 +146,98 @@ class GatedNetwork(nn.Module):
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, sites: str) -> None:
-        """Insert gates at the sites that ``insert`` names."""
+        """Insert gates at the sites that ``Insertions`` names."""
         super().__init__()
         parameter = next(model.parameters())
         self.gates = nn.Parameter(
             torch.ones(graph.num_units, dtype=parameter.dtype, device=parameter.device)
         )
-        self.network = trace(model)
-        inserted = insert(self.network, graph, sites, lambda units: GateLayer(self.gates, units))
-        self.gates.requires_grad_(inserted > 0)  # processes join only what has a gradient
+        self.network = model
+        self.places = Insertions(model, graph, sites)
+        self.gates.requires_grad_(len(self.places) > 0)  # processes join only what has a gradient
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> logits."""
-        return self.network(x)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Inputs and outputs of the network."""
+        return _run(self.network, self.places, self._gate, args, kwargs)
 
-
-def probed(
-    model: nn.Module,
-    graph: ChannelGraph,
-    sites: str,
-    seen: Callable[[torch.Tensor, torch.Tensor], None],
-) -> fx.GraphModule:
-    """Return the network with probes at its sites; it shares every module and parameter."""
-    network = trace(model)
-    insert(network, graph, sites, lambda units: Probe(units, seen))
-    return network
+    def _gate(self, x: torch.Tensor, units: torch.Tensor, dim: int) -> torch.Tensor:
+        shape = [1] * x.dim()
+        shape[dim] = -1
+        return x * self.gates[units].view(shape)
 
 
-def insert(
-    network: fx.GraphModule,
-    graph: ChannelGraph,
-    sites: str,
-    layer: Callable[[torch.Tensor], nn.Module],
-) -> int:
-    """Put a layer into a traced network at every site, and return how many there are.
+class ProbedNetwork(nn.Module):
+    """A network with probes: they pass activations through and hand on their product with their
+    gradient in the backward pass.
 
     Args:
-        network: the traced network, changed in place.
+        model: the network; it is shared.
         graph: its channel graph.
-        sites: ``"read"``: the inputs of readers; ``"residual"``: behind add+ReLU of residual
-            blocks; ``"block"``: there for residual streams, at the readers for all other units.
-        layer: builds the layer from the (channels,) units of its channels.
+        sites: see ``Insertions``.
+        seen: called with the (channels,) units and the (N, channels, ...) product of each site, and
+            the number of the forward pass.
     """
-    device = next(network.parameters()).device
-    nodes = {node.name: node for node in network.graph.nodes}
-    residual = graph.residual_units
-    inner = [s for s in graph.read_sites if sites == "read" or not np.isin(s.units, residual).any()]
-    chosen: list[tuple[GateSite, bool]] = []
-    if sites != "residual":
-        chosen += [(site, True) for site in inner]
-    if sites != "read":
-        chosen += [(site, False) for site in graph.block_sites]
-    for number, (site, before) in enumerate(chosen):
-        name = f"gate_{number}"
-        network.add_module(name, layer(torch.from_numpy(site.units).to(device)))
-        _wire(network.graph, nodes[site.node], name, before=before)
-    network.graph.lint()
-    network.recompile()
-    return len(chosen)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        sites: str,
+        seen: Callable[[torch.Tensor, torch.Tensor, int], None],
+    ) -> None:
+        super().__init__()
+        self.network, self.seen = model, seen
+        self.places = Insertions(model, graph, sites)
+        self.passes = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Inputs and outputs of the network."""
+        self.passes += 1
+        return _run(self.network, self.places, self._probe, args, kwargs)
+
+    def _probe(self, x: torch.Tensor, units: torch.Tensor, dim: int) -> torch.Tensor:
+        if not x.requires_grad:
+            return x
+        x = x.view_as(x)  # the gradient of this reader alone
+        activation, number = x.detach(), self.passes
+        x.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: self.seen(units, (activation * gradient).movedim(dim, 1), number)
+        )
+        return x
 
 
-def _wire(graph: fx.Graph, node: fx.Node, name: str, *, before: bool) -> None:
-    if before:
-        source = node.all_input_nodes[0]
-        with graph.inserting_before(node):
-            gate = graph.call_module(name, (source,))
-        node.replace_input_with(source, gate)
-        return
-    with graph.inserting_after(node):
-        gate = graph.call_module(name, (node,))
-    node.replace_all_uses_with(gate, delete_user_cb=lambda user: user is not gate)
+def _run(
+    network: nn.Module,
+    places: Insertions,
+    insertion: Insertion,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    with Inserting(places, insertion) as mode:
+        output = network(*args, **kwargs)
+    if places.blocks and mode.seen != places.additions:
+        raise ModelError(
+            f"the network adds {mode.seen} times in training mode and {places.additions} times in "
+            "evaluation mode, so gates behind residual blocks cannot be placed: use "
+            "residual_gate = 'read'"
+        )
+    return output
+
+
+def _is_addition(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether two activations of one shape are added; the rule of ``add`` says the same."""
+    both = [*args[:2], *(kwargs[name] for name in ("input", "other") if name in kwargs)]
+    return (
+        len(both) == 2
+        and all(isinstance(item, torch.Tensor) and item.dim() >= 2 for item in both)
+        and both[0] is not both[1]
+        and both[0].shape == both[1].shape
+        and both[0].is_floating_point()
+    )
+
+
+def _require_placed(graph: ChannelGraph, placed: set[str]) -> None:
+    for group in graph.prunable:
+        for reader in group.readers:
+            if reader not in placed:
+                raise UnplacedError(f"{group.name} is read by {reader} in a computed form")

@@ -1,17 +1,18 @@
 """Channel groups: which indices of which tensors must be removed together.
 
-The traced network (compress.tracing) gives every channel of every activation an *atom*. Atoms that
-an operation ties (residual add, grouped convolution) form one *unit*, the smallest thing that can
-be removed. A *group* is the set of units that run through the same layers. Everything later
-(importance, cost, masks, shrinking) works on vectors indexed by unit.
+The analysis (compress.networks.analysis) gives every index of a dimension that may shrink an
+*atom*. Atoms that an operator ties (residual add, grouped convolution) form one *unit*, the
+smallest thing that can be removed. A *group* is the set of units that run through the same
+dimensions of the same tensors. Everything later (importance, cost, masks, shrinking) works on
+vectors indexed by unit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,59 +20,61 @@ from numpy.typing import NDArray
 Units = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-LayerKind = Literal["conv", "linear", "channelwise", "depthwise", "pad"]
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of one tensor of the network, and the unit of each index along it.
+
+    A module's integer that states a width (``conv.out_channels``) is the axis of a tensor of that
+    length: it is cut as one.
+    """
+
+    tensor: str
+    """Qualified name of a parameter or buffer, or of a module's integer."""
+    dim: int
+    units: Units
+    writes: bool = False
+    """A convolution or linear layer produces these units along it."""
+    reads: bool = False
+    """A gate on what is read along it is part of the network's function."""
+
+    @property
+    def layer(self) -> str:
+        """Qualified name of the module that holds the tensor."""
+        return layer_of(self.tensor)
+
+
+def layer_of(tensor: str) -> str:
+    """Return the module that holds a weight; of a bare parameter, its own name."""
+    owner, _, attribute = tensor.rpartition(".")
+    return owner if owner and attribute == "weight" else tensor
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One module with channel dimensions, and the unit of each index along them.
+class Term:
+    """Part of a cost: a number times the width of each of its axes."""
 
-    A ``conv`` or ``linear`` layer reads ``inputs`` and writes ``outputs``; ``channelwise``
-    (BatchNorm, PReLU) and ``depthwise`` layers hold one slice per entry of ``outputs``; a ``pad``
-    layer adds constant channels ``inputs`` (front) and ``outputs`` (back).
-    """
-
-    name: str
-    kind: LayerKind
-    outputs: Units
-    inputs: Units = field(default_factory=lambda: np.zeros(0, np.int64))
-    kernel: int = 1
-    """Weights per pair of input and output channel (per channel when depthwise)."""
-    positions: int = 1
-    """Output positions per image over all calls, so that MACs = weights x positions."""
-    conv_groups: int = 1
-    params_per_output: int = 0
-    """Further parameters per output channel: bias, or those of a channelwise layer."""
-
-    @property
-    def reads(self) -> bool:
-        """Whether a gate on the inputs of this layer is part of the network's function."""
-        return self.kind in ("conv", "linear")
-
-    def removed(self, kept: Mask) -> Layer:
-        """Return the layer without the units that are not kept."""
-        inputs, outputs = self.inputs[kept[self.inputs]], self.outputs[kept[self.outputs]]
-        conv_groups = self.conv_groups
-        if self.kind == "depthwise":
-            conv_groups = len(outputs)
-        elif conv_groups > 1:
-            conv_groups = conv_groups * len(inputs) // len(self.inputs)
-        return replace(self, inputs=inputs, outputs=outputs, conv_groups=conv_groups)
+    coefficient: float
+    axes: tuple[Units, ...] = ()
 
 
 @dataclass(frozen=True)
 class Group:
-    """Units that run through the same layers, in the order of their first writer."""
+    """Units that run through the same dimensions, in the order of their first writer."""
 
     name: str
     units: Units
     writers: tuple[str, ...]
+    """Layers that write the units."""
     readers: tuple[str, ...]
+    """Tensors with which the units are read."""
     residual: bool = False
     frozen: str | None = None
     """Why no unit of this group may be removed, or None."""
     widths: tuple[int, ...] = (1,)
     """Channels per unit along each tensor dimension that the group runs through."""
+    fewest: int = 1
+    """Units that must be left."""
 
     @property
     def size(self) -> int:
@@ -89,33 +92,73 @@ class Group:
 
 
 @dataclass(frozen=True)
-class GateSite:
-    """A place in the traced network where an explicit gate can be multiplied in."""
+class ReadSite:
+    """A call of a convolution or linear layer that reads units with a parameter as its weight."""
 
-    node: str
+    weight: str
     units: Units
+    """The unit of each channel that it reads."""
+    dim: int
+    """The dimension of its input that holds the channels."""
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A sum of two activations; additions are numbered in the order in which they run."""
+
+    number: int
+    units: Units
+    """The unit of each channel; empty where channels are not carried."""
 
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """All layers and groups of a network; the input of every decision about channels."""
+    """All dimensions and groups of a network; the input of every decision about channels."""
 
-    layers: tuple[Layer, ...]
+    axes: tuple[Axis, ...]
     groups: tuple[Group, ...]
     num_units: int
-    read_sites: tuple[GateSite, ...]
-    """The inputs of the readers, by the name of the reader's node."""
-    block_sites: tuple[GateSite, ...]
-    """The outputs of residual additions, after the activation that follows."""
-    other_params: int = 0
-    """Parameters that no layer holds; they are never removed."""
+    macs: tuple[Term, ...]
+    """Multiply-adds of one image."""
+    params: tuple[Term, ...]
+    read_sites: tuple[ReadSite, ...] = ()
+    additions: tuple[Addition, ...] = ()
     unknown: tuple[str, ...] = ()
-    """Operations that the analysis does not know; they froze the groups that touch them."""
+    """Operators without a rule; they froze the groups that touch them."""
+    random: tuple[str, ...] = ()
+    """Operators that draw random numbers in evaluation mode, with their place in the source."""
+    splits: tuple[tuple[str, Units], ...] = ()
+    """Nodes that split units into parts, where either the number or the length may shrink."""
 
     @property
     def prunable(self) -> tuple[Group, ...]:
         """Groups that may lose units."""
         return tuple(group for group in self.groups if group.frozen is None)
+
+    @property
+    def frozen(self) -> tuple[Group, ...]:
+        """Groups that stay dense."""
+        return tuple(group for group in self.groups if group.frozen is not None)
+
+    @property
+    def readers(self) -> tuple[Axis, ...]:
+        """Dimensions along which units are read."""
+        return tuple(axis for axis in self.axes if axis.reads)
+
+    @property
+    def writers(self) -> tuple[Axis, ...]:
+        """Dimensions along which units are written."""
+        return tuple(axis for axis in self.axes if axis.writes)
+
+    @cached_property
+    def by_tensor(self) -> dict[tuple[str, int], Axis]:
+        """The axes by tensor and dimension."""
+        return {(axis.tensor, axis.dim): axis for axis in self.axes}
+
+    @property
+    def block_sites(self) -> tuple[Addition, ...]:
+        """Residual additions: those that tie channels."""
+        return tuple(addition for addition in self.additions if len(addition.units))
 
     @property
     def residual_units(self) -> Units:
@@ -129,15 +172,25 @@ class ChannelGraph:
 
     def removed(self, kept: Mask) -> ChannelGraph:
         """Return the graph of the shrunk network; unit ids stay those of the dense one."""
-        groups = (replace(g, units=g.units[kept[g.units]]) for g in self.groups)
         return replace(
             self,
-            layers=tuple(layer.removed(kept) for layer in self.layers),
-            groups=tuple(groups),
-            read_sites=_sites_removed(self.read_sites, kept),
-            block_sites=_sites_removed(self.block_sites, kept),
+            axes=tuple(replace(axis, units=_left(axis.units, kept)) for axis in self.axes),
+            groups=tuple(replace(group, units=_left(group.units, kept)) for group in self.groups),
+            macs=_terms_left(self.macs, kept),
+            params=_terms_left(self.params, kept),
+            read_sites=tuple(replace(s, units=_left(s.units, kept)) for s in self.read_sites),
+            additions=tuple(replace(a, units=_left(a.units, kept)) for a in self.additions),
         )
 
+    def freezing(self, reasons: dict[str, str]) -> ChannelGraph:
+        """Return the graph with some groups frozen, by name, each for its reason."""
+        groups = (replace(g, frozen=reasons.get(g.name, g.frozen)) for g in self.groups)
+        return replace(self, groups=tuple(groups))
 
-def _sites_removed(sites: Sequence[GateSite], kept: Mask) -> tuple[GateSite, ...]:
-    return tuple(replace(site, units=site.units[kept[site.units]]) for site in sites)
+
+def _left(units: Units, kept: Mask) -> Units:
+    return units[kept[units]]
+
+
+def _terms_left(terms: Sequence[Term], kept: Mask) -> tuple[Term, ...]:
+    return tuple(Term(t.coefficient, tuple(_left(u, kept) for u in t.axes)) for t in terms)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,103 @@ import torch
 from torch import nn
 
 from compress.errors import ModelError
-from compress.networks.groups import ChannelGraph, Layer, Mask
+from compress.networks.capture import Example, tensors_of
+from compress.networks.groups import ChannelGraph, Mask, Units
 
 PROOF_TOLERANCE = 1e-9
-"""Largest difference of masked and shrunk logits in float64, relative to the largest logit."""
+"""Largest difference of masked and shrunk outputs in float64, relative to the largest output."""
+FLOAT32_TOLERANCE = 1e-4
+"""The same for a network that runs in float32 alone."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a name stands for in a network: a parameter, a buffer, or an integer of a module.
+
+    Attributes:
+        module: which holds it.
+        attribute: its name there.
+        index: of the integer in a list or tuple, as in ``mixed.splits.0``.
+        value: None where the network has nothing of that name.
+    """
+
+    module: nn.Module
+    attribute: str
+    index: int | None
+    value: torch.Tensor | int | None
+
+    @staticmethod
+    def of(modules: Mapping[str, nn.Module], name: str) -> Place:
+        """Find a place by its qualified name, in a network's modules by theirs."""
+        owner, _, attribute = name.rpartition(".")
+        if owner in modules:
+            module = modules[owner]
+            own = {**vars(module), **module._parameters, **module._buffers}
+            return Place(module, attribute, None, _cuttable(own.get(attribute), attribute))
+        outer, _, listed = owner.rpartition(".")
+        module = modules.get(outer, modules[""])
+        numbers = vars(module).get(listed) if outer in modules else None
+        if isinstance(numbers, (list, tuple)) and attribute in map(str, range(len(numbers))):
+            index = int(attribute)
+            return Place(module, listed, index, _cuttable(numbers[index], listed))
+        return Place(module, attribute, None, None)
+
+    def set_width(self, width: int) -> None:
+        """Put another integer in place of one."""
+        if self.index is None:
+            setattr(self.module, self.attribute, width)
+            return
+        numbers = list(getattr(self.module, self.attribute))
+        numbers[self.index] = width
+        kind = type(getattr(self.module, self.attribute))
+        setattr(self.module, self.attribute, kind(numbers))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Kept indices along one dimension of one named tensor.
+
+    The tensor may also be an integer of a module that states a width, as ``conv.out_channels``; it
+    becomes the number of indices.
+    """
+
+    tensor: str
+    dim: int
+    size: int
+    """Length of the dimension before."""
+    kept: Units
+    """Ascending."""
+
+
+def cuts_of(graph: ChannelGraph, kept: Mask) -> tuple[Cut, ...]:
+    """Return the cuts that remove the units that are not kept from the network of a graph."""
+    return tuple(
+        Cut(axis.tensor, axis.dim, len(axis.units), np.flatnonzero(kept[axis.units]))
+        for axis in graph.axes
+        if not kept[axis.units].all()
+    )
+
+
+def apply_cuts_(
+    model: nn.Module, cuts: Iterable[Cut], optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Cut tensors of a network in place.
+
+    Args:
+        model: the network; tensors that it holds under several names are cut once.
+        cuts: at most one for each dimension of a tensor.
+        optimizer: its state (momentum) is cut along with the parameters.
+    """
+    by_tensor: dict[str, list[Cut]] = defaultdict(list)
+    for cut in cuts:
+        by_tensor[cut.tensor].append(cut)
+    modules = dict(model.named_modules())
+    for name, own in by_tensor.items():
+        place = Place.of(modules, name)
+        if isinstance(place.value, torch.Tensor):
+            _cut_tensor(place.value, own, optimizer.state if optimizer else {})
+        else:
+            place.set_width(len(own[0].kept))
 
 
 def shrink(model: nn.Module, graph: ChannelGraph, kept: Mask) -> nn.Module:
@@ -41,113 +136,122 @@ def shrink_(
     Returns:
         The channel graph of the network as it is now.
     """
-    modules = dict(model.named_modules())
-    state: Mapping[Any, dict[str, Any]] = optimizer.state if optimizer else {}
-    for layer in graph.layers:
-        if not (kept[layer.inputs].all() and kept[layer.outputs].all()):
-            _shrink_layer(modules[layer.name], layer, kept, state)
+    apply_cuts_(model, cuts_of(graph, kept), optimizer)
     return graph.removed(kept)
 
 
+@torch.no_grad()
 def mask_(model: nn.Module, graph: ChannelGraph, kept: Mask) -> None:
     """Zero the weights with which readers read removed units: z = 0 for their gates, in place."""
-    modules = dict(model.named_modules())
-    with torch.no_grad():
-        for layer in graph.layers:
-            if layer.reads and not kept[layer.inputs].all():
-                weight = modules[layer.name].weight
-                # A group of a grouped convolution goes whole, so its rows are what it reads.
-                dim, units = (0, layer.outputs) if layer.conv_groups > 1 else (1, layer.inputs)
-                weight.index_fill_(dim, _index(~kept[units], weight.device), 0)
+    for axis in graph.readers:
+        if not kept[axis.units].all():
+            weight = tensor_of(model, axis.tensor)
+            weight.index_fill_(axis.dim, _index(~kept[axis.units], weight.device), 0)
 
 
-@torch.no_grad()
-def proof(model: nn.Module, graph: ChannelGraph, kept: Mask, images: torch.Tensor) -> float:
-    """Compare the masked with the shrunk network in float64 on real images.
+def proof(model: nn.Module, graph: ChannelGraph, kept: Mask, example: Example) -> float:
+    """Compare the masked with the shrunk network in float64 on real inputs.
 
     Args:
         model: the network before the shrink, masked or not; it is not changed.
         graph: its channel graph.
         kept: units to keep.
-        images: (N, C, H, W) float32.
+        example: inputs, of any precision and on any device.
 
     Returns:
-        max |masked - shrunk| / max |masked| over all logits.
+        max |masked - shrunk| / max |masked| over all outputs.
 
     Raises:
         ModelError: the two differ by more than PROOF_TOLERANCE.
     """
-    masked = copy.deepcopy(model).cpu().double().eval()
-    images = images.cpu().double()
-    mask_(masked, graph, kept)
-    expected = masked(images)
-    shrink_(masked, graph, kept)
-    difference = (masked(images) - expected).abs().max() / expected.abs().max()
-    if not difference <= PROOF_TOLERANCE:
+    dtype = precision_for(model, example)
+    difference, tolerance = difference_of(model, graph, kept, example, dtype), tolerance_of(dtype)
+    if not difference <= tolerance:
         raise ModelError(
             f"the shrunk network differs from the masked one by {difference:.1e} relative, "
-            f"over {PROOF_TOLERANCE:.0e}: this is a defect of the group analysis, please report it"
+            f"over {tolerance:.0e}: this is a defect of the group analysis, please report it"
         )
-    return float(difference)
+    return difference
 
 
-def _shrink_layer(
-    module: Any, layer: Layer, kept: Mask, state: Mapping[Any, dict[str, Any]]
+@torch.no_grad()
+def difference_of(
+    model: nn.Module,
+    graph: ChannelGraph,
+    kept: Mask,
+    example: Example,
+    dtype: torch.dtype = torch.float64,
+) -> float:
+    """Return max |masked - shrunk| / max |masked| over all outputs, computed on the CPU."""
+    masked = copy.deepcopy(model).cpu().to(dtype).eval()
+    inputs = example.to(torch.device("cpu"), dtype)
+    mask_(masked, graph, kept)
+    expected = outputs_of(masked, inputs)
+    shrink_(masked, graph, kept)
+    return largest_difference(expected, outputs_of(masked, inputs))
+
+
+@torch.no_grad()
+def precision_for(model: nn.Module, example: Example) -> torch.dtype:
+    """Return float64, or float32 for a network that does not run in float64."""
+    copied, inputs = copy.deepcopy(model).cpu().eval(), example.to(torch.device("cpu"))
+    try:
+        outputs_of(copied.double(), inputs.to(torch.device("cpu"), torch.float64))
+    except RuntimeError:  # a constant of forward, or a cast, is of another precision
+        outputs_of(copied.float(), inputs)
+        return torch.float32
+    return torch.float64
+
+
+def tolerance_of(dtype: torch.dtype) -> float:
+    """Return how far masked and shrunk may differ in a precision."""
+    return PROOF_TOLERANCE if dtype == torch.float64 else FLOAT32_TOLERANCE
+
+
+def outputs_of(model: nn.Module, example: Example, *, detached: bool = True) -> list[torch.Tensor]:
+    """Run a network and return all tensors of its outputs, copied; the inputs stay as they are."""
+    fresh = example.to(next((t.device for t in example.tensors), torch.device("cpu")))
+    leaves = tensors_of(model(*fresh.args, **fresh.kwargs))
+    return [leaf.detach().clone() for leaf in leaves] if detached else leaves
+
+
+def largest_difference(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> float:
+    """Return max |found - expected| / max |expected| over tensors; infinite if shapes differ."""
+    shapes = [tensor.shape for tensor in expected] == [tensor.shape for tensor in found]
+    if not shapes:
+        return float("inf")
+    floating = [(a.double(), b.double()) for a, b in zip(expected, found, strict=True) if a.numel()]
+    scale = max((float(a.abs().max()) for a, _ in floating), default=0.0)
+    difference = max((float((a - b).abs().max()) for a, b in floating), default=0.0)
+    return difference / scale if scale else difference
+
+
+def tensor_of(model: nn.Module, name: str) -> torch.Tensor:
+    """Return a parameter or buffer by its qualified name."""
+    owner, _, attribute = name.rpartition(".")
+    return getattr(model.get_submodule(owner), attribute)
+
+
+def _cuttable(value: Any, attribute: str) -> torch.Tensor | int | None:
+    width = type(value) is int and not attribute.startswith("_")
+    return value if width or isinstance(value, torch.Tensor) else None
+
+
+def _cut_tensor(
+    tensor: torch.Tensor, cuts: Sequence[Cut], state: Mapping[Any, dict[str, Any]]
 ) -> None:
-    after = layer.removed(kept)
-    if layer.kind == "pad":
-        module.front, module.back = len(after.inputs), len(after.outputs)
-        return
-    cuts = {0: kept[layer.outputs]}
-    if layer.reads and layer.conv_groups == 1:
-        _cut(module, "weight", {**cuts, 1: kept[layer.inputs]}, state)
-    elif layer.kind in ("conv", "depthwise"):
-        _cut(module, "weight", cuts, state)
-    names = [
-        n
-        for n, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    ]
-    for name in names:
-        if getattr(module, name).dim() == 1:
-            _cut(module, name, cuts, state)
-    _set_widths(module, layer, after)
-
-
-def _set_widths(module: Any, before: Layer, after: Layer) -> None:
-    """Keep the sizes that a module says of itself true."""
-    widths = {
-        "out_channels": len(after.outputs),
-        "in_channels": len(after.outputs if before.kind == "depthwise" else after.inputs),
-        "groups": after.conv_groups,
-        "out_features": len(after.outputs),
-        "in_features": len(after.inputs),
-        "num_features": len(after.outputs),
-        "num_parameters": len(after.outputs),
-    }
-    for name, width in widths.items():
-        if isinstance(getattr(module, name, None), int):
-            setattr(module, name, width)
-
-
-def _cut(
-    module: nn.Module,
-    name: str,
-    cuts: Mapping[int, np.ndarray],
-    state: Mapping[Any, dict[str, Any]],
-) -> None:
-    tensor = getattr(module, name)
     shape = tensor.shape
     for key, value in state.get(tensor, {}).items():
         if isinstance(value, torch.Tensor) and value.shape == shape:
-            state[tensor][key] = _select(value, cuts)
-    tensor.data = _select(tensor.data, cuts)
+            state[tensor][key] = _selected(value, cuts)
+    tensor.data = _selected(tensor.data, cuts)
     tensor.grad = None
 
 
-def _select(tensor: torch.Tensor, cuts: Mapping[int, np.ndarray]) -> torch.Tensor:
-    for dim, keep in cuts.items():
-        if not keep.all():
-            tensor = tensor.index_select(dim, _index(keep, tensor.device))
+def _selected(tensor: torch.Tensor, cuts: Sequence[Cut]) -> torch.Tensor:
+    for cut in cuts:
+        index = torch.from_numpy(cut.kept).to(tensor.device)
+        tensor = tensor.index_select(cut.dim, index)
     return tensor
 
 

@@ -153,7 +153,7 @@ def measure(
         ModelError: the loss of the dense network is not finite.
         OutputError: the log cannot be written.
     """
-    device = next(replay.network.parameters()).device
+    device = replay.device
     dense = 0.0
     totals = {job.name: np.zeros(len(job.removed)) for job in jobs}
     whole, done = len(images) * max(1, sum(job.macs for job in jobs)), 0

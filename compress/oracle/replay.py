@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ import torch
 from torch import fx, nn
 
 from compress.errors import ModelError
-from compress.networks.groups import ChannelGraph, Units
-from compress.networks.tracing import CONVS
-from compress.oracle.network import Watched, unwritten
+from compress.networks.groups import ChannelGraph, ReadSite, Units
+from compress.oracle.network import close, unwritten, values_of
+from compress.oracle.sites import macs_of, read_by, sites_of
 from compress.training.compute import memory_format_for
 
 TENSOR_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}
@@ -28,8 +27,8 @@ class Plan:
 
     nodes: tuple[fx.Node, ...]
     """In order."""
-    sites: dict[fx.Node, Units]
-    """Those that read the groups: the unit of each channel that they read."""
+    sites: dict[fx.Node, ReadSite]
+    """Those that read the groups, and what they read."""
     needed: frozenset[fx.Node]
     """Values of the dense pass that they use."""
     ready: int
@@ -51,24 +50,39 @@ class Replay:
         sample: (N, C, H, W) at least two images, on the network's device.
 
     Raises:
-        ModelError: the network cannot be run on several batches side by side.
+        ModelError: the network cannot be run on several batches side by side, or a group that may
+            be pruned is read where no gate can be put.
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, sample: torch.Tensor) -> None:
         self.memory_format = memory_format_for(model, sample.shape[1:])
         self.num_units = graph.num_units
-        sample = sample.to(memory_format=self.memory_format)
-        self.network = unwritten(model, sample).to(memory_format=self.memory_format)
-        self.interpreter = fx.Interpreter(self.network)
-        self.nodes: list[fx.Node] = list(self.network.graph.nodes)
-        self.position = {node: index for index, node in enumerate(self.nodes)}
-        self.last_use = {
-            node: max(map(self.position.__getitem__, node.users), default=-1) for node in self.nodes
+        captured = unwritten(model, sample, self.memory_format)
+        self.network, self.images, self.count = captured.module, captured.images, captured.count
+        everything = list(self.network.graph.nodes)
+        self.tensors = {
+            node: getattr(self.network, str(node.target))
+            for node in everything
+            if node.op == "get_attr"
         }
-        self.logits: fx.Node = self.nodes[-1].all_input_nodes[0]
-        self._look(sample)
-        names = {node.name: node for node in self.nodes}
-        self.sites = {names[site.node]: site.units for site in graph.read_sites}
+        self.nodes = [n for n in everything if n not in self.tensors and n.op != "output"]
+        self.position = {node: index for index, node in enumerate(self.nodes)}
+        self.logits: fx.Node = everything[-1].all_input_nodes[0]
+        self.last_use = {
+            node: max((self.position.get(u, len(self.nodes)) for u in node.users), default=-1)
+            for node in everything
+        }
+        self.sites = {
+            node: site for node, site in sites_of(captured, graph).items() if node in self.position
+        }
+        self.like = sample.new_empty(0)
+        with torch.no_grad():
+            self._look(sample.to(memory_format=self.memory_format))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.like.device
 
     def plan(self, units: Units) -> Plan:
         """Return what must run again when any of these units is removed.
@@ -76,16 +90,22 @@ class Replay:
         Raises:
             ModelError: it reads a value that has no row for each image.
         """
-        sites = {n: found for n, found in self.sites.items() if np.isin(found, units).any()}
+        sites = {n: site for n, site in self.sites.items() if np.isin(site.units, units).any()}
         again: set[fx.Node] = set()
-        for node in self.nodes[:-1]:
+        for node in self.nodes:
             if node in sites or any(source in again for source in node.all_input_nodes):
                 again.add(node)
         again &= self.useful
         self._add_plain_values(again)
         nodes = tuple(node for node in self.nodes if node in again)
-        needed = frozenset(s for n in nodes for s in n.all_input_nodes if s not in again)
-        for node in needed & self.varying:
+        sites = {node: site for node, site in sites.items() if node in again}
+        needed = frozenset(
+            source
+            for node in nodes
+            for source in node.all_input_nodes
+            if source not in again and source not in self.tensors
+        )
+        for node in {*(needed & self.varying), *map(read_by, sites)} - {self.count}:
             if node not in self.rows:
                 raise ModelError(
                     f"the value of {node.name} has no row for each image, so removals cannot be "
@@ -93,7 +113,7 @@ class Replay:
                 )
         return Plan(
             nodes,
-            {node: found for node, found in sites.items() if node in again},
+            sites,
             needed,
             max(map(self.position.__getitem__, needed), default=-1),
             _spent(nodes, again),
@@ -123,16 +143,21 @@ class Replay:
         def value_of(node: fx.Node) -> Any:
             if node in values:
                 return values[node]
+            if node in self.tensors:
+                return self.tensors[node]
+            if node is self.count:
+                return copies * kept[node]
             return _stack(kept[node], copies) if node in self.rows else kept[node]
 
         for node in plan.nodes:
             given: Callable[[fx.Node], Any] = value_of
             if node in plan.sites:
-                source = node.all_input_nodes[0]
-                factors = gates[:, torch.from_numpy(plan.sites[node]).to(gates.device)]
+                source, site = read_by(node), plan.sites[node]
+                factors = gates[:, torch.from_numpy(site.units).to(gates.device)]
                 own = source in values
                 value = values[source] if own else kept[source]
-                given = _with(value_of, source, _stack(value, copies, factors, own=own))
+                gated = _stack(value, copies, factors, dim=site.dim, own=own)
+                given = _with(value_of, source, gated)
             values[node] = self.execute(node, given)
             for finished in plan.spent[node]:
                 del values[finished]
@@ -141,52 +166,49 @@ class Replay:
     def execute(self, node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
         """Run one operation."""
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
-        return getattr(self.interpreter, node.op)(node.target, args, kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _gates(self, removed: Units) -> torch.Tensor:
-        like = next(self.network.parameters())
-        gates = torch.ones(len(removed), self.num_units, dtype=like.dtype)
-        return gates.scatter_(1, torch.from_numpy(removed), 0).to(like.device)
+        gates = torch.ones(len(removed), self.num_units, dtype=self.like.dtype)
+        return gates.scatter_(1, torch.from_numpy(removed), 0).to(self.device)
 
     def _look(self, sample: torch.Tensor) -> None:
-        """Run once, and note of every value what it is and what it costs."""
-        watched = Watched(self.network)
-        with torch.no_grad():
-            watched.run(sample.clone())
-        self.varying: set[fx.Node] = set()
+        """Run a few times, and note of every value what it is and what it costs."""
+        others = sample.flip(0) / 2
+        found, beside, together = (
+            values_of(self.network, images)
+            for images in (sample, others, torch.cat([others, sample]))
+        )
+        self.varying: set[fx.Node] = {self.images}
         """Values that depend on the images."""
         self.rows: set[fx.Node] = set()
-        """Those of them that have a row for each image."""
+        """Those of them in which images stand one behind the other, with one row or more each."""
         self.numbers: dict[fx.Node, int] = {}
         self.macs: dict[fx.Node, int] = {}
-        for node in self.nodes[:-1]:
-            value = watched.values[node]
+        for node in self.nodes:
+            value = found[node]
             is_tensor = isinstance(value, torch.Tensor)
-            if node.op == "placeholder" or any(s in self.varying for s in node.all_input_nodes):
+            if any(source in self.varying for source in node.all_input_nodes):
                 self.varying.add(node)
-                if is_tensor and value.dim() and len(value) == len(sample):
+            if node in self.varying and is_tensor and value.dim():
+                apart = torch.cat([beside[node], value])
+                if close(together[node], apart):
                     self.rows.add(node)
             self.numbers[node] = value.numel() // len(sample) if is_tensor else 0
-            self.macs[node] = self._macs_of(node)
-        self.plain = {n for n in self.varying if not isinstance(watched.values[n], torch.Tensor)}
+            self.macs[node] = macs_of(node, found) // len(sample)
+        self.plain = {n for n in self.varying if not isinstance(found[n], torch.Tensor)}
         """Sizes and tuples, which cannot be stacked."""
         self.useful: set[fx.Node] = {self.logits}
-        for node in reversed(self.nodes[:-1]):
+        for node in reversed(self.nodes):
             if node in self.useful:
                 self.useful.update(node.all_input_nodes)
-
-    def _macs_of(self, node: fx.Node) -> int:
-        module = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(module, (*CONVS, nn.Linear)):
-            return 0
-        return self.numbers[node] * math.prod(module.weight.shape[1:])
 
     def _add_plain_values(self, again: set[fx.Node]) -> None:
         """Add sizes and tuples that the nodes read: they must be those of the stacked values."""
         pending = list(again)
         while pending:
             for source in pending.pop().all_input_nodes:
-                if source in self.plain and source not in again:
+                if source in self.plain - {self.count} and source not in again:
                     again.add(source)
                     pending.append(source)
 
@@ -222,9 +244,13 @@ class DensePass:
         self._drop(plan.needed)
 
     def _value(self, node: fx.Node) -> Any:
-        if node.op != "placeholder":
-            return self.replay.execute(node, self.values.__getitem__)
-        return node.args[0] if node.args else self.images
+        if node is self.replay.images:
+            return self.images
+        return self.replay.execute(node, self._given)
+
+    def _given(self, node: fx.Node) -> Any:
+        tensors = self.replay.tensors
+        return tensors[node] if node in tensors else self.values[node]
 
     def _drop(self, nodes: Iterable[fx.Node]) -> None:
         for node in nodes:
@@ -239,7 +265,12 @@ def _with(
 
 
 def _stack(
-    value: torch.Tensor, copies: int, factors: torch.Tensor | None = None, *, own: bool = False
+    value: torch.Tensor,
+    copies: int,
+    factors: torch.Tensor | None = None,
+    *,
+    dim: int = 1,
+    own: bool = False,
 ) -> torch.Tensor:
     """Lay copies of a value one behind the other, each channel times its factor.
 
@@ -247,6 +278,7 @@ def _stack(
         value: (N, C, ...) that all copies share, or (copies * N, C, ...) with ``own``.
         copies: how many.
         factors: (copies, C); None for ones.
+        dim: the dimension of the value that holds the channels.
         own: each copy has its own values already.
 
     Returns:
@@ -265,7 +297,9 @@ def _stack(
     if factors is None:
         into.copy_(parts)
     else:
-        torch.mul(parts, factors.view(copies, 1, -1, *(1,) * (value.dim() - 2)), out=into)
+        shape = [copies] + [1] * value.dim()
+        shape[dim if dim < 0 else dim + 1] = -1
+        torch.mul(parts, factors.view(shape), out=into)
     return stacked
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from compress.criteria.scoring import Context
 from compress.data.datasets import load_data
 from compress.errors import InterruptedRunError, ModelError
 from compress.files import write_atomically, write_json
-from compress.networks.analysis import analyse
 from compress.networks.groups import ChannelGraph
+from compress.networks.trial import tried_graph
 from compress.oracle.changes import (
     Job,
     Measured,
@@ -46,6 +47,8 @@ from compress.oracle.scores import importance_of, row_names
 from compress.progress import bar
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
+
+log = logging.getLogger("compress")
 
 SCHEMA_VERSION = 1
 SAMPLE = 2
@@ -119,7 +122,9 @@ def run_oracle(request: OracleRequest) -> dict[str, Any]:
     dense = loaded(path, request, config)
     data = load_data(config.data)
     check_data(dense, data, path)
-    graph = analyse(dense.model, dense.input_size)
+    old = dense.description.format_version == 1
+    graph = tried_graph(dense.model, dense.input_size, whole_groups=old)
+    _report_frozen(graph)
     if not graph.prunable:
         raise ModelError(f"{path} has no channel group that may be pruned: nothing to measure")
     if request.pairs:
@@ -134,6 +139,14 @@ def run_oracle(request: OracleRequest) -> dict[str, Any]:
         files.clear()
     with session.interruptible():
         return _measured(work, rows)
+
+
+def _report_frozen(graph: ChannelGraph) -> None:
+    """Name the groups that are not measured, but for the network's own inputs and outputs."""
+    ends = ("network input", "network output")
+    for group in graph.frozen:
+        if group.frozen not in ends:
+            log.warning("%s is not measured: %s", group.name, group.frozen)
 
 
 def _measured(work: _Work, rows: list[str]) -> dict[str, Any]:

@@ -9,7 +9,13 @@ from torch import nn
 from compress.config import PruneConfig
 from compress.errors import ModelError
 from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.partition import NETWORK_INPUT
+from compress.networks.shrink import tensor_of
 from compress.pruning.masking import Candidate, Goal, Scores, candidates, prune_to
+
+ORDINARY = frozenset({NETWORK_INPUT, "network output", "nothing reads it"})
+"""Reasons that every network has."""
+MOST_NAMED = 5
 
 log = logging.getLogger("compress")
 
@@ -20,20 +26,27 @@ def prunable(model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> tupl
     Raises:
         ModelError: there is none; the message names what stands in the way.
     """
-    modules = dict(model.named_modules())
     found: list[Candidate] = []
     frozen: list[Candidate] = []
     for candidate in candidates(graph, config):
-        trainable = all(modules[r].weight.requires_grad for r in candidate.group.readers)
+        trainable = all(tensor_of(model, r).requires_grad for r in candidate.group.readers)
         (found if trainable else frozen).append(candidate)
     if frozen:
         names = ", ".join(c.group.name for c in frozen[:5])
         log.warning("%d groups have frozen readers and stay dense: %s", len(frozen), names)
-    if graph.unknown:
-        log.warning("unknown operations keep their channels dense: %s", ", ".join(graph.unknown))
+    report_dense(graph)
     if not any(c.floor < c.group.size for c in found):
         raise ModelError(_nothing_to_prune(graph, bool(frozen)))
     return tuple(found)
+
+
+def report_dense(graph: ChannelGraph) -> None:
+    """Tell which groups of a network stay dense, and why, where that is not how networks are."""
+    held = [f"{g.name} ({g.frozen})" for g in graph.frozen if g.frozen not in ORDINARY]
+    if held:
+        more = f" and {len(held) - MOST_NAMED} more" if len(held) > MOST_NAMED else ""
+        names = ", ".join(held[:MOST_NAMED])
+        log.warning("%d channel groups stay dense: %s%s", len(held), names, more)
 
 
 def decide(
@@ -57,8 +70,11 @@ def decide(
 
 
 def _nothing_to_prune(graph: ChannelGraph, frozen: bool) -> str:
-    if graph.unknown:
+    if graph.unknown and not graph.prunable:
         return f"nothing to prune: unknown operations touch every group: {', '.join(graph.unknown)}"
+    if not graph.prunable:
+        reasons = dict.fromkeys(str(g.frozen) for g in graph.frozen if g.frozen not in ORDINARY)
+        return f"nothing to prune: every group must stay dense: {', '.join(reasons) or 'no layer'}"
     if frozen:
         return "nothing to prune: every layer that reads prunable channels is frozen"
     return "nothing to prune: no group is above its floor (min_channels, min_share, keep_dense)"

@@ -47,7 +47,7 @@ def candidates(graph: ChannelGraph, limits: PruneConfig) -> tuple[Candidate, ...
             continue
         chunk = group.units_per_multiple(limits.channel_multiple)
         floor = max(
-            1,
+            group.fewest,
             math.ceil(limits.min_channels / group.width),
             math.ceil(limits.min_share * group.size - 1e-9),
         )

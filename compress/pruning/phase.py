@@ -20,6 +20,7 @@ from compress.data.loading import Batch
 from compress.distributed.world import current
 from compress.errors import CheckpointError
 from compress.networks import cost
+from compress.networks.capture import Example
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shrink import mask_, proof, shrink_
 from compress.pruning.decision import decide, prunable
@@ -218,7 +219,8 @@ class PruningPhase:
 
     def _shrink(self) -> None:
         with _timed(self.seconds, "proof"):
-            difference = proof(self.model, self.graph, self.at.kept, self.images)
+            example = Example((self.images,))
+            difference = proof(self.model, self.graph, self.at.kept, example)
         with _timed(self.seconds, "shrink"):
             with self.trainer.reshaping():
                 self.graph = shrink_(self.model, self.graph, self.at.kept, self.trainer.optimizer)

@@ -15,8 +15,8 @@ from compress.criteria import bind
 from compress.data.batches import ImageData, first_images
 from compress.distributed.world import current
 from compress.networks import cost
-from compress.networks.analysis import analyse
-from compress.networks.models import build_model, is_custom
+from compress.networks.models import build_model
+from compress.networks.trial import tried_graph
 from compress.plots import plot_history, plot_widths, widths_of
 from compress.progress import bar
 from compress.pruning.decision import prunable
@@ -77,9 +77,8 @@ def check_budget(config: RunConfig, data: ImageData) -> None:
         ConfigError: the criterion is not known, or has no use for residual_gate.
     """
     name = config.model.name
-    with torch.device("cpu" if is_custom(name) else "meta"):
-        model = build_model(name, num_classes=data.num_classes, in_channels=data.input_size[0])
-    graph = analyse(model, data.input_size)
+    model = build_model(name, num_classes=data.num_classes, in_channels=data.input_size[0])
+    graph = tried_graph(model, data.input_size)
     goal_for(graph, config.prune.budget, prunable(model, graph, config.prune))
     bind(config.prune.criterion, context_of(model, graph, config))
 
@@ -96,6 +95,9 @@ class _PruneRun:
         device: torch.device,
     ) -> None:
         self.config, self.data, self.session, self.dense = config, data, session, dense
+        self.graph = graph = tried_graph(
+            dense.model, dense.input_size, whole_groups=dense.description.format_version == 1
+        )
         teacher = None
         if config.finetune.distill:
             teacher = copy.deepcopy(dense.model).to(device).requires_grad_(False)
@@ -115,7 +117,7 @@ class _PruneRun:
             world=world,
         )
         images = first_images(data, config.prune.proof_images)
-        self.pruning = PruningPhase(self.trainer, dense.dense_graph, config, session, images)
+        self.pruning = PruningPhase(self.trainer, graph, config, session, images)
         self.accuracy: dict[str, Any] = {}
 
     @property
@@ -167,13 +169,13 @@ class _PruneRun:
         description = dense.description.model_copy(
             update={"metrics": self._metrics(), "parent_sha256": dense.sha256}
         )
-        plot_widths(run.pruning_plot, widths_of(dense.architecture, dense.dense_graph, kept))
+        plot_widths(run.pruning_plot, widths_of(dense.architecture, self.graph, kept))
         plot_history(run.history_plot, run.events())
         save_checkpoint(
             run.pruned,
             self.trainer.result,
             description=description,
-            dense_graph=dense.dense_graph,
+            graph=self.graph,
             kept=kept,
         )
         self.session.finish()
@@ -181,8 +183,7 @@ class _PruneRun:
         return run.pruned
 
     def _metrics(self) -> dict[str, Any]:
-        graph = self.dense.dense_graph
-        dense = cost.totals(graph, graph.everything())
+        dense = cost.totals(self.graph, self.graph.everything())
         return {
             "budget": str(self.config.prune.budget),
             "criterion": self.config.prune.criterion,
@@ -193,7 +194,7 @@ class _PruneRun:
         }
 
     def _costs(self) -> dict[str, int]:
-        return cost.totals(self.dense.dense_graph, self.pruning.at.kept)
+        return cost.totals(self.graph, self.pruning.at.kept)
 
     # Resume
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from compress.config import RunConfig
 from compress.data.batches import ImageData
 from compress.networks import cost
-from compress.networks.analysis import analyse
-from compress.networks.models import build_model, is_custom
+from compress.networks.models import build_model
+from compress.networks.trial import tried_graph
 from compress.pruning.decision import prunable
 from compress.pruning.masking import smallest
 from compress.sweep.plan import DECIMALS
@@ -28,9 +26,8 @@ def least_share(config: RunConfig, data: ImageData, kind: str) -> float:
         ModelError: there is nothing to prune, or the network cannot be built or traced.
     """
     name = config.model.name
-    with torch.device("cpu" if is_custom(name) else "meta"):
-        model = build_model(name, num_classes=data.num_classes, in_channels=data.input_size[0])
-    graph = analyse(model, data.input_size)
+    model = build_model(name, num_classes=data.num_classes, in_channels=data.input_size[0])
+    graph = tried_graph(model, data.input_size)
     dense = cost.totals(graph, graph.everything())[kind]
     least = cost.totals(graph, smallest(graph, prunable(model, graph, config.prune)))[kind]
     scale = 10**DECIMALS

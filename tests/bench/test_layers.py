@@ -336,7 +336,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ):
         onnx.save(exported(model, SIZE), folder / f"{name}.onnx")
         path = folder / f"{name}.safetensors"
-        save_checkpoint(path, model, description=description, dense_graph=graph, kept=mask)
+        save_checkpoint(path, model, description=description, graph=graph, kept=mask)
         found[name] = cost.macs(graph, mask)
     return found
 

@@ -57,8 +57,10 @@ def test_bars_are_as_long_as_the_mask_says(name: str) -> None:
     _, graph = built(name)
     kept = random_mask(graph, seed=3)
     (axes,) = draw_widths(widths_of(name, graph, kept)).axes
-    layers = {layer.name: layer.outputs for layer in graph.layers}
-    written = [layers[g.writers[0]][np.isin(layers[g.writers[0]], g.units)] for g in graph.prunable]
+    outputs = [graph.by_tensor[f"{g.writers[0]}.weight", 0].units for g in graph.prunable]
+    written = [
+        units[np.isin(units, g.units)] for g, units in zip(graph.prunable, outputs, strict=True)
+    ]
     dense, filled, colours = bars(axes)
     assert dense == [len(units) for units in written]
     assert filled == [int(kept[units].sum()) for units in written]

@@ -259,7 +259,7 @@ def test_a_resnet_follows_torch() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["PreActivation", "Dense", "Separable", "Grouped", "Unknown"])
+@pytest.mark.parametrize("name", ["PreActivation", "Dense", "Separable", "Grouped", "Mixing"])
 def test_tensorrt_builds_an_engine(name: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     model = exported(NETWORKS[name](), (3, 12, 12))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import tempfile
@@ -17,11 +18,11 @@ from mutations import damaged, fuzzed, mutated, refused_in_a_sentence
 
 from compress.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from compress.checkpoints.description import METADATA_KEY, Description
-from compress.checkpoints.recipe import mask_from_recipe
+from compress.checkpoints.recipe import cuts_from_recipe, mask_from_groups
 from compress.checkpoints.summary import inspect_checkpoint
 from compress.networks.analysis import analyse
 from compress.networks.models import build_model
-from compress.networks.shrink import shrink
+from compress.networks.shrink import Cut, apply_cuts_, shrink
 
 SIZE = (1, 8, 8)
 
@@ -37,7 +38,7 @@ def _pruned(path: Path) -> bytes:
         architecture="lenet", classes=("a", "b", "c"), input_size=SIZE, mean=(0.5,), std=(0.2,)
     )
     smaller = shrink(model, GRAPH, kept)
-    save_checkpoint(path, smaller, description=description, dense_graph=GRAPH, kept=kept)
+    save_checkpoint(path, smaller, description=description, graph=GRAPH, kept=kept)
     return path.read_bytes()
 
 
@@ -58,6 +59,10 @@ with tempfile.TemporaryDirectory() as _folder:
 LENGTH = int.from_bytes(PRUNED[:8], "little")
 HEADER = json.loads(PRUNED[8 : 8 + LENGTH])
 DESCRIPTION = json.loads(HEADER["__metadata__"][METADATA_KEY])
+BY_GROUPS = {"conv2": {"size": 16, "kept": [0, 3, 7]}, "fc1": {"size": 120, "kept": [5]}}
+with torch.device("meta"):
+    NETWORK = build_model("lenet", num_classes=3, in_channels=1)
+ATTRIBUTES = {name for module in NETWORK.modules() for name in dir(module)}
 ARCHIVE, STREAM = _dense(archive=True), _dense(archive=False)
 
 
@@ -89,7 +94,37 @@ def test_a_description_of_any_structure(folder: Path, description: Any) -> None:
 @fuzzed
 @given(recipe=mutated(DESCRIPTION["recipe"]))
 def test_a_recipe_of_any_structure(recipe: Any) -> None:
-    refused_in_a_sentence(lambda: mask_from_recipe(GRAPH, recipe))
+    """What is accepted cuts what is there, to what is left of it, and nothing else."""
+    cuts: list[Cut] = []
+    if refused_in_a_sentence(lambda: cuts.extend(cuts_from_recipe(NETWORK, recipe))):
+        return
+    smaller = copy.deepcopy(NETWORK)
+    for cut in cuts:
+        owner, _, attribute = cut.tensor.rpartition(".")
+        value = getattr(NETWORK.get_submodule(owner), attribute)
+        length = value.shape[cut.dim] if isinstance(value, torch.Tensor) else value
+        assert cut.size == length
+        assert set(cut.kept.tolist()) <= set(range(length))
+    apply_cuts_(smaller, cuts)
+    wanted = {(cut.tensor, cut.dim): len(cut.kept) for cut in cuts}
+    for name, tensor in NETWORK.state_dict().items():
+        shape = tuple(wanted.get((name, dim), size) for dim, size in enumerate(tensor.shape))
+        assert tuple(smaller.state_dict()[name].shape) == shape
+
+
+@fuzzed
+@given(recipe=mutated(BY_GROUPS))
+def test_a_recipe_of_version_1_of_any_structure(recipe: Any) -> None:
+    refused_in_a_sentence(lambda: mask_from_groups(GRAPH, recipe))
+
+
+@fuzzed
+@given(tensor=st.text(max_size=12), attribute=st.sampled_from(sorted(ATTRIBUTES)))
+def test_names_of_any_kind(folder: Path, tensor: str, attribute: str) -> None:
+    """A name that leads elsewhere than to a tensor or a width is refused."""
+    for name in (tensor, f"conv1.{tensor}", f"conv1.{attribute}", attribute):
+        recipe = {"kept": {"a": {"size": 1, "indices": [0]}}, "cuts": {name: {"0": "a"}}}
+        loads(folder / "n.safetensors", with_description({**DESCRIPTION, "recipe": recipe}))
 
 
 @fuzzed
@@ -115,6 +150,9 @@ def test_a_pth_of_any_bytes(folder: Path, data: bytes) -> None:
 def test_the_files_that_are_damaged_are_good(folder: Path) -> None:
     assert loads(folder / "e.safetensors", PRUNED)
     assert loads(folder / "e.safetensors", with_description(DESCRIPTION))
+    assert DESCRIPTION["format_version"] == 2
+    assert cuts_from_recipe(NETWORK, DESCRIPTION["recipe"])
+    assert not mask_from_groups(GRAPH, BY_GROUPS).all()
     for data in (ARCHIVE, STREAM):
         (folder / "e.pth").write_bytes(data)
         assert inspect_checkpoint(folder / "e.pth")["num_classes"] == 3

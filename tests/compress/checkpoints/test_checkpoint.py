@@ -9,7 +9,9 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from conftest import RESNETS, built, input_size_of, lived_in, random_mask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from networks import NETWORKS
 from safetensors import safe_open
 from torch import nn
 
@@ -29,14 +32,17 @@ from compress.checkpoints.checkpoint import (
     load_model,
     load_weights,
     save_checkpoint,
+    structure_of,
 )
 from compress.checkpoints.description import METADATA_KEY, Description, read_description
+from compress.checkpoints.recipe import recipe_from_cuts
+from compress.checkpoints.summary import inspect_checkpoint
 from compress.checkpoints.tensors import read_state_dict
-from compress.errors import CheckpointError, OutputError
+from compress.errors import CheckpointError, ModelError, OutputError
 from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.models import build_model
-from compress.networks.shrink import shrink
+from compress.networks.shrink import cuts_of, shrink
 
 ROOT = Path(compress.__file__).parents[1]
 
@@ -59,7 +65,7 @@ def save_pruned(path: Path, name: str, share: float = 0.5) -> nn.Module:
     kept = random_mask(graph, 1, share)
     smaller = shrink(model, graph, kept)
     description = described(name, input_size_of(name))
-    save_checkpoint(path, smaller, description=description, dense_graph=graph, kept=kept)
+    save_checkpoint(path, smaller, description=description, graph=graph, kept=kept)
     return smaller
 
 
@@ -133,9 +139,7 @@ def save_own(path: Path, name: str) -> nn.Module:
     graph = analyse(model, (3, 12, 12))
     kept = random_mask(graph, 2)
     smaller = shrink(model, graph, kept)
-    save_checkpoint(
-        path, smaller, description=described(name, (3, 12, 12)), dense_graph=graph, kept=kept
-    )
+    save_checkpoint(path, smaller, description=described(name, (3, 12, 12)), graph=graph, kept=kept)
     return smaller
 
 
@@ -175,12 +179,16 @@ def test_a_checkpoint_knows_what_it_holds(pruned: Path) -> None:
     model = save_pruned(pruned, "resnet20")
     checkpoint = load_checkpoint(pruned)
     assert same_state(checkpoint.model, model)
-    assert checkpoint.params == sum(p.numel() for p in model.parameters())
-    assert checkpoint.macs == cost.macs(checkpoint.dense_graph, checkpoint.kept)
-    assert checkpoint.macs < cost.macs(checkpoint.dense_graph, checkpoint.dense_graph.everything())
+    assert checkpoint.costs["params"] == sum(p.numel() for p in model.parameters())
+    _, graph = built("resnet20")
+    kept = random_mask(graph, 1)
+    assert checkpoint.costs["macs"] == cost.macs(graph, kept) < cost.macs(graph, graph.everything())
     expected = described("resnet20", (3, 16, 16))
     written = checkpoint.description
-    assert written.model_copy(update={"recipe": {}, "tools": {}}) == expected
+    update = {"recipe": {}, "structure": None, "tools": {}}
+    assert written.model_copy(update=update) == expected
+    assert written.recipe == recipe_from_cuts(cuts_of(graph, kept))
+    assert written.structure == checkpoint.structure == structure_of(graph, kept)
     assert written.tools.keys() == {"compress", "torch", "python"}
     assert checkpoint.classes == expected.classes
     assert checkpoint.num_classes == 7
@@ -193,14 +201,10 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_pruned(tmp_path / "b.safetensors", "resnet20")
     first = load_checkpoint(tmp_path / "a.safetensors")
-    save_checkpoint(
-        tmp_path / "c.safetensors",
-        first.model,
-        description=first.description,
-        dense_graph=first.dense_graph,
-        kept=first.kept,
-    )
-    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "c.safetensors").read_bytes()
+    save_checkpoint(tmp_path / "c.safetensors", first.model, description=first.description)
+    written = (tmp_path / "a.safetensors").read_bytes()
+    assert written == (tmp_path / "b.safetensors").read_bytes()
+    assert written == (tmp_path / "c.safetensors").read_bytes()
 
 
 def test_saving_changes_nothing_and_takes_any_memory_format(tmp_path: Path) -> None:
@@ -223,7 +227,7 @@ def test_what_is_written_is_safetensors_and_no_pickle(pruned: Path) -> None:
     assert tensors.keys() == load_model(pruned).state_dict().keys()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    assert json.loads(header["__metadata__"][METADATA_KEY])["format_version"] == 1
+    assert json.loads(header["__metadata__"][METADATA_KEY])["format_version"] == 2
     last = max(entry["data_offsets"][1] for key, entry in header.items() if key[0] != "_")
     assert 8 + length + last == len(data)  # header, tensors, and nothing else
     with pytest.raises((pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError)):
@@ -291,7 +295,7 @@ def test_tied_weights_and_a_child_named_module(
     assert same_state(loaded.model, saved)
     inner = loaded.model.module
     assert inner.first.weight is inner.again.weight  # type: ignore[union-attr]
-    assert loaded.params == sum(p.numel() for p in saved.parameters())
+    assert loaded.costs["params"] == sum(p.numel() for p in saved.parameters())
     torch.save({f"module.{k}": v for k, v in saved.state_dict().items()}, tmp_path / "tied.pth")
     another = copy.deepcopy(saved)
     for parameter in another.parameters():
@@ -300,7 +304,123 @@ def test_tied_weights_and_a_child_named_module(
     assert same_state(another, saved)
 
 
+# Rebuilding from cuts
+
+
+@pytest.mark.parametrize("name", ["Plain", "Separable", "Grouped", "FewGroups", "Shared"])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_loaded_network_is_the_saved_one_bit_for_bit(
+    tmp_path: Path, name: str, share: float
+) -> None:
+    """Flattened, depthwise, with groups that go whole and with groups that shrink alike."""
+    model = lived_in(NETWORKS[name]()).eval()
+    graph = analyse(model, (3, 12, 12))
+    kept = random_mask(graph, 4, share)
+    smaller = shrink(model, graph, kept)
+    path, architecture = tmp_path / "pruned.safetensors", f"networks:{name}"
+    about = described(architecture, (3, 12, 12), num_classes=4)
+    save_checkpoint(path, smaller, description=about, graph=graph, kept=kept)
+    loaded = load_model(path, architecture)
+    assert same_state(loaded, smaller)
+    images = torch.randn(3, 3, 12, 12)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), smaller(images))
+    for module, other in zip(loaded.modules(), smaller.modules(), strict=True):
+        integers, those = (
+            {k: v for k, v in vars(m).items() if type(v) is int} for m in (module, other)
+        )
+        assert integers == those
+
+
+@pytest.mark.parametrize("name", ["resnet20", "lenet", "resnext50_32x4d"])
+def test_a_built_in_network_is_rebuilt_bit_for_bit(tmp_path: Path, name: str) -> None:
+    smaller = save_pruned(tmp_path / "pruned.safetensors", name, 0.8)
+    loaded = load_model(tmp_path / "pruned.safetensors")
+    assert same_state(loaded, smaller)
+    images = torch.randn(2, *input_size_of(name))
+    with torch.no_grad():
+        assert torch.equal(loaded(images), smaller(images))
+
+
+def captured(*arguments: Any, **options: Any) -> Any:
+    raise AssertionError("something was captured")
+
+
+def test_loading_captures_nothing(
+    tmp_path: Path, pruned: Path, own_network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load_model(pruned)
+    own = save_own(tmp_path / "own.safetensors", own_network)
+    monkeypatch.setattr(torch.export, "export", captured)
+    monkeypatch.setattr(torch.fx.Tracer, "trace", captured)
+    monkeypatch.setattr("compress.checkpoints.checkpoint.analyse", captured)
+    with pytest.raises(ModelError, match="something was captured"):
+        built("lenet")
+    assert same_state(load_model(pruned), expected)
+    assert same_state(load_model(tmp_path / "own.safetensors", own_network), own)
+    checkpoint = load_checkpoint(pruned)
+    assert checkpoint.costs["params"] == sum(p.numel() for p in expected.parameters())
+    assert inspect_checkpoint(pruned)["now"]["params"] == checkpoint.costs["params"]
+
+
+def test_threads_load_while_another_serves(tmp_path: Path) -> None:
+    """A thousand loads by eight threads: what one thread builds no other thread notices."""
+    name = "networks:FewGroups"
+    model = lived_in(NETWORKS["FewGroups"]()).eval()
+    graph = analyse(model, (3, 12, 12))
+    kept = random_mask(graph, 1)
+    smaller = shrink(model, graph, kept)
+    path = tmp_path / "pruned.safetensors"
+    about = described(name, (3, 12, 12), num_classes=4)
+    save_checkpoint(path, smaller, description=about, graph=graph, kept=kept)
+    lenet = tmp_path / "lenet.safetensors"
+    save_pruned(lenet, "lenet", 0.9)
+    images, digits = torch.randn(1, 3, 12, 12), torch.randn(1, *input_size_of("lenet"))
+    served = load_model(path, name)
+    with torch.no_grad():
+        expected, of_digits = served(images), load_model(lenet)(digits)
+    done, requests = threading.Event(), 0
+
+    def load(count: int) -> None:
+        for number in range(count):
+            with torch.no_grad():
+                if number % 5:
+                    assert torch.equal(load_model(path, name)(images), expected)
+                else:
+                    assert torch.equal(load_model(lenet)(digits), of_digits)
+
+    def serve() -> int:
+        count = 0
+        while not done.is_set():
+            with torch.no_grad():
+                assert torch.equal(served(images), expected)
+            count += 1
+        return count
+
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(9) as pool:
+        serving = pool.submit(serve)
+        loading = [pool.submit(load, 125) for _ in range(8)]
+        try:
+            for future in loading:
+                future.result()
+        finally:
+            done.set()
+        requests = serving.result()
+    assert requests > 100
+
+
 # Files that are not what they should be
+
+
+def one_cut(tensor: str, size: int, indices: list[int]) -> dict[str, Any]:
+    kept = {"0": {"size": size, "indices": indices}}
+    return {"recipe": {"kept": kept, "cuts": {tensor: {"0": "0"}}}}
+
+
+def by_group(group: str, size: int, kept: list[int]) -> dict[str, Any]:
+    """A recipe of version 1."""
+    return {"format_version": 1, "recipe": {group: {"size": size, "kept": kept}}}
 
 
 def cut_at(data: bytes) -> list[int]:
@@ -356,7 +476,9 @@ def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "is of format version 2 and this tool reads 1"),
+        ({"format_version": 3}, "is of format version 3 and this tool reads 1 and 2"),
+        ({"format_version": 0}, "is of format version 0 and this tool reads 1 and 2"),
+        ({"format_version": "2"}, "is of format version 2 and this tool reads 1 and 2"),
         ({"format_version": None}, "is of format version None"),
         ({"surprise": 1}, "header that cannot be understood"),
         ({"classes": "ten"}, "header that cannot be understood"),
@@ -373,9 +495,17 @@ def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
             "'conv1.weight' is .* in the network",
         ),
         ({"recipe": {}}, r"'bn1.bias' is \[9\] there and \[16\] in"),
-        ({"recipe": {"fc": {"size": 7, "kept": [1]}}}, "the recipe prunes 'fc', which"),
-        ({"recipe": {"conv1": {"size": 16, "kept": [99]}}}, "are not ascending indices"),
-        ({"recipe": {"conv1": {"size": 10**12, "kept": [0]}}}, "gives 'conv1' another width"),
+        (one_cut("fc.weight", 10, [1]), "'fc.weight' a width of 10 and this network has 7"),
+        (one_cut("fc.weight", 7, [1]), r"'bn1.bias' is \[9\] there and \[16\] in"),
+        (one_cut("conv1.weight", 16, [99]), "are not ascending indices"),
+        (one_cut("conv1.weight", 10**12, [0]), "'conv1.weight' a width of 1000000000000 and"),
+        (one_cut("conv9.weight", 16, [0]), "cuts 'conv9.weight', which this network does not have"),
+        ({"recipe": {"conv1": {"size": 16, "kept": [0]}}}, "the recipe has no cuts"),
+        ({"recipe": [1]}, "header that cannot be understood"),
+        ({"structure": {}}, "header that cannot be understood"),
+        (by_group("fc", 7, [1]), "the recipe prunes 'fc', which"),
+        (by_group("conv1", 16, [99]), "are not ascending indices"),
+        (by_group("conv1", 10**12, [0]), "gives 'conv1' another width"),
     ],
 )
 def test_a_header_that_does_not_fit(pruned: Path, change: dict[str, Any], message: str) -> None:

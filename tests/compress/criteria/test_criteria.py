@@ -69,6 +69,7 @@ def test_gate_gradient_equals_a_central_finite_difference(name: str) -> None:
         model, size = lived_in(NETWORKS[name]()).double(), (3, 12, 12)
         graph = analyse(model, size)
     model.eval()
+    torch.manual_seed(1)
     images, labels = torch.randn(3, *size, dtype=torch.float64), torch.tensor([0, 1, 2])
     gated = GatedNetwork(model, graph, "read")
     F.cross_entropy(model(images), labels).backward()

@@ -264,18 +264,23 @@ def test_every_network_is_understood(name: str) -> None:
     units = np.concatenate([g.units for g in graph.groups])
     assert sorted(units.tolist()) == list(range(graph.num_units))
     # No layer escapes: whatever writes channels belongs to a group.
-    writers = {layer.name for layer in graph.layers if layer.reads}
+    writers = {site.weight.removesuffix(".weight") for site in graph.read_sites}
     assert {name for g in graph.groups for name in g.writers} >= writers
+    with torch.device("meta"):
+        network = build_model(name, num_classes=10)
+    weighted = {n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    assert writers == weighted
 
 
 def test_lenet_has_four_groups() -> None:
     graph = on_meta("lenet", 28, channels=1)
     found = [(g.name, g.size, g.readers, g.widths) for g in graph.prunable]
     assert found == [
-        ("conv1", 6, ("conv2",), (1, 1)),
-        ("conv2", 16, ("fc1",), (1, 25)),
-        ("fc1", 120, ("fc2",), (1, 1)),
-        ("fc2", 84, ("fc",), (1, 1)),
+        # Along the weight and bias of the writer, and the weight that reads.
+        ("conv1", 6, ("conv2.weight",), (1, 1, 1)),
+        ("conv2", 16, ("fc1.weight",), (1, 1, 25)),
+        ("fc1", 120, ("fc2.weight",), (1, 1, 1)),
+        ("fc2", 84, ("fc.weight",), (1, 1, 1)),
     ]
 
 
@@ -292,7 +297,7 @@ def test_preact_resnet18_by_hand() -> None:
             f"{here}.1.conv2",
         }, name
         inner = {f"{here}.1.conv1"} | ({f"{here}.0.conv1"} if stage == 1 else set())
-        assert set(readers) - inner == (
+        assert {reader.removesuffix(".weight") for reader in readers} - inner == (
             {f"{after}.conv1", f"{after}.shortcut"} if stage < 4 else {"fc"}
         )
 
@@ -303,13 +308,12 @@ def test_what_a_dense_layer_appends_is_read_to_the_end_of_the_block() -> None:
     for number in (0, 7, 15):
         readers = groups[f"features.0.{number}.conv2"].readers
         assert readers == (
-            *(f"features.0.{n}.conv1" for n in range(number + 1, 16)),
-            "features.1.2",
+            *(f"features.0.{n}.conv1.weight" for n in range(number + 1, 16)),
+            "features.1.2.weight",
         )
-    layers = {layer.name: layer for layer in graph.layers}
     parts = [groups["conv1"], *(groups[f"features.0.{n}.conv2"] for n in range(16))]
     expected = np.concatenate([part.units for part in parts])
-    assert layers["features.1.2"].inputs.tolist() == expected.tolist()
+    assert graph.by_tensor["features.1.2.weight", 1].units.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(
@@ -339,10 +343,9 @@ def test_coupled_and_counted_as_torch_pruning_does(name: str, every: int) -> Non
             if dep.target.module in names
         }
         found = {
-            (layer.name, side)
-            for layer in graph.layers
-            for side, units in (("in", layer.inputs), ("out", layer.outputs))
-            if np.isin(group.units, units).all()
+            (axis.layer, "out" if axis.dim == 0 else "in")
+            for axis in graph.axes
+            if axis.tensor.endswith(".weight") and np.isin(group.units, axis.units).all()
         }
         assert found == expected, group.name
         together.prune()
@@ -431,9 +434,10 @@ def test_a_shrunk_network_survives_a_file(name: str, tmp_path: Path) -> None:
         std=(0.5,) * size[0],
     )
     path = tmp_path / "pruned.safetensors"
-    save_checkpoint(path, smaller, description=about, dense_graph=graph, kept=kept)
+    save_checkpoint(path, smaller, description=about, graph=graph, kept=kept)
     loaded = load_checkpoint(path)
     images = torch.randn(2, *size)
     with torch.no_grad():
         assert torch.equal(loaded.model(images), smaller(images))
-    assert loaded.params == sum(p.numel() for p in smaller.parameters())
+    assert loaded.costs["params"] == sum(p.numel() for p in smaller.parameters())
+    assert loaded.costs == {key: cost.totals(graph, kept)[key] for key in ("macs", "params")}

@@ -172,7 +172,12 @@ def test_parameters_that_no_layer_holds_count_and_stay() -> None:
     model = Extra()
     graph = analyse(model, (3, 4, 4))
     assert cost.params(graph, graph.everything()) == counted_params(model)
-    assert graph.other_params == 2 * 8 + 30
+    # Nothing of the parameters that no layer reads goes, and of the norm's two it does.
+    kept = graph.everything()
+    (group,) = graph.prunable
+    assert (group.size, group.width) == (2, 4)
+    kept[group.units[0]] = False
+    assert cost.params(graph, kept) == 4 * (3 + 1) + 2 * 4 + (4 * 2 + 2) + 30
 
 
 def test_a_layer_called_twice_computes_twice_and_is_stored_once() -> None:
@@ -264,20 +269,20 @@ def test_torch_pruning_counts_the_same(name: str, writers: list[str]) -> None:
     dependencies = torch_pruning.DependencyGraph().build_dependency(
         theirs, torch.randn(1, 3, 32, 32)
     )
-    layers = {layer.name: layer for layer in graph.layers}
     kept = graph.everything()
     rng = np.random.default_rng(0)
     for writer in writers:
         conv = theirs.get_submodule(writer)
         width = int(conv.out_channels)  # type: ignore[arg-type]
         indices = sorted(rng.choice(width, width // 3, replace=False).tolist())
-        kept[layers[writer].outputs[indices]] = False
+        kept[graph.by_tensor[f"{writer}.weight", 0].units[indices]] = False
         dependencies.get_pruning_group(conv, torch_pruning.prune_conv_out_channels, indices).prune()
     their_macs, their_params = torch_pruning_counts(theirs)
+    # In these networks every layer reads with one weight, in the order of the terms.
+    names = [site.weight.removesuffix(".weight") for site in graph.read_sites]
     alone = {
-        layer.name: cost.macs(ChannelGraph((layer,), (), graph.num_units, (), ()), kept)
-        for layer in graph.layers
-        if layer.reads
+        name: round(cost.sum_of((term,), kept))
+        for name, term in zip(names, graph.macs, strict=True)
     }
     assert alone == their_macs
     assert cost.macs(graph, kept) == sum(their_macs.values())

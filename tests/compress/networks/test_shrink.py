@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -14,9 +15,18 @@ from torch import nn
 
 from compress.errors import ModelError
 from compress.networks.analysis import analyse
+from compress.networks.capture import Example
 from compress.networks.groups import ChannelGraph
 from compress.networks.models import build_model
-from compress.networks.shrink import mask_, proof, shrink, shrink_
+from compress.networks.shrink import (
+    apply_cuts_,
+    cuts_of,
+    mask_,
+    precision_for,
+    proof,
+    shrink,
+    shrink_,
+)
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -127,8 +137,8 @@ def test_optimizer_state_is_cut_with_the_parameters() -> None:
     before = {n: optimizer.state[p]["momentum_buffer"].clone() for n, p in model.named_parameters()}
     kept = random_mask(graph, 4)
     shrink_(model, graph, kept, optimizer)
-    layer = next(layer for layer in graph.layers if layer.name == "layer2.0.conv2")
-    rows, columns = np.flatnonzero(kept[layer.outputs]), np.flatnonzero(kept[layer.inputs])
+    outputs, inputs = (graph.by_tensor["layer2.0.conv2.weight", dim].units for dim in (0, 1))
+    rows, columns = np.flatnonzero(kept[outputs]), np.flatnonzero(kept[inputs])
     parameter = model.get_parameter("layer2.0.conv2.weight")
     expected = before["layer2.0.conv2.weight"][rows][:, columns]
     assert torch.equal(optimizer.state[parameter]["momentum_buffer"], expected)
@@ -141,7 +151,7 @@ def test_optimizer_state_is_cut_with_the_parameters() -> None:
 def test_proof_measures_and_does_not_change_the_network() -> None:
     model, graph = built("resnet20")
     before = copy.deepcopy(model.state_dict())
-    error = proof(model, graph, random_mask(graph, 5), torch.randn(3, 3, 16, 16))
+    error = proof(model, graph, random_mask(graph, 5), Example.images((3, 16, 16), count=3))
     assert 0 <= error <= 1e-9
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
@@ -149,13 +159,52 @@ def test_proof_measures_and_does_not_change_the_network() -> None:
 
 def test_proof_fails_when_the_analysis_is_wrong() -> None:
     model, graph = built("resnet20")
-    from dataclasses import replace
 
     # Claim that fc reads the channels in another order than it does.
-    layers = tuple(
-        replace(layer, inputs=np.roll(layer.inputs, 1)) if layer.name == "fc" else layer
-        for layer in graph.layers
+    axes = tuple(
+        replace(axis, units=np.roll(axis.units, 1)) if (axis.layer, axis.dim) == ("fc", 1) else axis
+        for axis in graph.axes
     )
-    wrong = replace(graph, layers=layers)
+    wrong = replace(graph, axes=axes)
     with pytest.raises(ModelError, match="differs from the masked one"):
-        proof(model, wrong, random_mask(graph, 6), torch.randn(2, 3, 16, 16))
+        proof(model, wrong, random_mask(graph, 6), Example.images((3, 16, 16)))
+
+
+def test_cuts_name_tensors_and_the_integers_of_their_modules() -> None:
+    model, graph = built("resnet20")
+    group = next(g for g in graph.groups if g.name == "layer2.1.conv1")
+    kept = graph.everything()
+    kept[group.units[[0, 5]]] = False
+    left = [i for i in range(32) if i not in (0, 5)]
+    found = {(cut.tensor, cut.dim): (cut.size, cut.kept.tolist()) for cut in cuts_of(graph, kept)}
+    norm = ("weight", "bias", "running_mean", "running_var", "num_features")
+    expected = {("layer2.1.conv1.weight", 0), ("layer2.1.conv1.out_channels", 0)}
+    expected |= {("layer2.1.conv2.weight", 1), ("layer2.1.conv2.in_channels", 0)}
+    expected |= {(f"layer2.1.bn1.{name}", 0) for name in norm}
+    assert found == dict.fromkeys(expected, (32, left))
+    smaller = copy.deepcopy(model)
+    apply_cuts_(smaller, cuts_of(graph, kept))
+    for expected_tensor, tensor in zip(
+        shrink(model, graph, kept).state_dict().values(), smaller.state_dict().values(), strict=True
+    ):
+        assert torch.equal(expected_tensor, tensor)
+
+
+def test_a_network_of_float32_alone_is_proved_in_float32() -> None:
+    """A constant of forward is of another precision than float64."""
+
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mixing = torch.eye(3, dtype=torch.float32)
+            x = torch.einsum("nchw,cd->ndhw", x, mixing)
+            return self.head(torch.relu(self.a(x)).mean((2, 3)))
+
+    model, example = Constant().eval(), Example.images((3, 6, 6))
+    graph = analyse(model, example)
+    assert precision_for(model, example) == torch.float32
+    assert precision_for(NETWORKS["Plain"](), Example.images((3, 12, 12))) == torch.float64
+    assert 0 <= proof(model, graph, random_mask(graph, 1), example) <= 1e-5

@@ -32,9 +32,12 @@ from compress.networks.analysis import analyse
 from compress.networks.architectures import CifarResNet
 from compress.networks.gates import GatedNetwork
 from compress.networks.groups import ChannelGraph
-from compress.networks.shrink import shrink
-from compress.networks.tracing import trace
+from compress.networks.models import build_model
+from compress.networks.shrink import mask_, shrink
+from compress.networks.trial import tried_graph
+from compress.networks.walk import operator_name
 from compress.oracle import replay as oracle_replay
+from compress.oracle.captured import captured_for_any_count
 from compress.oracle.changes import (
     Job,
     Measured,
@@ -63,12 +66,13 @@ class InPlace(nn.Module):
         self.stem, self.norm = conv(3, 8), nn.BatchNorm2d(8)
         self.relu = nn.ReLU(inplace=True)
         self.a, self.b, self.c = conv(8, 8), conv(8, 8), conv(8, 6)
-        self.head = nn.Linear(6, 4)
+        self.early, self.head = conv(8, 8), nn.Linear(6, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.stem(x))
+        early = self.early(x)  # of the x that is overwritten next
         y = self.a(self.relu(x))
-        x = x + y  # of the overwritten x
+        x = x + y + early  # of the overwritten x
         F.relu_(y)  # its result is not used, y is
         x += self.b(y)
         x.relu_()
@@ -89,6 +93,111 @@ class EarlySize(nn.Module):
         left, right = torch.chunk(self.b(F.relu(self.a(x))), 2, 1)
         x = F.adaptive_avg_pool2d(self.c(left * torch.sigmoid(right)), 2)
         return self.head(x.reshape(images, -1))
+
+
+class Counting(nn.Module):
+    """The number of images is in the sizes of new tensors, of views, and times something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 4), conv(6, 5), conv(5, 6)
+        self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.norm(self.a(x)))
+        padded = torch.cat([x, torch.zeros(x.size(0), 2, *x.shape[2:], dtype=x.dtype)], 1)
+        x = F.relu(self.b(padded))
+        n, c, h, w = x.shape
+        windows = x.view(n, c, 2, h // 2, w).transpose(1, 2).reshape(n * 2, c, h // 2, w)
+        x = F.relu(self.c(windows)).view(n, 2, 6, h // 2, w).mean((1, 3, 4))
+        return self.head(x)
+
+
+class Tokens(nn.Module):
+    """Channels last, in linear layers, a product of matrices and attention, with a class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 4)
+        self.token, self.norm = nn.Parameter(torch.randn(1, 1, 8)), nn.LayerNorm(8)
+        self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 6)
+        self.out = nn.Parameter(torch.randn(6, 8) / 3)
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        y = self.norm(x)
+        attended = F.scaled_dot_product_attention(self.query(y), self.key(y), self.value(y))
+        x = x + attended @ self.out
+        x = x + self.down(F.gelu(self.up(x)))
+        return self.head(x[:, 0])
+
+
+class ComputedWeights(nn.Module):
+    """Weights that are computed from other tensors, before a BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = conv(3, 4), conv(4, 5), nn.BatchNorm2d(5)
+        self.scale, self.head = nn.Parameter(torch.rand(5, 1, 1, 1)), nn.Linear(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.a(x))
+        weight = self.b.weight * self.scale
+        return self.head(F.relu(self.norm(F.conv2d(x, weight, padding=1))).mean((2, 3)))
+
+
+class ImagesLast(nn.Module):
+    """Tokens stand before the images while channels are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.stem(x).flatten(2).permute(2, 0, 1)
+        return self.head(F.relu(self.up(tokens)).mean(0))
+
+
+class ReadConstant(nn.Module):
+    """What a layer reads does not depend on the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = conv(3, 4), nn.Linear(4, 4)
+        self.query, self.up, self.down = nn.Parameter(torch.randn(1, 3)), *_two(3, 6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.a(x).mean((2, 3)) * self.down(F.relu(self.up(self.query))))
+
+
+def _two(first: int, second: int, third: int) -> tuple[nn.Linear, nn.Linear]:
+    return nn.Linear(first, second), nn.Linear(second, third)
+
+
+class OnePass(nn.Module):
+    """Another computation for many images than for few."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = conv(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x) if len(x) < 4 else F.relu(self.a(x))
+        return self.head(x.mean((2, 3)))
+
+
+class Pyramid(nn.Module):
+    """Two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = conv(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.a(x)
+        return self.head(x.mean((2, 3))), x
 
 
 class Mixing(nn.Module):
@@ -120,14 +229,17 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     **NETWORKS,
     "InPlace": InPlace,
     "EarlySize": EarlySize,
+    "Counting": Counting,
+    "Tokens": Tokens,
 }
 
 
 def small(name: str) -> tuple[nn.Module, ChannelGraph, torch.Tensor, torch.Tensor]:
     """Return a network in float64 with 5 images of 12x12, and their labels."""
-    model = lived_in(SMALL[name]()).double().eval()
+    model = lived_in(SMALL[name]()).eval()
+    graph = analyse(model, (3, 12, 12))
     images = torch.randn(5, 3, 12, 12, dtype=torch.float64)
-    return model, analyse(model, (3, 12, 12)), images, torch.arange(5) % 4
+    return model.double(), graph, images, torch.arange(5) % 4
 
 
 def naive(
@@ -138,13 +250,14 @@ def naive(
     removals: Any,
 ) -> np.ndarray:
     """Return the change of the loss, one removal and one whole forward pass at a time."""
-    gated = GatedNetwork(copy.deepcopy(model), graph, "read")
 
     def loss_without(units: list[int]) -> float:
+        kept = graph.everything()
+        kept[units] = False
+        masked = copy.deepcopy(model)
+        mask_(masked, graph, kept)
         with torch.no_grad():
-            gated.gates.fill_(1)
-            gated.gates[units] = 0
-            return float(F.cross_entropy(gated(images.clone()), labels))
+            return float(F.cross_entropy(masked(images.clone()), labels))
 
     dense = loss_without([])
     return np.array([loss_without(list(units)) - dense for units in removals])
@@ -227,7 +340,8 @@ def test_in_place_operations_would_corrupt_what_is_kept(
     """Without the copy that overwrites nothing, the naive loop is missed by far."""
     model, graph, images, labels = small("InPlace")
     monkeypatch.setattr(
-        "compress.oracle.replay.unwritten", lambda model, sample: trace(copy.deepcopy(model))
+        "compress.oracle.replay.unwritten",
+        lambda model, sample, memory_format: captured_for_any_count(copy.deepcopy(model), sample),
     )
     replay = Replay(model, graph, images[:2])
     found = measured(single_jobs(replay, graph), replay, images, labels, tmp_path / "log")
@@ -237,7 +351,7 @@ def test_in_place_operations_would_corrupt_what_is_kept(
 
 def test_the_copy_overwrites_nothing_and_computes_the_same() -> None:
     model, _, images, _ = small("InPlace")
-    network = unwritten(model, images[:2])
+    network = unwritten(model, images[:2]).module
     given = images.clone()
     torch.testing.assert_close(network(given), model(images.clone()), rtol=1e-12, atol=1e-12)
     assert torch.equal(given, images)
@@ -246,11 +360,31 @@ def test_the_copy_overwrites_nothing_and_computes_the_same() -> None:
 
 @pytest.mark.parametrize(
     ("network", "message"),
-    [(Mixing, "depend on the other images"), (PartWritten, "overwrites part of a value")],
+    [
+        (Mixing, "depend on the other images"),
+        (PartWritten, "overwrites part of a value"),
+        (OnePass, "does not accept any number of images: it does something else for each at "),
+        (Pyramid, "returns logits, one row per image"),
+        (ComputedWeights, "a is read by b.weight in a computed form"),
+        (ImagesLast, "has no row for each image"),
+        (ReadConstant, "has no row for each image"),
+    ],
 )
 def test_networks_that_cannot_be_measured(network: type[nn.Module], message: str) -> None:
+    model = network().eval()
+    graph = analyse(model, (3, 8, 8))
     with pytest.raises(ModelError, match=message):
-        unwritten(network().eval(), torch.randn(2, 3, 8, 8))
+        single_jobs(Replay(model, graph, torch.randn(2, 3, 8, 8)), graph)
+
+
+def test_weights_made_of_others_are_computed_once_and_batchnorms_folded() -> None:
+    model = lived_in(ComputedWeights()).eval()
+    images = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        network = unwritten(model, images).module
+        torch.testing.assert_close(network(images), model(images))
+    left = [operator_name(n) for n in network.graph.nodes if n.op == "call_function"]
+    assert left == ["conv2d", "relu", "conv2d", "relu", "mean", "linear"]
 
 
 def test_only_what_follows_is_run_again() -> None:
@@ -258,8 +392,8 @@ def test_only_what_follows_is_run_again() -> None:
     replay = Replay(model, graph, torch.randn(2, 3, 16, 16))
     group = next(g for g in graph.prunable if g.name == "layer3.2.conv1")
     plan = replay.plan(group.units)
-    modules = [n.name for n in plan.nodes if n.op == "call_module"]
-    assert modules == ["layer3_2_conv2", "layer3_2_relu_1", "avgpool", "fc"]
+    names = ["conv2d", "add", "relu", "adaptive_avg_pool2d", "flatten", "linear"]
+    assert [operator_name(node) for node in plan.nodes] == names
     assert plan.macs == 64 * 64 * 9 * 4 * 4 + 64 * 7
     assert replay.total_macs == cost.macs(graph, graph.everything())
 
@@ -454,8 +588,22 @@ def test_the_picture_bears_what_is_not_defined(tmp_path: Path) -> None:
 
 OWN = "own_network_of_the_oracle:build"
 SOURCE = """
+import torch
 from torch import nn
 from compress.networks.models import CifarResNet
+
+class Unknown(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 5, 3), nn.Conv2d(5, 6, 3)
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = torch.cumsum(self.b(torch.relu(self.a(x))), 1)
+        return self.head(torch.relu(self.c(x)).mean((2, 3)))
+
+def unknown(num_classes, in_channels):
+    return Unknown()
 
 def build(num_classes, in_channels):
     return CifarResNet(8, num_classes, in_channels)
@@ -546,7 +694,7 @@ def test_a_criterion_equal_to_the_truth_has_a_spearman_of_one(
     """The importance is replaced by the squares read back from the table of units."""
     run_oracle(request(dense, tmp_path / "out", criteria="random"))
     lines = [row.split(",") for row in (tmp_path / "out/units.csv").read_text().splitlines()[1:]]
-    graph = load_checkpoint(dense, OWN).dense_graph
+    graph = tried_graph(load_checkpoint(dense, OWN).model, (1, 8, 8))
     truth = np.zeros(graph.num_units)
     units = np.concatenate([group.units for group in graph.prunable])
     truth[units] = [float(row[3]) ** 2 for row in lines]
@@ -592,6 +740,19 @@ def test_a_run_directory_brings_its_configuration(dense: Path, tmp_path: Path) -
         run_oracle(request(run, tmp_path / "o2", **options, config="digits-resnet20"))
 
 
+@pytest.mark.usefixtures("_no_picture")
+def test_groups_that_stay_dense_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own = OWN.replace(":build", ":unknown")
+    path = tmp_path / "unknown.safetensors"
+    model = build_model(own, num_classes=10, in_channels=1)
+    save_checkpoint(path, model, description=describe(architecture=own))
+    document = run_oracle(request(path, tmp_path / "out", model=own, criteria="random", images=4))
+    assert [group["name"] for group in document["groups"]] == ["a", "c"]
+    (named,) = (r.message for r in caplog.records if "not measured" in r.message)
+    assert named.startswith("b is not measured: ")
+    assert "cumsum" in named
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -628,7 +789,7 @@ def test_bad_files(dense: Path, tmp_path: Path) -> None:
         pruned,
         shrink(model, graph, kept),
         description=describe(),
-        dense_graph=graph,
+        graph=graph,
         kept=kept,
     )
     with pytest.raises(CheckpointError, match="is pruned already: measure its dense parent"):

@@ -212,10 +212,10 @@ def test_widths_are_multiples_and_the_budget_still_holds(
     scores = np.random.default_rng(seed).random(graph.num_units)
     kept = prune_to(scores, graph.everything(), allowed, cost_of=goal.cost_of, limit=goal.limit)
     assert goal.cost_of(kept) <= share * dense
-    for layer in graph.layers:
-        if layer.kind != "pad":
-            before, after = len(layer.outputs), int(kept[layer.outputs].sum())
-            assert before % multiple or after % multiple == 0, layer.name
+    for axis in graph.axes:
+        if axis.tensor.endswith(".weight") and axis.dim == 0:
+            before, after = len(axis.units), int(kept[axis.units].sum())
+            assert before % multiple or after % multiple == 0, axis.layer
 
 
 def test_units_of_several_channels_go_in_chunks_that_keep_the_multiple() -> None:
@@ -446,19 +446,26 @@ def test_a_goal_that_holds_already_removes_nothing() -> None:
 # Nothing to prune
 
 
-class OnlyUnknown(nn.Module):
-    def __init__(self) -> None:
+class OneGroup(nn.Module):
+    """All channels that it has pass through one operation."""
+
+    def __init__(self, operation: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+        self.operation = operation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.b(self.a(x).cumsum(1).mean((2, 3)))
+        return self.b(self.operation(self.a(x)).mean((2, 3)))
 
 
 def test_nothing_to_prune_names_what_stands_in_the_way() -> None:
-    model = OnlyUnknown()
-    with pytest.raises(ModelError, match=r"nothing to prune: unknown operations .*: cumsum"):
-        prunable(model, analyse(model, (3, 4, 4)), PruneConfig())
+    for operation, message in (
+        (lambda x: torch.fft.fft(x, dim=1).abs(), r"unknown operations .*: fft_fft"),
+        (lambda x: x.cumsum(1), r"every group must stay dense: cumsum over channels"),
+    ):
+        model: nn.Module = OneGroup(operation)
+        with pytest.raises(ModelError, match=f"nothing to prune: {message}"):
+            prunable(model, analyse(model, (3, 4, 4)), PruneConfig())
     model, graph = build_model("resnet20", num_classes=3), graph_of("resnet20")
     with pytest.raises(ModelError, match="no group is above its floor"):
         prunable(model, graph, PruneConfig(keep_dense=("*",)))

@@ -15,7 +15,9 @@ from runs import (
     allowed_name,
     assert_sound,
     config_of,
+    graph_of,
     history,
+    kept_in,
     loaded,
     metrics_of,
     pruned_run,
@@ -66,8 +68,9 @@ def test_max_steps_that_suffice_change_nothing(tmp_path: Path) -> None:
     for name, steps in (("free", None), ("enough", 5)):
         config = config_of("networks:Dense", budget="removed=5", step_size=1, max_steps=steps)
         assert_sound(pruned_run(tmp_path / name, config), config)
-    free, enough = (loaded(tmp_path / n / "pruned.safetensors", config) for n in ("free", "enough"))
-    assert np.array_equal(free.kept, enough.kept)
+    runs = [RunDirectory(tmp_path / name) for name in ("free", "enough")]
+    graph = graph_of(runs[0], config)
+    assert np.array_equal(*(kept_in(run, graph) for run in runs))
     assert not history(RunDirectory(tmp_path / "enough"), "prune_end")
 
 
@@ -122,7 +125,8 @@ def test_fixed_criteria_remove_in_the_order_of_the_first_interval(
         momentum=0.9,
     )
     run = pruned_run(tmp_path / "run", config)
-    graph, found = loaded(run.dense, config).dense_graph, loaded(run.pruned, config).kept
+    graph = graph_of(run, config)
+    found = kept_in(run, graph)
     scores = mean_of_first_interval(config, tmp_path / "replay")
     units = np.concatenate([group.units for group in graph.prunable])
     removable = []
@@ -154,7 +158,7 @@ def mean_of_first_interval(config: RunConfig, path: Path) -> np.ndarray:
         hold=10**9,
         seed=config.seed,
     )
-    scoring = bind(config.prune.criterion, Context(model, dense.dense_graph))
+    scoring = bind(config.prune.criterion, Context(model, graph_of(run, config)))
     found: list[torch.Tensor] = []
     taken: list[Batch] = list(batches.epoch(0))[: config.prune.interval]
     for batch in taken:
@@ -168,8 +172,9 @@ def test_only_prunes_the_groups_that_are_named(tmp_path: Path) -> None:
     config = config_of("resnet20", only=["layer1.*.conv1"], budget="removed=12", interval=1)
     run = pruned_run(tmp_path, config)
     assert metrics_of(run)["dense"]["channels"] - metrics_of(run)["finetuned"]["channels"] == 12
-    small = loaded(run.pruned, config)
-    lost = {g.name for g in small.dense_graph.groups if not small.kept[g.units].all()}
+    graph = graph_of(run, config)
+    kept = kept_in(run, graph)
+    lost = {g.name for g in graph.groups if not kept[g.units].all()}
     assert lost <= {f"layer1.{block}.conv1" for block in range(3)}
     assert set(widths(run)[0]) == {f"layer1.{block}.conv1" for block in range(3)}
 
@@ -183,7 +188,8 @@ def test_importance_per_mac_spares_cheap_channels(tmp_path: Path) -> None:
         tmp_path / "raw", config_of("networks:PreActivation", steps=1, criterion="taylor-gate")
     )
     assert metrics_of(run)["budget"] == metrics_of(by_importance)["budget"]
-    graph, kept = loaded(run.dense, config).dense_graph, loaded(run.pruned, config).kept
+    graph = graph_of(run, config)
+    kept = kept_in(run, graph)
     assert cost.channels(graph, kept) >= metrics_of(by_importance)["finetuned"]["channels"]
 
 
@@ -235,7 +241,7 @@ def test_scoring_does_not_disturb_training(tmp_path: Path, criterion: str) -> No
     batch = next(iter(train_batches(DATA, config, "cpu").epoch(0)))
     for model, scoring in (
         (plain, None),
-        (judged, bind(criterion, Context(judged, dense.dense_graph))),
+        (judged, bind(criterion, Context(judged, graph_of(run, config)))),
     ):
         trainer = Trainer(model, config.finetune, steps_per_epoch=4, total=8)
         trainer.step(batch, scoring=scoring, scored=len)

@@ -80,7 +80,7 @@ def test_training_learns_and_its_file_says_what_it_is(tmp_path: Path, digits: Im
         digits.mean,
         digits.std,
     )
-    assert checkpoint.kept.all()
+    assert checkpoint.description.recipe == {}
     measured = evaluate(checkpoint.model, eval_batches(digits.val, batch_size=64), CPU)
     assert checkpoint.description.metrics == {"accuracy": measured.as_dict()}
     assert measured.images == 599

@@ -1,0 +1,368 @@
+"""Operators with weights: convolutions, linear layers, products of matrices, normalisations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from compress.errors import ModelError
+from compress.networks.rules.registry import rule
+from compress.networks.walk import Call, Dim, Hint, Value
+
+
+@rule("conv1d", "conv2d", "conv3d", "convolution")
+def convolution(call: Call) -> Value | None:
+    """(N, in, ...) and (out, in / groups, ...) to (N, out, ...)."""
+    if call.get("transposed"):
+        return None
+    x, weight, groups = call["input"], call["weight"], int(call.get("groups", 1))
+    if not _fits(call, x, weight):
+        return None
+    outputs, inputs = weight.shape[0], x.shape[1]
+    call.walk.keep_still(weight, *range(2, weight.rank))
+    positions = math.prod(call.shape[2:]) * call.shape[0]
+    kernel = math.prod(weight.shape[2:])
+    if groups == 1:
+        _read(call, x, weight, channels=1, at=1)
+        written = call.walk.write(weight, 0)
+        call.walk.count(kernel * positions, _length(weight, 0), _length(weight, 1))
+    elif groups == inputs == outputs:
+        written = call.walk.tie(x.dims[1], weight.dims[0], f"{call.name} of a fixed width")
+        call.walk.keep_still(weight, 1)
+        call.walk.count(kernel * positions, _length(weight, 0))
+        _say_groups(call, weight, written)
+    elif call.walk.whole_groups or groups >= inputs // groups:
+        written = _whole_groups(call, x, weight, groups, rows=0)
+        call.walk.writes |= weight.origins[0]
+        call.walk.count(kernel * positions, _length(weight, 0), inputs // groups)
+    else:
+        _evenly(call, x.dims[1], weight, 1, groups)
+        _site(call, x, weight, 1)
+        written = call.walk.write(weight, 0)
+        if written is not None:
+            by_group = written.reshape(groups, -1)
+            call.walk.ties.append((np.tile(by_group[0], groups), written))
+        call.walk.count(kernel * positions, _length(weight, 0), _length(weight, 1))
+    _bias(call, written)
+    _say(call, weight, in_channels=x.dims[1], out_channels=written)
+    return _result(call, x, written)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(call: Call) -> Value | None:
+    """(N, in, ...) and (in, out / groups, ...) to (N, out, ...)."""
+    x, weight, groups = call["input"], call["weight"], int(call.get("groups", 1))
+    if not _fits(call, x, weight):
+        return None
+    inputs, outputs = x.shape[1], call.shape[1]
+    call.walk.keep_still(weight, *range(2, weight.rank))
+    positions = math.prod(x.shape[2:]) * x.shape[0]
+    kernel = math.prod(weight.shape[2:])
+    if groups == 1:
+        _read(call, x, weight, channels=1, at=0)
+        written = call.walk.write(weight, 1)
+        call.walk.count(kernel * positions, _length(weight, 0), _length(weight, 1))
+    elif groups == inputs == outputs:
+        written = call.walk.tie(x.dims[1], weight.dims[0], f"{call.name} of a fixed width")
+        call.walk.keep_still(weight, 1)
+        call.walk.count(kernel * positions, _length(weight, 0))
+        _say_groups(call, weight, written)
+    elif call.walk.whole_groups or groups >= inputs // groups:
+        written = call.walk.fresh(outputs)
+        blocks = _whole_groups(call, x, weight, groups, rows=0)
+        call.walk.writes |= weight.origins[0]
+        if blocks is None:
+            call.walk.freeze(written, f"{call.name} of a fixed width")
+        else:
+            per_group = np.repeat(blocks.reshape(groups, -1)[:, 0], outputs // groups)
+            call.walk.ties.append((per_group, written))
+        call.walk.count(kernel * positions, _length(weight, 0), outputs // groups)
+    else:
+        if x.dims[1] is not None:
+            by_group = x.dims[1].reshape(groups, -1)
+            call.walk.ties.append((np.tile(by_group[0], groups), x.dims[1]))
+        _read(call, x, weight, channels=1, at=0)
+        out = call.walk.write(weight, 1)
+        written = None if out is None else np.tile(out, groups)
+        call.walk.count(kernel * positions, _length(weight, 0), _length(weight, 1))
+    _bias(call, written)
+    _say(call, weight, in_channels=x.dims[1], out_channels=written)
+    return _result(call, x, written)
+
+
+@rule("linear")
+def linear(call: Call) -> Value | None:
+    """(..., in) and (out, in) to (..., out)."""
+    x, weight = call["input"], call["weight"]
+    if weight.rank != 2 or not weight.fixed:
+        return None
+    _read(call, x, weight, channels=-1, at=1)
+    written = call.walk.write(weight, 0)
+    rows = (_length(x, i) for i in range(x.rank - 1))
+    call.walk.count(1, *rows, _length(weight, 0), _length(weight, 1))
+    _bias(call, written)
+    _say(call, weight, in_features=x.dims[-1], out_features=written)
+    return x.with_dim(x.rank - 1, written, call.shape[-1])
+
+
+@rule("matmul", "bmm", "mm", "dot", "mv")
+def matmul(call: Call) -> Value | None:
+    """(..., m, k) and (..., k, n) to (..., m, n)."""
+    first, second = call.values
+    if first.rank < 2 or second.rank < 2:
+        return None
+    return _product(call, first, second)
+
+
+@rule("einsum")
+def einsum(call: Call) -> Value | None:
+    """Dimensions of one letter lose the same indices; a letter that goes is contracted."""
+    equation, parts = str(call["equation"]).replace(" ", ""), call.values
+    entries, arrow, result = equation.partition("->")
+    letters = entries.split(",")
+    if len(parts) != 2 or not arrow or "." in equation:
+        return None
+    if any(len(set(part)) < len(part) for part in letters):  # a diagonal
+        return None
+    found = {
+        letter: [
+            (part, own.index(letter))
+            for part, own in zip(parts, letters, strict=True)
+            if letter in own
+        ]
+        for letter in dict.fromkeys(equation)
+        if letter.isalpha()
+    }
+    for letter, places in found.items():
+        (first, at), (last, there) = places[0], places[-1]
+        if letter in result:
+            if len(places) > 1:
+                call.walk.tie(first.dims[at], last.dims[there], "einsum of a fixed width")
+            elif first.fixed:
+                call.walk.write(first, at)
+        elif len(places) > 1 and first.fixed != last.fixed:
+            if first.fixed:
+                (first, at), (last, there) = (last, there), (first, at)
+            call.walk.read(first.dims[at], last, there, "einsum of a fixed width")
+        else:
+            for part, dim in places:
+                call.walk.freeze(part.dims[dim], "einsum sums over it")
+    call.walk.count(1, *(_length(*places[0]) for places in found.values()))
+    kept = [found[letter][0] for letter in result]
+    return Value(
+        call.shape,
+        tuple(part.dims[dim] for part, dim in kept),
+        tuple(part.origins[dim] for part, dim in kept) if all(p.fixed for p in parts) else (),
+        all(part.fixed for part in parts),
+    )
+
+
+@rule("addmm", "baddbmm")
+def addmm(call: Call) -> Value | None:
+    """A product of matrices and a sum."""
+    from compress.networks.rules.pointwise import broadcast
+
+    added, first, second = call.values
+    return broadcast(call, [added, _product(call, first, second)], call.shape)
+
+
+@rule("scaled_dot_product_attention")
+def attention(call: Call) -> Value | None:
+    """(..., L, E), (..., S, E) and (..., S, V) to (..., L, V)."""
+    query, key, value = call["query"], call["key"], call["value"]
+    for tensor in (query, key):
+        call.walk.freeze(tensor.dims[-1], "a product of activations sums over it")
+    batch = math.prod(query.shape[:-2])
+    pairs = batch * query.shape[-2] * key.shape[-2]
+    call.walk.count(pairs, query.shape[-1])
+    call.walk.count(pairs, _length(value, value.rank - 1))
+    return query.with_dim(query.rank - 1, value.dims[-1], call.shape[-1])
+
+
+@rule("batch_norm", "cudnn_batch_norm")
+def batch_norm(call: Call) -> Value:
+    """Along dimension 1; the others are what statistics are taken over."""
+    x = call["input"]
+    if call.get("training") and not x.fixed and not call.walk.training:
+        where = f" ({call.module})" if call.module else ""
+        raise ModelError(
+            f"a BatchNorm{where} normalises by the statistics of each batch in evaluation mode "
+            "too, so that an image's outputs depend on the images beside it: train the network "
+            "with track_running_stats=True"
+        )
+    if call.get("training") and x.fixed:
+        _freeze_others(call, x, {1})
+    return _channelwise(call, x, ("weight", "bias", "running_mean", "running_var"))
+
+
+@rule("instance_norm")
+def instance_norm(call: Call) -> Value:
+    """Each channel of each image by itself."""
+    x = call["input"]
+    _freeze_others(call, x, {0, 1})
+    return _channelwise(call, x, ("weight", "bias", "running_mean", "running_var"))
+
+
+@rule("group_norm")
+def group_norm(call: Call) -> Value:
+    """Channels of one norm group share statistics, so they go together or not at all."""
+    x, groups = call["input"], int(call["num_groups"])
+    _freeze_others(call, x, {0, 1})
+    atoms = x.dims[1]
+    if groups == 1:
+        call.walk.freeze(atoms, "a norm group")
+    elif atoms is not None:
+        heads = call.walk.tie_rows(atoms, groups)
+        held = [tensor for name in ("weight", "bias") if (tensor := call.get(name)) is not None]
+        _say(call, *held, num_groups=heads, num_channels=atoms)
+    return _channelwise(call, x, ("weight", "bias"))
+
+
+@rule("layer_norm", "rms_norm")
+def layer_norm(call: Call) -> Value:
+    """Statistics are taken over the last dimensions together."""
+    x, over = call["input"], len(call["normalized_shape"])
+    weights = [w for n in ("weight", "bias") if (w := call.get(n)) is not None]
+    for place in range(-over, 0):
+        call.walk.freeze(x.dims[place], f"{call.name} over channels")
+        for weight in weights:
+            call.walk.tie(x.dims[place], weight.dims[place], f"{call.name} over channels")
+    return x.same()
+
+
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(call: Call) -> Value | list[Value]:
+    """A direction times a length; norms are taken over all dimensions but one."""
+    direction, length, dim = call["v"], call["g"], int(call.get("dim", 0))
+    for other in range(direction.rank):
+        if other != dim:
+            call.walk.freeze(direction.dims[other], "weight_norm takes norms over it")
+    call.walk.tie(direction.dims[dim], length.dims[dim], "weight_norm of a fixed width")
+    result = direction.same()
+    return result if len(call.shapes) == 1 else [result, length.same()]
+
+
+def _fits(call: Call, x: Value, weight: Value) -> bool:
+    """Whether an input has a batch dimension and a weight that does not depend on it.
+
+    Channels in dimensions of space are frozen.
+    """
+    if x.rank != weight.rank or len(call.shape) != x.rank or not weight.fixed:
+        return False
+    _freeze_others(call, x, {0, 1})
+    return True
+
+
+def _freeze_others(call: Call, x: Value, dims: set[int]) -> None:
+    for dim in range(x.rank):
+        if dim not in dims:
+            call.walk.freeze(x.dims[dim], f"{call.name} along it")
+
+
+def _read(call: Call, x: Value, weight: Value, *, channels: int, at: int) -> None:
+    """Contract channels of an activation with a dimension of a weight."""
+    call.walk.read(x.dims[channels], weight, at, f"{call.name} of a fixed width")
+    _site(call, x, weight, channels)
+
+
+def _site(call: Call, x: Value, weight: Value, channels: int) -> None:
+    read = x.dims[channels]
+    if weight.name is not None and read is not None and not call.walk.training:
+        call.walk.sites.append((weight.name, read, channels))
+
+
+def _whole_groups(call: Call, x: Value, weight: Value, groups: int, *, rows: int) -> Dim:
+    """A grouped convolution with many groups: each goes whole, with what it reads and writes."""
+    read, written = x.dims[1], weight.dims[rows]
+    call.walk.keep_still(weight, 1 - rows)
+    if read is None or written is None:
+        return call.walk.tie(read, written, f"{call.name} of a fixed width")
+    first, second = (call.walk.tie_rows(atoms, groups) for atoms in (read, written))
+    call.walk.ties.append((first, second))
+    call.walk.reads |= weight.origins[rows]  # what a group reads goes with its rows
+    _site(call, x, weight, 1)
+    _say_groups(call, weight, first)
+    return written
+
+
+def _evenly(call: Call, read: Dim, weight: Value, at: int, groups: int) -> None:
+    """A grouped convolution with few groups: each loses the same places."""
+    own = weight.dims[at]
+    if read is None or own is None:
+        call.walk.freeze(read, f"{call.name} of a fixed width")
+        call.walk.freeze(own, f"{call.name} of a fixed width")
+        return
+    call.walk.ties.append((np.tile(own, groups), read))
+    call.walk.reads |= weight.origins[at]
+
+
+def _bias(call: Call, written: Dim) -> None:
+    bias = call.get("bias")
+    if bias is not None:
+        call.walk.tie(written, bias.dims[0], f"{call.name} of a fixed width")
+
+
+def _result(call: Call, x: Value, written: Dim) -> Value:
+    space = (None,) * (x.rank - 2)
+    return Value(call.shape, (x.dims[0], written, *space))
+
+
+def _channelwise(call: Call, x: Value, names: Sequence[str]) -> Value:
+    """Tensors of one number for each channel."""
+    held = [tensor for name in names if (tensor := call.get(name)) is not None]
+    for tensor in held:
+        call.walk.tie(x.dims[1], tensor.dims[0], f"{call.name} of a fixed width")
+    _say(call, *held, num_features=x.dims[1])
+    return x.same()
+
+
+def _say(call: Call, *held: Value, **widths: Dim) -> None:
+    """Integers of the calling module, and of those that hold the tensors, state widths."""
+    tensors = {name for value in held for origins in value.origins for name, _ in origins}
+    for owner in (call.module, *(name.rpartition(".")[0] for name in sorted(tensors))):
+        call.walk.widths += [(owner, n, dim) for n, dim in widths.items() if dim is not None]
+
+
+def _say_groups(call: Call, weight: Value, groups: Dim) -> None:
+    """An integer states the number of groups: of the weight's module, or of the one that calls."""
+    _say(call, weight, groups=groups)
+    if groups is not None:
+        call.walk.hints.append(Hint(call.module, len(groups), groups))
+
+
+def _length(value: Value, dim: int) -> Dim | int:
+    """The atoms of a dimension, or its length where it never shrinks."""
+    atoms = value.dims[dim]
+    return value.shape[dim] if atoms is None else atoms
+
+
+def _product(call: Call, first: Value, second: Value) -> Value:
+    """Contract the last dimension of the first with the second to last of the second."""
+    from compress.networks.rules.pointwise import broadcast
+
+    reason = f"{call.name} of a fixed width"
+    if second.fixed:
+        call.walk.read(first.dims[-1], second, second.rank - 2, reason)
+        call.walk.writes |= second.origins[-1]
+    elif first.fixed:
+        call.walk.read(second.dims[-2], first, first.rank - 1, reason)
+        call.walk.writes |= first.origins[-2]
+    else:
+        for dim in (first.dims[-1], second.dims[-2]):
+            call.walk.freeze(dim, "a product of activations sums over it")
+    outer = broadcast(
+        call,
+        [first.take(range(first.rank - 2)), second.take(range(second.rank - 2))],
+        call.shape[:-2],
+    )
+    lengths = [_length(outer, i) for i in range(outer.rank)]
+    sides = (_length(first, first.rank - 2), _length(first, first.rank - 1))
+    call.walk.count(1, *lengths, *sides, _length(second, second.rank - 1))
+    return Value(
+        call.shape,
+        (*outer.dims, first.dims[-2], second.dims[-1]),
+        (*outer.origins, first.origins[-2], second.origins[-1]) if outer.fixed else (),
+        outer.fixed,
+    )
