@@ -5,11 +5,11 @@
 
 The images are JPEGs of 500 x 375 pixels and about 100 kB each, noise with the spectrum of
 photographs, made for the run. The loader is timed alone, over whole epochs after one that starts
-the workers. Training steps are the product's own, on one batch that lies ready; dense training,
-pruning (with importance) and finetuning after the shrink to half of the MACs alternate in one
-process, so a change of the machine's speed meets all of them. Figures are medians, with the range
-of all rounds. Peak memory is that of a process for each row alone: the largest resident size, on a
-GPU what torch allocated there.
+the workers; links to the same files make epochs long enough to keep every worker busy. Training
+steps are the product's own, on one batch that lies ready; dense training, pruning (with importance)
+and finetuning after the shrink to half of the MACs alternate in one process, so a change of the
+machine's speed meets all of them. Figures are medians, with the range of all rounds. Peak memory is
+that of a process for each row alone: the largest resident size, on a GPU what torch allocated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import torchvision
 from PIL import Image
 from pruning_cost import SETTINGS, Bench, alternate, peak_memory, trainer_for
 
-from compress.config import load_config
+from compress.config import ComputeConfig, load_config
 from compress.criteria import bind
 from compress.criteria.scoring import Context
 from compress.data.batches import TrainBatches
@@ -42,13 +42,15 @@ from compress.data.datasets import load_data
 from compress.networks.shrink import shrink
 from compress.pruning.importance import Importance
 from compress.pruning.masking import prune_to
-from compress.training.compute import pick_device
+from compress.training.compute import computing, pick_device
 
 PHASES = ("dense training", "pruning, with importance", "finetuning at half the MACs")
 CLASSES = 2
 CLEAR = Path("/proc/self/clear_refs")
 LEAST_READ = 256
 """Images that the loader reads between two looks at the clock, at least."""
+BATCHES_EACH = 4
+"""Batches of an epoch for each worker, at least: with fewer, some would have nothing to do."""
 
 
 def photograph(seed: int, *, width: int = 500, height: int = 375) -> bytes:
@@ -88,11 +90,29 @@ def write_folder(root: Path, images: int) -> float:
     return statistics.mean(sizes) / 1000
 
 
+def folder_for(options: argparse.Namespace, workers: int) -> Path:
+    """Return a folder that has BATCHES_EACH batches for every worker in an epoch."""
+    wanted = BATCHES_EACH * workers * options.batch
+    if wanted <= options.images:
+        return options.folder
+    root = options.folder / f"{workers} workers"
+    if not root.exists():
+        (root / "train").mkdir(parents=True)
+        (root / "val").symlink_to(options.folder / "val")
+        files = sorted((options.folder / "train").rglob("*.jpg"))
+        for number in range(wanted):
+            file = files[number % len(files)]
+            link = root / "train" / file.parent.name / f"{number}.jpg"
+            link.parent.mkdir(exist_ok=True)
+            link.hardlink_to(file)
+    return root
+
+
 def batches_of(options: argparse.Namespace, workers: int, decoder: str) -> TrainBatches:
-    """Return the training batches of the generated folder, as a run would read them."""
+    """Return the training batches of the generated images, as a run would read them."""
     settings = [
         "data.dataset=imagefolder",
-        f"data.root={options.folder}",
+        f"data.root={folder_for(options, workers)}",
         f"data.image_size={options.size}",
         f"data.decoder={decoder}",
     ]
@@ -252,6 +272,11 @@ def print_steps(options: argparse.Namespace) -> None:
 
 def main() -> None:
     options = parse()
+    with computing(ComputeConfig()):  # as every run does
+        measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
     if options.memory:
         print(Phases(options).memory(options.memory))
         return

@@ -58,7 +58,8 @@ def deliver(
     """Export both networks of a run; on request build their engines and a model repository.
 
     An engine is run against torch on the GPU that it was built on. A TensorRT-RTX engine that was
-    built without one cannot be, and its sidecar says so: ``parity`` is null.
+    built without one, or beside one that does not run it, cannot be, and its sidecar says so:
+    ``parity`` is null.
 
     Args:
         run: the run directory; both networks lie there.
@@ -123,6 +124,7 @@ def _build(
 ) -> dict[str, Any]:
     """Build an engine aside, run it against torch where it can run, then give it its name."""
     from export.engines.build import build_engine
+    from export.engines.checks import runs_on
     from export.engines.gpu import find_gpu
     from export.engines.sidecar import sidecar_path
 
@@ -140,6 +142,8 @@ def _build(
             progress=progress,
         )
         gpu = find_gpu()
+        if gpu is not None and not runs_on(target, gpu):
+            gpu = None
         document["parity"] = _prove(checkpoint, path, config, samples, gpu) if gpu else None
         write_json(sidecar_path(path), document)
         with writing(final):

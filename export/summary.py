@@ -78,6 +78,6 @@ def _notes(delivery: Delivery) -> Iterator[str]:
             fused = sum(count for size, count in found["fused"].items() if int(size) > 1)
             yield f"{document['engine']['file']}: {found['layers']} layers, {fused} of them fused"
         if document["parity"] is None:
-            yield f"{document['engine']['file']} was not run: there is no GPU here"
+            yield f"{document['engine']['file']} was not run: there is no GPU for it here"
     for name, folder in delivery.triton.items():
         yield f"Triton serves {name} from {folder}"

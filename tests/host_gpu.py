@@ -32,6 +32,7 @@ class HostGpu:
         self.uploads: list[int] = []
         self.captures = 0
         self.replays = 0
+        self.holds: list[float] = []
         self.closed = False
         self._queued: list[tuple[torch.Tensor, torch.Tensor]] = []
         type(self).opened.append(self)
@@ -59,6 +60,14 @@ class HostGpu:
         for target, source in self._queued:
             target.copy_(source)
         self._queued.clear()
+
+    def mark(self) -> HostEvent:
+        event = HostEvent(self.stream)
+        event.record()
+        return event
+
+    def hold(self, milliseconds: float) -> None:
+        self.holds.append(milliseconds)
 
     def settle(self) -> None:
         self.synchronize()

@@ -26,7 +26,8 @@ SETTINGS = (
     # Long enough after the first state that there is something left to kill.
     *small(data_batch_size="64", prune_steps="3", prune_interval="2", finetune_epochs="5"),
     *("--set", "compute.sync_batchnorm=true", "--set", "save.every_steps=4"),
-    *("--set", "tensorboard=false"),
+    # On a machine with one GPU, two processes would ask for two.
+    *("--set", "tensorboard=false", "--set", "device=cpu"),
 )
 
 

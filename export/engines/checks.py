@@ -56,6 +56,15 @@ def refuse_engine(
     return target.warnings.get(precision)
 
 
+def runs_on(target: Target, gpu: Gpu) -> bool:
+    """Return whether a GPU runs the engines of a target.
+
+    TensorRT-RTX builds on any machine, and its engines run on some GPUs only.
+    """
+    needed = target.requires.get("gpu")
+    return needed is None or needed.versions is None or _is_within(gpu.sm, needed.versions)
+
+
 def refuse_version(target: Target, version: str) -> None:
     """Refuse an installed TensorRT whose engines the target does not take.
 

@@ -1,11 +1,16 @@
-"""The profile of a torch network: a clock around every module that holds no other."""
+"""The profile of a torch network: two marks around every module that holds no other.
+
+On the CPU a mark is a look at the clock. On a GPU it is an event on the stream: the host queues
+modules and marks while the stream is held, so the device runs them one after the other as fast as
+it can, and what the host needs to launch them does not count. A queue is finite (about a thousand
+entries): of networks that do not fit, the last layers may still wait for the host.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from export.profiling import WARMUPS, Profile, profile_from_calls
 
@@ -13,10 +18,14 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from export.runners.stages import Stages
+
 OUTSIDE = "outside of modules"
 """Name of what a network computes without a module, such as residual additions."""
 
 Key = tuple[str, str, tuple[str, ...]]
+
+_LONGEST_HOLD_MS = 500.0
 
 
 def profile_module(
@@ -31,8 +40,7 @@ def profile_module(
 ) -> Profile:
     """Return the profile of a network in eager mode; see ``profile_network``.
 
-    A module that is called twice is two layers of one name. On a GPU the host waits for the device
-    before it reads the clock, so a small layer takes at least what its launch does.
+    A module that is called twice is two layers of one name.
 
     Raises:
         ConfigError: half precision is asked of the CPU, or the device is none that torch knows.
@@ -49,12 +57,12 @@ def profile_module(
         with TorchRunner(
             model, device, channels_last=channels_last, precision=precision, threads=threads
         ) as runner:
-            if runner.stages is not None:
-                clock.settle = runner.stages.synchronize
-            for _ in range(WARMUPS + calls):
-                clock.layers.clear()
+            clock.stages = runner.stages
+            for number in range(WARMUPS + calls):
+                clock.ahead = number >= WARMUPS - 1
+                clock.spans.clear()
                 runner.infer(images)
-                taken.append(list(clock.layers))
+                taken.append(clock.layers())
     finally:
         for handle in handles:
             handle.remove()
@@ -64,51 +72,88 @@ def profile_module(
     )
 
 
-class _Clock:
-    """Reads the time before and after each module; its hooks survive a copy of the network."""
+class _Mark(Protocol):
+    def elapsed_time(self, later: Any) -> float:
+        """Return the milliseconds from this mark to a later one."""
+
+
+class _Look:
+    """A look at the clock of the host."""
 
     def __init__(self) -> None:
-        self.layers: list[tuple[Key, float]] = []
-        """What was run since the last ``clear``, in milliseconds."""
-        self.settle: Callable[[], None] = _nothing
-        """Waits for the device."""
+        self._seconds = time.perf_counter()
+
+    def elapsed_time(self, later: _Look) -> float:
+        return 1000 * (later._seconds - self._seconds)
+
+
+class _Clock:
+    """Marks the start and the end of each module; its hooks survive a copy of the network."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[Key, _Mark, _Mark]] = []
+        """What was run since the last ``clear``; the whole network is its last, as OUTSIDE."""
+        self.stages: Stages | None = None
+        """On a GPU, the steps of the runner."""
+        self.ahead = False
+        """Whether the stream is held until the host has queued the network."""
+        self._queued_in_ms = float("inf")
+        """The shortest time in which the host queued the network, its stream not held."""
+        self._began = _Look()
 
     def watch(self, model: nn.Module) -> list[Any]:
         """Hook into a network; return the handles of the hooks."""
-        handles = [] if _is_leaf(model) else self._around(model, self._finish)
+        handles = [model.register_forward_pre_hook(self._hook(self._begin))]
+        if not _is_leaf(model):
+            handles += self._around(model, (OUTSIDE, "functions", ()))
         for path, module in model.named_modules():
             if _is_leaf(module):
                 kind = type(module).__name__
-                key = (path or kind, kind, (path,) if path else ())
-                handles += self._around(module, partial(self._take, key))
-        return handles
+                handles += self._around(module, (path or kind, kind, (path,) if path else ()))
+        return [*handles, model.register_forward_hook(self._hook(self._end))]
 
-    def _around(self, module: nn.Module, tell: Callable[[float], None]) -> list[Any]:
-        starts: list[float] = []
+    def layers(self) -> list[tuple[Key, float]]:
+        """Return the milliseconds of what was run; the device must be done with it."""
+        found = [(key, start.elapsed_time(end)) for key, start, end in self.spans]
+        if found and found[-1][0][0] == OUTSIDE:  # it holds the modules, and so their time
+            key, whole = found.pop()
+            found.append((key, max(0.0, whole - sum(ms for _, ms in found))))
+        return found
 
-        # Closures, because a copied bound method would belong to a copied clock.
-        def before(*_: Any) -> None:
-            self.settle()
-            starts.append(time.perf_counter())
+    def _around(self, module: nn.Module, key: Key) -> list[Any]:
+        starts: list[_Mark] = []
 
-        def after(*_: Any) -> None:
-            self.settle()
-            tell(1000 * (time.perf_counter() - starts.pop()))
+        def before() -> None:
+            starts.append(self._mark())
 
-        return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        def after() -> None:
+            self.spans.append((key, starts.pop(), self._mark()))
 
-    def _take(self, key: Key, milliseconds: float) -> None:
-        self.layers.append((key, milliseconds))
+        return [
+            module.register_forward_pre_hook(self._hook(before)),
+            module.register_forward_hook(self._hook(after)),
+        ]
 
-    def _finish(self, milliseconds: float) -> None:
-        """Take what the whole network took, once its modules have told what they did."""
-        rest = milliseconds - sum(ms for _, ms in self.layers)
-        self._take((OUTSIDE, "functions", ()), max(0.0, rest))
+    def _hook(self, act: Callable[[], None]) -> Callable[..., None]:
+        """Return a closure: a copied bound method would belong to a copied clock."""
+
+        def hook(*_: Any) -> None:
+            act()
+
+        return hook
+
+    def _mark(self) -> _Mark:
+        return _Look() if self.stages is None else self.stages.mark()
+
+    def _begin(self) -> None:
+        if self.stages is not None and self.ahead:
+            self.stages.hold(min(2 * self._queued_in_ms + 1, _LONGEST_HOLD_MS))
+        self._began = _Look()
+
+    def _end(self) -> None:
+        if not self.ahead:
+            self._queued_in_ms = min(self._queued_in_ms, self._began.elapsed_time(_Look()))
 
 
 def _is_leaf(module: nn.Module) -> bool:
     return next(module.children(), None) is None
-
-
-def _nothing() -> None:
-    """On the CPU there is nothing to wait for."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     """Queues a network on the stream and returns where its logits will be, on the device."""
 
 Shape = tuple[int, ...]
+_CYCLES_PER_MS = 2_000_000  # at 2 GHz; a slower chip is held for longer
 
 
 class Cuda:
@@ -102,6 +103,21 @@ class Cuda:
     def synchronize(self) -> None:
         """Wait until the stream is idle."""
         self._stream.synchronize()
+
+    def mark(self) -> torch.cuda.Event:
+        """Queue an event, to be asked by ``elapsed_time`` for milliseconds once it has passed."""
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(self._stream)
+        return event
+
+    def hold(self, milliseconds: float) -> None:
+        """Keep the stream busy for at least so long, while the host queues what comes next."""
+        import torch
+
+        with self.on_stream():
+            torch.cuda._sleep(int(milliseconds * _CYCLES_PER_MS))  # type: ignore[no-untyped-call]
 
     def settle(self) -> None:
         """Wait for the whole device: for what was loaded beside the stream, as weights are."""

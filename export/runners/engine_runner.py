@@ -190,9 +190,11 @@ def _load(path: Path, device: str, provider: Provider | None) -> tuple[_Engine, 
         tensorrt.messages.clear()
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
+        # An engine of TensorRT-RTX is for many GPUs, and would be the same if built again.
+        built_here = tensorrt.provider == "tensorrt"
+        mend = "build it again on this machine" if built_here else "use it on another GPU"
         raise EnvironmentUnfitError(
-            f"{tensorrt.title} cannot load {path}: {tensorrt.messages.reason()}; "
-            "build it again on this machine"
+            f"{tensorrt.title} cannot load {path}: {tensorrt.messages.reason()}; {mend}"
         )
     reads, writes = _ends(tensorrt.module, engine, path)
     shape = tuple(size if size > 0 else None for size in engine.get_tensor_shape(reads))

@@ -136,6 +136,14 @@ class Stages:
         """Wait until everything that was queued is done."""
         self._cuda.synchronize()
 
+    def mark(self) -> torch.cuda.Event:
+        """Queue an event on the stream; see ``Cuda.mark``."""
+        return self._cuda.mark()
+
+    def hold(self, milliseconds: float) -> None:
+        """Keep the stream busy while the host queues what comes next; see ``Cuda.hold``."""
+        self._cuda.hold(milliseconds)
+
     def fetch(self) -> np.ndarray:
         """Wait, and return the logits that were downloaded last, (N, classes) float32."""
         batch = self._staged()

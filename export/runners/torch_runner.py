@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -74,6 +75,7 @@ class TorchRunner:
         self._threads_before: int | None = None
         self._model: Any = None
         self._launches: dict[torch.Size, Launch] = {}
+        self._compiled_for: set[torch.Size] = set()
 
     def __enter__(self) -> TorchRunner:
         """Copy the network to the device.
@@ -105,6 +107,7 @@ class TorchRunner:
             torch.set_num_threads(self._threads_before)
         self.stages = self._model = self._threads_before = None
         self._launches.clear()
+        self._compiled_for.clear()
 
     def infer(self, images: np.ndarray) -> np.ndarray:
         """Return the logits of images; see ``Runner``."""
@@ -156,6 +159,12 @@ class TorchRunner:
             with cuda.on_stream(), torch.inference_mode():
                 return self._compute(images)
 
+        if self._compiled and images.shape not in self._compiled_for:
+            with warnings.catch_warnings():
+                # Torch would rather have matrix products in TF32; how fp32 is computed is our word.
+                warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+                launch()
+            self._compiled_for.add(images.shape)
         if not self._cuda_graph:
             return launch
         if images.shape not in self._launches:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.benchmark import benchmark, timing_batch
@@ -173,6 +174,7 @@ def test_the_runtime_decides_which_file_is_measured(run_dir: Path) -> None:
         subjects(run_dir, config=BenchConfig(runtime="tensorrt"), precision="fp32")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_runtime_that_cannot_work_here_is_refused(run_dir: Path) -> None:
     config = CONFIG.model_copy(update={"runtime": "onnxruntime-cuda"})
     with pytest.raises(EnvironmentUnfitError, match="CUDA"):

@@ -17,6 +17,7 @@ from bench.benchmark import benchmark
 from bench.subject import subjects
 from compress.checkpoints.checkpoint import load_checkpoint
 from compress.config import BenchConfig, ExportConfig
+from compress.config.targets import load_target
 from compress.data.batches import eval_batches
 from compress.data.loading import Batch
 from compress.errors import (
@@ -30,6 +31,7 @@ from compress.errors import (
 from compress.runs.rundirectory import RunDirectory
 from export import delivery
 from export.delivery import Delivery, deliver
+from export.engines.checks import runs_on
 from export.nvml import Gpu
 from export.runners import engine_runner
 from export.samples import Samples, samples_of
@@ -234,8 +236,9 @@ def test_tensorrt_rtx_builds_for_real_and_says_that_nothing_ran(
     run: RunDirectory, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-    if delivery_gpu():
-        pytest.skip("there is a GPU, so the engine does run")
+    gpu = delivery_gpu()
+    if gpu and runs_on(load_target("rtx"), gpu):
+        pytest.skip("there is a GPU that runs the engine")
     done = export(
         *(run, tmp_path / "out"),
         target="rtx",
@@ -247,9 +250,18 @@ def test_tensorrt_rtx_builds_for_real_and_says_that_nothing_ran(
     assert done.engines["pruned"]["provider"] == "tensorrt_rtx"
     sheet = delivery_sheet(done)
     assert sheet.rows[-1][3] == "not run"
-    assert "pruned.int8.engine was not run: there is no GPU here" in sheet.notes
+    assert "pruned.int8.engine was not run: there is no GPU for it here" in sheet.notes
     # Triton has no backend for it, so it serves the ONNX files.
     assert "resnet20_dense_int8/1/model.onnx" in names(tmp_path / "models")
+
+
+@pytest.mark.usefixtures("h100")
+def test_an_engine_for_other_gpus_is_built_and_not_run(run: RunDirectory, tmp_path: Path) -> None:
+    """TensorRT-RTX builds on a machine with an H100, which it does not run on."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    done = export(run, tmp_path, target="rtx", engine=True)
+    assert [done.engines[name]["parity"] for name in ("dense", "pruned")] == [None, None]
+    assert {"dense.engine", "pruned.engine"} <= names(tmp_path)
 
 
 def delivery_gpu() -> Gpu | None:

@@ -10,7 +10,7 @@ from engine_files import T4, V100
 from compress.config.targets import Target, load_target
 from compress.errors import ConfigError, EnvironmentUnfitError, ModelError
 from export.engines import gpu as gpu_module
-from export.engines.checks import refuse_engine, refuse_version
+from export.engines.checks import refuse_engine, refuse_version, runs_on
 from export.engines.gpu import find_gpu
 from export.nvml import Gpu
 
@@ -23,6 +23,14 @@ def test_an_engine_that_fits_is_let_through() -> None:
     assert refuse_engine(load_target("v100"), "fp16", gpu=V100, opset=17) is None
     assert refuse_engine(load_target("t4"), "int8", gpu=T4, opset=20) is None
     assert refuse_engine(ANY, "fp32", gpu=V100, opset=13) is None
+
+
+def test_tensorrt_rtx_runs_where_it_says_itself() -> None:
+    sms = ("7.0", "7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "12.0", "12.1", "13.0")
+    rtx, h100 = load_target("rtx"), load_target("h100")
+    found = [sm for sm in sms if runs_on(rtx, Gpu("some", sm))]
+    assert found == ["8.0", "8.6", "8.9", "12.0", "12.1", "13.0"]
+    assert all(runs_on(h100, Gpu("some", sm)) for sm in sms)  # another SM is refused before
 
 
 def test_what_rarely_pays_is_said() -> None:

@@ -11,12 +11,14 @@ from host_gpu import HostGpu, fresh_host_gpu
 from networks import NETWORKS
 from torch import nn
 
+from bench.measuring.device_timing import time_on_device
 from compress.checkpoints.checkpoint import save_checkpoint
 from compress.checkpoints.description import Description
 from compress.errors import CheckpointError, ConfigError, ModelError
 from compress.networks.models import build_model
 from export.profiling import WARMUPS, Profile, profile_network, torch_profile
 from export.profiling.torch_profile import OUTSIDE, profile_module
+from export.runners import TorchRunner
 
 SIZE = (3, 12, 12)
 
@@ -96,11 +98,23 @@ def test_each_module_takes_what_its_clock_says(clock: Clock) -> None:
     assert hooks_of(model) == 0
 
 
-def test_on_a_gpu_the_clock_waits_for_it(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+class QueuedMark:
+    """Passes when the device is done with what was queued before it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def elapsed_time(self, later: QueuedMark) -> float:
+        return 1000 * (later.seconds - self.seconds)
+
+
+def test_on_a_gpu_the_device_is_timed_and_not_the_host(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Gpu(fresh_host_gpu()):  # type: ignore[misc]
-        def synchronize(self) -> None:
-            super().synchronize()
-            clock.seconds, clock.queued = clock.seconds + clock.queued, 0.0
+        def mark(self) -> QueuedMark:
+            clock.seconds += 0.25  # of the host, for launching
+            return QueuedMark(clock.queued)
 
     monkeypatch.setattr("export.runners.torch_runner.Cuda", Gpu)
     model = nn.Sequential(
@@ -113,6 +127,24 @@ def test_on_a_gpu_the_clock_waits_for_it(clock: Clock, monkeypatch: pytest.Monke
     (gpu,) = Gpu.opened
     assert isinstance(gpu, HostGpu)
     assert gpu.closed
+    # The host takes two seconds to queue eight marks, so the stream is held for longer.
+    assert gpu.holds == [pytest.approx(500)] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_real_gpu_launches_do_not_count() -> None:
+    """A chain so small that the host takes longer to launch it than the GPU to compute it."""
+    chain = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(60)]
+    model = nn.Sequential(*chain, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with TorchRunner(model, "cuda", cuda_graph=True) as runner:
+        runner.infer(images(2))
+        replayed = time_on_device(runner.stages, 50).stages_ms["compute"]
+    profile = profile_module(model, "cuda", images(2), calls=20)
+    assert len(profile.layers) == 63
+    assert all(layer.milliseconds > 0 for layer in profile.layers[:-1])
+    # A mark takes a few microseconds of the stream too; a launch takes the host far more.
+    assert profile.total_ms < 2 * np.median(replayed) + 0.01 * len(profile.layers)
 
 
 def test_a_module_that_runs_twice_is_there_twice() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 from typing import Any
 
@@ -191,6 +192,28 @@ def test_the_steps_can_be_taken_one_by_one() -> None:
         runner.infer(second)
         np.testing.assert_array_equal(fetched, kept)
     assert stages_of(runner) is None
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_torch_advises_when_it_compiles_is_not_passed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[int, ...]] = []
+
+    def compiled(model: nn.Module, **_: Any) -> Any:
+        def call(batch: torch.Tensor) -> torch.Tensor:
+            if batch.shape not in calls:
+                warnings.warn("TensorFloat32 tensor cores for ... not enabled.", stacklevel=1)
+            calls.append(batch.shape)
+            return model(batch)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    with TorchRunner(odd_net(), "cuda", compiled=True) as runner:
+        for count in (2, 3, 2):
+            runner.infer(images(count))
+    assert [shape[0] for shape in calls] == [2, 2, 3, 3, 2]  # once more for each new size
 
 
 @pytest.mark.usefixtures("gpu")

@@ -752,7 +752,8 @@ def test_a_point_is_what_compress_prune_would_have_made(
 ) -> None:
     torch.set_num_threads(1)  # as in the processes: the order of sums changes their last bits
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    common = ("--checkpoint", run / "dense.safetensors", *small(), "--set", "tensorboard=false")
+    settings = (*small(device="cpu"), "--set", "tensorboard=false")
+    common = ("--checkpoint", run / "dense.safetensors", *settings)
     alone, folder = tmp_path / "alone", tmp_path / "s"
     result = invoke("prune", "--budget", "macs=0.5", "--output", alone, *common)
     assert result.exit_code == 0, result.stderr
