@@ -12,6 +12,7 @@ from compress.documents import Section
 from compress.errors import ConfigError
 
 Scheme = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]+$")]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class ModelConfig(Section):
@@ -32,6 +33,14 @@ class DataConfig(Section):
     image_size: int | None = Field(default=None, ge=8, le=2048)
     """Height and width in pixels that the network sees; default 224 for imagefolder and shards,
     else 32."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, of images scaled to [0, 1]; default that of the data set, see docs/data.md."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Per channel, of images scaled to [0, 1]; default that of the data set."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How images are resized, with antialiasing."""
+    crop: Share = 0.875
+    """With the augmentation ``imagenet``: share of the shorter side that evaluation looks at."""
     augment: Literal["auto", "none", "crop", "crop-flip", "imagenet"] = "auto"
     """Training augmentation; ``auto`` is what is usual for the data set."""
     batch_size: int = Field(default=128, ge=2)
@@ -58,6 +67,11 @@ class DataConfig(Section):
     """Folder for fetched shards; default below the user's cache directory."""
     cache_gib: float = Field(default=64.0, gt=0)
     """Most GiB of fetched shards to keep; those not read for longest go first."""
+
+    @property
+    def photographs(self) -> bool:
+        """Whether the images are files of any size."""
+        return self.dataset in ("imagefolder", "shards")
 
     @model_validator(mode="after")
     def _only_enabled_urls(self) -> DataConfig:
