@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from compress.config import RunConfig
 from compress.data.batches import ImageData
 from compress.networks import cost
 from compress.networks.analysis import analyse
-from compress.networks.models import build_model, is_custom
 from compress.pruning.decision import prunable
 from compress.pruning.masking import smallest
 from compress.sweep.plan import DECIMALS
+from compress.training.dense import skeleton
 
 
 def least_share(config: RunConfig, data: ImageData, kind: str) -> float:
@@ -27,9 +25,7 @@ def least_share(config: RunConfig, data: ImageData, kind: str) -> float:
     Raises:
         ModelError: there is nothing to prune, or the network cannot be built or traced.
     """
-    name = config.model.name
-    with torch.device("cpu" if is_custom(name) else "meta"):
-        model = build_model(name, num_classes=data.num_classes, in_channels=data.input_size[0])
+    model = skeleton(config, data)
     graph = analyse(model, data.input_size)
     dense = cost.totals(graph, graph.everything())[kind]
     least = cost.totals(graph, smallest(graph, prunable(model, graph, config.prune)))[kind]

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import cli
 from compress.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from compress.checkpoints.description import Description
+from compress.config import ModelConfig
 from compress.criteria.scoring import Context
 from compress.errors import (
     CheckpointError,
@@ -546,7 +547,7 @@ def test_a_criterion_equal_to_the_truth_has_a_spearman_of_one(
     """The importance is replaced by the squares read back from the table of units."""
     run_oracle(request(dense, tmp_path / "out", criteria="random"))
     lines = [row.split(",") for row in (tmp_path / "out/units.csv").read_text().splitlines()[1:]]
-    graph = load_checkpoint(dense, OWN).dense_graph
+    graph = load_checkpoint(dense, ModelConfig(name=OWN)).dense_graph
     truth = np.zeros(graph.num_units)
     units = np.concatenate([group.units for group in graph.prunable])
     truth[units] = [float(row[3]) ** 2 for row in lines]
@@ -602,7 +603,11 @@ def test_a_run_directory_brings_its_configuration(dense: Path, tmp_path: Path) -
         ({"pairs": "layer9"}, ConfigError, "no group that may be pruned is named 'layer9'"),
         ({"resume": True}, ConfigError, "nothing to resume"),
         ({"resume": True, "overwrite": True}, ConfigError, "exclude each other"),
-        ({"data": Path("x")}, ConfigError, "--data x would be ignored"),
+        (
+            {"data": Path("x"), "config": "digits-resnet20"},
+            ConfigError,
+            "--data x would be ignored",
+        ),
         ({"settings": []}, CheckpointError, "takes images of 1x8x8 and the data gives 1x32x32"),
     ],
 )
