@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bench.judging.verdicts import Verdict
     from bench.measurement import Against
     from bench.reports.schema import Report
-    from compress.config import RunConfig
+    from compress.config import ModelConfig, RunConfig
     from compress.data.batches import ImageData
     from compress.launch import Check, Request, Started
     from compress.runs.rundirectory import RunDirectory
@@ -76,13 +76,20 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="section.key=value on top of the configuration; repeatable."),
 ]
+ModelSettings = Annotated[
+    list[str] | None, typer.Option("--set", help="model.options.KEY=VALUE; repeatable.")
+]
 Output = Annotated[Path | None, typer.Option("--output", help="Directory to write to.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Remove the files of an earlier run in --output.")
 ]
 Model = Annotated[
-    str | None, typer.Option("--model", help="Architecture, or package.module:callable.")
+    str | None,
+    typer.Option(
+        "--model",
+        help="A built-in network, timm:NAME, torchvision:NAME, or package.module:callable.",
+    ),
 ]
 Data = Annotated[
     Path | None,
@@ -159,17 +166,18 @@ def run_command(
         *(output, model, data, resume, overwrite),
     )
     with _started(request, prunes=True, exports=True) as on:
-        run, model = on.run, _own_model(on.config)
+        run = on.run
         _stage(run.dense, f"training {on.config.model.name}", lambda: _train(on))
         on.session.check_stop()
         _stage(run.pruned, f"pruning to {on.config.prune.budget}", lambda: _prune(on))
         on.session.check_stop()
         if not _goes_on():
             return
-        export = partial(_export, run, run.export, on.config, on.data, model)
+        export = partial(_export, run, run.export, on.config, on.data, on.config.model)
         _stage(_exported(on), "exporting", export)
         say("measuring")
-        report = _measure(run, on.config, on.data, budgets=on.config.bench.budgets, model=model)
+        budgets = on.config.bench.budgets
+        report = _measure(run, on.config, on.data, budgets=budgets, typed=on.config.model)
     verdicts = _judge(report)
     _publish(report, verdicts, run.path)
     _print_report(report, verdicts, as_json)
@@ -192,7 +200,7 @@ def train_command(
     request = _request(config, settings, output, model, data, resume, overwrite)
     with _started(request) as on:
         _stage(on.run.dense, f"training {on.config.model.name}", lambda: _train(on))
-    _print_summary(on.run.dense, _own_model(on.config), as_json)
+    _print_summary(on.run.dense, on.config.model, as_json)
 
 
 @app.command("prune")
@@ -238,7 +246,7 @@ def prune_command(
 
             import_dense(on.config, on.data, on.session, checkpoint)
         _stage(on.run.pruned, f"pruning to {on.config.prune.budget}", lambda: _prune(on))
-    _print_summary(on.run.pruned, _own_model(on.config), as_json)
+    _print_summary(on.run.pruned, on.config.model, as_json)
 
 
 @app.command("export")
@@ -263,14 +271,15 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Export the dense and the pruned network of a run to ONNX, and prove parity with torch."""
-    from compress.launch import existing, reading
+    from compress.launch import existing, reading, typed_model
     from export.summary import render_delivery
 
     options = {"export.target": target, "export.precision": precision, "export.batch": batch}
     directory, config, images = existing(run, _asked(settings, options), data)
     folder = output or directory.export
+    typed = typed_model(model, settings or ())
     with reading(directory):
-        delivery = _export(directory, folder, config, images, model, engine=engine, triton=triton)
+        delivery = _export(directory, folder, config, images, typed, engine=engine, triton=triton)
     for warning in delivery.warnings:
         say(f"warning: {warning}")
     if as_json:
@@ -300,7 +309,7 @@ def bench_command(
 ) -> None:
     """Measure latency and accuracy of the pruned network of a run against its dense parent."""
     from bench.measurement import against_what
-    from compress.launch import existing, reading
+    from compress.launch import existing, reading, typed_model
 
     reference = against_what(against, baseline)
     sizes = None if batch is None else f"[{batch}]"
@@ -310,8 +319,9 @@ def bench_command(
         "bench.batch_sizes": sizes,
     }
     directory, resolved, images = existing(run, _asked(settings, options), data)
+    typed = typed_model(model, settings or ())
     with reading(directory):
-        report = _measure(directory, resolved, images, reference, budgets=budgets, model=model)
+        report = _measure(directory, resolved, images, reference, budgets=budgets, typed=typed)
         verdicts = _judge(report)
         _publish(report, verdicts, output or directory.path)
     _print_report(report, verdicts, as_json)
@@ -538,10 +548,13 @@ def doctor_command(target: TargetName = None, as_json: Json = False) -> None:
 def inspect_command(
     file: Annotated[Path, typer.Argument(help="A file of weights.", metavar="FILE")],
     model: Model = None,
+    settings: ModelSettings = None,
     as_json: Json = False,
 ) -> None:
     """Show what a file of weights holds: architecture, groups, widths, MACs, provenance."""
-    _print_summary(file, model, as_json)
+    from compress.launch import typed_model
+
+    _print_summary(file, typed_model(model, settings or ()), as_json)
 
 
 @app.command("import")
@@ -564,12 +577,14 @@ def import_command(
     Gates are those of the research code of Molchanov et al. 2019. Nothing is trained.
     """
     from compress.importing import data_asked_for, import_checkpoint
+    from compress.launch import typed_model
 
+    typed = typed_model(model, settings or ())
     images = data_asked_for(data, settings or ())
     import_checkpoint(
-        checkpoint, output, model=model, data=images, classes=classes, overwrite=overwrite
+        checkpoint, output, model=typed, data=images, classes=classes, overwrite=overwrite
     )
-    _print_summary(output, model, as_json)
+    _print_summary(output, typed, as_json)
 
 
 def main() -> None:
@@ -628,11 +643,6 @@ def _asked(settings: list[str] | None, options: dict[str, str | None]) -> list[s
     return [*(settings or []), *given]
 
 
-def _own_model(config: RunConfig) -> str | None:
-    """The architecture that the user asked for by hand, which may be imported."""
-    return config.model.name if ":" in config.model.name else None
-
-
 # Stages
 
 
@@ -670,7 +680,7 @@ def _train(on: Started) -> Path:
 def _prune(on: Started) -> Path:
     from compress.pruning.pruner import prune
 
-    return prune(on.config, on.data, on.session, _own_model(on.config))
+    return prune(on.config, on.data, on.session)
 
 
 def _exported(on: Started) -> Path:
@@ -685,7 +695,7 @@ def _export(
     folder: Path,
     config: RunConfig,
     data: ImageData,
-    model: str | None,
+    typed: ModelConfig | None,
     *,
     engine: bool = False,
     triton: Path | None = None,
@@ -702,7 +712,7 @@ def _export(
             samples=samples_of(data, config),
             engine=engine,
             triton=triton,
-            model=model,
+            typed=typed,
             progress=show,
         )
 
@@ -714,7 +724,7 @@ def _measure(
     against: Against | None = None,
     *,
     budgets: str | None,
-    model: str | None,
+    typed: ModelConfig | None,
 ) -> Report:
     from bench.budgets import load_budgets
     from bench.measurement import Against, measure_run
@@ -728,7 +738,7 @@ def _measure(
             data,
             against=against or Against(),
             budgets=judged_by,
-            model=model,
+            typed=typed,
             progress=show,
         )
 
@@ -767,12 +777,12 @@ def _print_report(report: Report, verdicts: list[Verdict], as_json: bool) -> Non
         print_table(render_table(report, verdicts))
 
 
-def _print_summary(path: Path, model: str | None, as_json: bool) -> None:
+def _print_summary(path: Path, typed: ModelConfig | None, as_json: bool) -> None:
     if not is_main():
         return
     from compress.checkpoints.summary import inspect_checkpoint, render_summary
 
-    document = inspect_checkpoint(path, model)
+    document = inspect_checkpoint(path, typed)
     if as_json:
         print_json(document)
     else:

@@ -19,7 +19,7 @@ from bench.measuring.layers import profile_layers
 from bench.reports.report import build_report
 from bench.reports.schema import GroupRecord, Report
 from bench.subject import Subject, subjects
-from compress.config import BenchConfig, Precision
+from compress.config import BenchConfig, ModelConfig, Precision
 from compress.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def benchmark(
     identity: str,
     precision: Precision = "fp32",
     against: Path | None = None,
+    typed: ModelConfig | None = None,
     groups: Sequence[GroupRecord] = (),
     pruning: dict[str, Any] | None = None,
     progress: Progress | None = None,
@@ -51,6 +52,7 @@ def benchmark(
         precision: Of the exports that are measured.
         against: Another run directory, whose pruned network is the reference; default the dense
             network of this run.
+        typed: The network that the user asked for, where it is not built in.
         groups: Channel groups of the pruned network; passed through.
         pruning: What the pruning stage says of itself; passed through.
         progress: Told about every step.
@@ -62,7 +64,7 @@ def benchmark(
         EnvironmentUnfitError: the runtime cannot work here.
         DataError: no image can be read, or the images are not those of the networks.
     """
-    found = subjects(run_dir, config=config, precision=precision, against=against)
+    found = subjects(run_dir, config=config, precision=precision, against=against, typed=typed)
     threads = config.threads or default_threads()
     # Before anything runs: the load average must not show our own work.
     environment = fingerprint(threads=threads)

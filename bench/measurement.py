@@ -13,15 +13,15 @@ from bench.judging.change import change_against, require_same_model
 from bench.reports.report import load_report
 from bench.reports.schema import GroupRecord, Report
 from bench.subject import subjects
-from compress.checkpoints.description import read_description
+from compress.checkpoints.description import Description, read_description
+from compress.checkpoints.permission import is_allowed
 from compress.checkpoints.summary import inspect_checkpoint
 from compress.data.batches import ImageData, eval_batches
 from compress.errors import ConfigError
-from compress.networks.models import BUILTIN_MODELS
 from compress.runs.rundirectory import RunDirectory
 
 if TYPE_CHECKING:
-    from compress.config import RunConfig
+    from compress.config import ModelConfig, RunConfig
     from compress.progress import Progress
 
 DENSE = "dense"
@@ -78,7 +78,7 @@ def measure_run(
     *,
     against: Against = Against(),
     budgets: Budgets | None = None,
-    model: str | None = None,
+    typed: ModelConfig | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Measure the pruned network of a run, and put the budgets into the report unjudged.
@@ -89,7 +89,7 @@ def measure_run(
         data: validation images.
         against: what it is compared with.
         budgets: what it will be judged by; those that so few images cannot decide are refused.
-        model: an architecture of the user's own.
+        typed: the network that the user asked for, where it is not built in.
         progress: told about every step.
 
     Raises:
@@ -117,7 +117,8 @@ def measure_run(
         identity=data.identity,
         precision=config.export.precision,
         against=against.run,
-        groups=_groups(run.pruned, description.architecture if description else None, model),
+        typed=typed,
+        groups=_groups(run.pruned, description, typed),
         pruning=description.metrics if description else None,
         seed=config.seed,
         progress=progress,
@@ -144,15 +145,15 @@ def _check_stored(
 
 
 def _groups(
-    checkpoint: Path, architecture: str | None, model: str | None
+    pruned: Path, description: Description | None, typed: ModelConfig | None
 ) -> tuple[GroupRecord, ...]:
     """Return the channel groups of a pruned network, without those that may not be pruned.
 
-    None of an architecture of the user's own that was not named: its code is not imported unasked.
+    None of a network that may not be built here: runtimes that read its export measure it as well.
     """
-    if model is None and architecture not in BUILTIN_MODELS:
+    if description is None or not is_allowed(description.model, typed, pruned):
         return ()
-    groups = inspect_checkpoint(checkpoint, model)["groups"]
+    groups = inspect_checkpoint(pruned, typed)["groups"]
     return tuple(
         GroupRecord(**{name: group[name] for name in GroupRecord.model_fields})
         for group in groups

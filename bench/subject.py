@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.reports.schema import Artefact, ParityRecord
-from compress.config import BenchConfig, Precision, Runtime
+from compress.config import BenchConfig, ModelConfig, Precision, Runtime
 from compress.config.targets import load_target
 from compress.documents import named_files
 from compress.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from compress.checkpoints.checkpoint import Checkpoint
     from export.runners import Runner
 
 _SAME_IMAGES = ("precision", "num_classes", "input_size", "mean", "std")
@@ -32,6 +33,8 @@ class Subject:
     """What the sidecar of the export says of the network."""
     config: BenchConfig
     """In what, and how, it runs."""
+    typed: ModelConfig | None = None
+    """The network that the user asked for, where it is not built in."""
 
     @property
     def runtime(self) -> Runtime:
@@ -68,7 +71,7 @@ class Subject:
 
         config = self.config
         return open_runner(
-            self.path,
+            self.source,
             config.runtime,
             threads=threads,
             precision=self.torch_precision,
@@ -76,6 +79,15 @@ class Subject:
             channels_last=config.channels_last,
             compiled=config.compiled,
         )
+
+    @property
+    def source(self) -> Path | Checkpoint:
+        """What the runtime reads: torch a network that is built anew, the others a file."""
+        if not self.config.runtime.startswith("torch"):
+            return self.path
+        from compress.checkpoints.checkpoint import load_checkpoint
+
+        return load_checkpoint(self.path, self.typed)
 
     @property
     def torch_precision(self) -> Literal["fp32", "fp16"]:
@@ -90,6 +102,7 @@ def subjects(
     config: BenchConfig,
     precision: Precision,
     against: Path | None = None,
+    typed: ModelConfig | None = None,
 ) -> dict[str, Subject]:
     """Find the pruned network of a run directory and its reference, and check that they compare.
 
@@ -107,7 +120,7 @@ def subjects(
         "pruned": (run_dir, "pruned"),
     }
     found = {
-        slot: _subject(folder, name, config=config, precision=precision)
+        slot: replace(_subject(folder, name, config=config, precision=precision), typed=typed)
         for slot, (folder, name) in places.items()
     }
     _check_pair(found["reference"], found["pruned"], dense=against is None)

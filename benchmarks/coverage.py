@@ -104,10 +104,11 @@ def build(name: str) -> nn.Module:
         model = models.get_model(architecture, weights=None, **options)
         model = model.get_submodule(part) if part else model
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if module.running_mean is not None and module.running_var is not None:
-                nn.init.normal_(module.running_mean, 0, 0.1)
-                nn.init.uniform_(module.running_var, 0.5, 2)
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.normal_(module.running_mean, 0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
     for label, parameter in model.named_parameters():
         if parameter.dim() < 2 or "gamma" in label or "layer_scale" in label:
             nn.init.uniform_(parameter, 0.5, 1.5)

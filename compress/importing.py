@@ -14,7 +14,7 @@ from compress.checkpoints.checkpoint import identify, load_weights, require_clai
 from compress.checkpoints.description import Description, read_description
 from compress.checkpoints.gated import attach, find_gates, is_gate, ungated
 from compress.checkpoints.tensors import read_state_dict
-from compress.config import DataConfig, RunConfig
+from compress.config import DataConfig, ModelConfig, RunConfig
 from compress.config.location import root_setting
 from compress.data.batches import first_images
 from compress.data.datasets import IMAGENET_MEAN, IMAGENET_STD, load_data
@@ -23,16 +23,20 @@ from compress.errors import CheckpointError, ConfigError, ModelError
 from compress.files import sha256_of
 from compress.networks.analysis import analyse
 from compress.networks.groups import ChannelGraph, Mask
-from compress.networks.models import TORCHVISION_MODELS, build_model, ends_of
+from compress.networks.models import TORCHVISION_MODELS, build_network, ends_in
+from compress.networks.registries import usual_images
 from compress.networks.shrink import PROOF_TOLERANCE, shrink_
 from compress.training.dense import describe
+
+IMAGENET = {"image_size": 224, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+"""How the networks of torchvision that are built in saw images."""
 
 
 def import_checkpoint(
     checkpoint: Path,
     output: Path,
     *,
-    model: str | None = None,
+    model: ModelConfig | None = None,
     data: DataConfig | None = None,
     classes: int | None = None,
     overwrite: bool = False,
@@ -45,7 +49,7 @@ def import_checkpoint(
         output: the file to write.
         model: the architecture, where it cannot be recognised.
         data: where class names, image size and normalisation come from, and the image of the proof.
-            Without it: numbers, what torchvision's networks are trained with, and noise.
+            Without it: numbers, what published weights of the network are trained with, and noise.
         classes: how many there must be.
         overwrite: replace a file that is there.
 
@@ -62,21 +66,22 @@ def import_checkpoint(
     _check_paths(checkpoint, output, overwrite=overwrite)
     state = read_state_dict(checkpoint)
     weights = {name: tensor for name, tensor in state.items() if not is_gate(name)}
-    name = model or identify(weights)
+    name = identify(weights) if model is None else model.name
     if name is None:
         raise CheckpointError(
             f"{checkpoint} holds {len(state)} tensors of no architecture that is recognised: "
             "say which with --model"
         )
-    ends = _ends(name, weights)
-    require_claims(checkpoint, name, weights, *ends)
-    description, images = _surroundings(name, data, *ends)
+    model = model or ModelConfig(name=name)
+    ends = _ends(model, weights)
+    require_claims(checkpoint, model, weights, *ends)
+    description, images = _surroundings(model, data, *ends)
     if classes not in (None, description.num_classes):
         raise CheckpointError(
             f"{checkpoint} has {description.num_classes} classes and --classes asks for {classes}"
         )
-    network = build_model(
-        name, num_classes=description.num_classes, in_channels=description.input_size[0]
+    network = build_network(
+        model, num_classes=description.num_classes, in_channels=description.input_size[0]
     )
     graph = analyse(network, description.input_size)
     result, kept, gates = _without_gates(network, name, graph, checkpoint, state)
@@ -95,14 +100,19 @@ def import_checkpoint(
 def data_asked_for(folder: Path | None, settings: Iterable[str]) -> DataConfig | None:
     """Return the data set that a folder and ``data.key=value`` settings name; None if none do.
 
+    Settings of the section ``model`` are passed over.
+
     Raises:
-        ConfigError: a setting that is not of the data.
+        ConfigError: a setting that is of neither.
     """
     document: dict[str, Any] = {"data": {"dataset": "imagefolder"} if folder else {}}
-    settings = [*settings, *([root_setting(folder)] if folder else [])]
+    settings = [setting for setting in settings if not setting.startswith("model.")]
+    settings += [root_setting(folder)] if folder else []
     for setting in settings:
         if not setting.startswith("data."):
-            raise ConfigError(f"--set {setting}: an import takes nothing but data.key=value")
+            raise ConfigError(
+                f"--set {setting}: an import takes nothing but data.key=value and model.key=value"
+            )
         apply_setting(document, setting)
     found = validated(RunConfig, document, source="--set").data
     if folder and found.dataset == "digits":
@@ -119,10 +129,10 @@ def _check_paths(checkpoint: Path, output: Path, *, overwrite: bool) -> None:
         raise CheckpointError(f"{checkpoint} is a file of this tool already: use it as it is")
 
 
-def _ends(name: str, weights: Mapping[str, torch.Tensor]) -> tuple[int, int]:
+def _ends(model: ModelConfig, weights: Mapping[str, torch.Tensor]) -> tuple[int, int]:
     """Return the number of classes and of image channels that the weights have."""
-    first, last = (weights.get(f"{end}.weight", torch.empty(0)) for end in ends_of(name))
-    return len(last) if last.dim() == 2 else 1, first.shape[1] if first.dim() == 4 else 3
+    first, last = (weights.get(f"{end}.weight", torch.empty(0)) for end in ends_in(model))
+    return len(last) if last.dim() >= 2 else 1, first.shape[1] if first.dim() == 4 else 3
 
 
 def _without_gates(
@@ -157,23 +167,26 @@ def _without_gates(
 
 
 def _surroundings(
-    name: str, data: DataConfig | None, width: int, channels: int
+    model: ModelConfig, data: DataConfig | None, width: int, channels: int
 ) -> tuple[Description, torch.Tensor]:
     """Return what the file will say besides weights, and an image for the proof."""
+    usual = IMAGENET if model.name in TORCHVISION_MODELS else usual_images(model.name)
     if data is not None:
-        images = load_data(data)
-        return describe(name, images, {}), first_images(images, 1)
-    if name not in TORCHVISION_MODELS:
+        images = load_data(data.prepared(usual))
+        return describe(model, images, {}), first_images(images, 1)
+    if not usual.keys() >= IMAGENET.keys():
         raise ConfigError(
-            f"the image size and the normalisation of a {name} are not known: add --data FOLDER, "
-            "or --set data.dataset=NAME"
+            f"the image size and the normalisation of a {model.name} are not known: add --data "
+            "FOLDER, or --set data.dataset=NAME"
         )
     description = Description(
-        architecture=name,
+        architecture=model.name,
+        options=model.options,
+        output=model.output,
         classes=tuple(str(label) for label in range(width)),
-        input_size=(channels, 224, 224),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        input_size=(channels, usual["image_size"], usual["image_size"]),
+        mean=usual["mean"],
+        std=usual["std"],
     )
     noise = torch.randn(1, *description.input_size, generator=torch.Generator().manual_seed(0))
     return description, noise

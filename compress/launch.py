@@ -11,20 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.checkpoint import load_weights
-from compress.config import DEFAULT_CONFIG, RunConfig, load_config
+from compress.checkpoints.permission import how_to_allow, is_allowed
+from compress.config import DEFAULT_CONFIG, ModelConfig, RunConfig, load_config
 from compress.config.location import root_setting
 from compress.data.batches import ImageData
 from compress.data.datasets import load_data
 from compress.distributed.torchrun import started_again
 from compress.distributed.world import asked, joined
-from compress.documents import apply_setting
+from compress.documents import apply_setting, validated
 from compress.errors import ConfigError, InterruptedRunError
-from compress.networks.models import build_model, is_custom
+from compress.networks.models import SMALL_IMAGE_MODELS
+from compress.networks.registries import usual_images
 from compress.runs.lock import locked
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.training.compute import pick_device
+from compress.training.dense import check_logits, read_dense
 
 log = logging.getLogger("compress")
 
@@ -75,15 +77,10 @@ def started(
         InterruptedRunError: the user stopped.
     """
     _check_request(request)
-    name = request.config or DEFAULT_CONFIG
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    run = RunDirectory(request.output or Path("runs") / f"{Path(name).stem}-{stamp}")
-    config, resumed = _configured(request, name, run)
-    require_typed(config, request.settings, request.model)
-    check_folder(config, request.data)
+    config, run, resumed = _configured(request)
     data = load_data(config.data)
     device = pick_device(config.device)
-    for check in checks:
+    for check in (check_logits, *checks):
         check(config, data)
     if checkpoint is not None and request.overwrite and not resumed:
         _check_checkpoint(checkpoint, config, data, run)
@@ -107,22 +104,66 @@ def started(
                 run.path.parent.rmdir()
 
 
-def _configured(request: Request, name: str, run: RunDirectory) -> tuple[RunConfig, bool]:
-    """Return the configuration of the run, and whether the run lies there to go on with.
+def _configured(request: Request) -> tuple[RunConfig, RunDirectory, bool]:
+    """Return the configuration, the directory, and whether a run lies there to go on with.
 
     A scheduler that starts a command again, because its machine was taken away, gives the options
     of the first time.
     """
-    if request.resume:
-        return run.saved_config(), True
-    config = load_config(name, with_flags(request.settings, request.model, request.data))
+    if request.resume and request.output:
+        run = RunDirectory(request.output)
+        config = run.saved_config()
+        require_allowed(config.model, typed_model(request.model, request.settings), run.config)
+        return config, run, True
+    name, config = asked_config(request.config, request.settings, request.model, request.data)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    run = RunDirectory(request.output or Path("runs") / f"{Path(name).stem}-{stamp}")
     if started_again() and run.config.is_file():
         saved = run.saved_config()
         if saved.model_dump() == config.model_dump():
-            return saved, True
+            return saved, run, True
     if asked().main:
         run.check_new(overwrite=request.overwrite)
-    return config, False
+    return config, run, False
+
+
+def asked_config(
+    config: str | None, settings: Sequence[str], model: str | None, data: Path | None
+) -> tuple[str, RunConfig]:
+    """Return the name of the configuration that the options ask for, and what they make of it.
+
+    Where nothing says how photographs are prepared, it is as the network's published weights saw
+    them.
+
+    Raises:
+        ConfigError: options that cannot be understood, or that name no network that a file names.
+        ModelError, EnvironmentUnfitError: a registry does not know the network, or is missing.
+    """
+    typed = _typed_section(model, settings).get("name")
+    name = config_name(config, settings, typed, data)
+    asked = load_config(name, with_flags(settings, model, data))
+    if ":" in asked.model.name and typed != asked.model.name:
+        raise ConfigError(
+            f"the configuration names {asked.model.name}, whose code would be imported: "
+            f"pass --model {asked.model.name} to allow it"
+        )
+    check_folder(asked, data)
+    prepared = asked.data.prepared(usual_images(asked.model.name))
+    return name, asked.model_copy(update={"data": prepared})
+
+
+def config_name(
+    config: str | None, settings: Sequence[str], model: str | None, data: Path | None
+) -> str:
+    """Return the name of the configuration that options ask for.
+
+    Without --config a folder is one of images: small ones for networks that are meant for them,
+    and for the default; photographs for every other network.
+    """
+    if config is None and data is not None and "dataset" not in _typed(settings, "data"):
+        small = model is None or model in SMALL_IMAGE_MODELS
+        return "small-images-resnet20" if small else "image-folder"
+    return config or DEFAULT_CONFIG
 
 
 @contextmanager
@@ -155,7 +196,7 @@ def existing(
     """
     run = RunDirectory(path)
     run.saved_config()
-    config = load_config(str(run.config), with_flags(settings, None, data))
+    config = load_config(str(run.config), with_flags(settings or (), None, data))
     check_folder(config, data)
     return run, config, load_data(config.data)
 
@@ -169,9 +210,9 @@ def reading(run: RunDirectory) -> AbstractContextManager[bool]:
     return locked(run.lock, shared=True)
 
 
-def with_flags(settings: list[str] | None, model: str | None, data: Path | None) -> list[str]:
+def with_flags(settings: Sequence[str], model: str | None, data: Path | None) -> list[str]:
     """Return the settings that --set, --model and --data stand for."""
-    found = list(settings or [])
+    found = list(settings)
     if model:
         found.append(f"model.name={model}")
     if data:
@@ -179,23 +220,43 @@ def with_flags(settings: list[str] | None, model: str | None, data: Path | None)
     return found
 
 
-def require_typed(config: RunConfig, settings: Sequence[str], model: str | None) -> None:
-    """Refuse a network whose code a file names and the command line does not.
+def typed_model(model: str | None, settings: Sequence[str]) -> ModelConfig | None:
+    """Return the network that --model and --set ask for; None if they name none.
+
+    Raises:
+        ConfigError: settings that cannot be understood.
+    """
+    section = _typed_section(model, settings)
+    return validated(ModelConfig, section, source="--set") if "name" in section else None
+
+
+def require_allowed(model: ModelConfig, typed: ModelConfig | None, file: Path) -> None:
+    """Refuse to go on with a network that a file names and that is neither typed nor the user's.
 
     Raises:
         ConfigError: it would be imported unasked, or --model asks for another network.
     """
-    typed: dict[str, Any] = {}
-    for setting in with_flags(list(settings), model, None):
-        apply_setting(typed, setting)
-    named = config.model.name
-    if model not in (None, named):
-        raise ConfigError(f"the run is of {named} and --model asks for {model}: leave it away")
-    if is_custom(named) and typed.get("model", {}).get("name") != named:
+    if typed is not None and typed.name != model.name:
         raise ConfigError(
-            f"the configuration names {named}, whose code would be imported: "
-            f"pass --model {named} to allow it"
+            f"the run is of {model.name} and --model asks for {typed.name}: leave it away"
         )
+    if not is_allowed(model, typed, file):
+        raise ConfigError(
+            f"{file} names {model.name}, whose code would be imported: {how_to_allow(model)}"
+        )
+
+
+def _typed_section(model: str | None, settings: Sequence[str]) -> dict[str, Any]:
+    return _typed(with_flags(settings, model, None), "model")
+
+
+def _typed(settings: Sequence[str], section: str) -> dict[str, Any]:
+    """Return what settings say of a section."""
+    document: dict[str, Any] = {}
+    for setting in settings:
+        apply_setting(document, setting)
+    found = document.get(section, {})
+    return found if isinstance(found, dict) else {}
 
 
 def check_folder(config: RunConfig, folder: Path | None) -> None:
@@ -219,9 +280,7 @@ def _check_checkpoint(
         raise ConfigError(
             f"{checkpoint} would be overwritten before it is pruned: give another --output"
         )
-    channels = data.input_size[0]
-    network = build_model(config.model.name, num_classes=data.num_classes, in_channels=channels)
-    load_weights(checkpoint, network)
+    read_dense(config, data, checkpoint)
 
 
 def _check_request(request: Request) -> None:
@@ -233,5 +292,6 @@ def _check_request(request: Request) -> None:
         raise ConfigError("--resume and --overwrite exclude each other")
     if request.output is None:
         raise ConfigError("--resume needs --output DIR, the directory of the run to go on with")
-    if request.config or request.settings or request.data:
+    beside = [setting for setting in request.settings if not setting.startswith("model.")]
+    if request.config or beside or request.data:
         raise ConfigError("--resume goes on with the configuration of the run: give no other")

@@ -20,7 +20,7 @@ from export.verify import check_parity, judging
 
 if TYPE_CHECKING:
     from compress.checkpoints.checkpoint import Checkpoint
-    from compress.config import ExportConfig
+    from compress.config import ExportConfig, ModelConfig
     from compress.config.targets import Target
     from compress.progress import Progress
     from compress.runs.rundirectory import RunDirectory
@@ -52,7 +52,7 @@ def deliver(
     samples: Samples,
     engine: bool = False,
     triton: Path | None = None,
-    model: str | None = None,
+    typed: ModelConfig | None = None,
     progress: Progress | None = None,
 ) -> Delivery:
     """Export both networks of a run; on request build their engines and a model repository.
@@ -68,7 +68,7 @@ def deliver(
         samples: images for parity and for calibration.
         engine: build engines with the TensorRT that is installed here.
         triton: the model repository; it serves TensorRT engines if they are built, else ONNX files.
-        model: ``package.module:callable``, where the networks are of the user's own architecture.
+        typed: the network that the user asked for, where it is not built in.
         progress: told about the slow steps.
 
     Raises:
@@ -81,7 +81,7 @@ def deliver(
     if engine:
         _refuse_machine(target, config)
     onnx = export_run(
-        *(run, folder), config=config, samples=samples, model=model, progress=progress
+        *(run, folder), config=config, samples=samples, typed=typed, progress=progress
     )
     engines = {}
     if engine:
@@ -89,7 +89,7 @@ def deliver(
 
         for name, path in zip(NETWORKS, (run.dense, run.pruned), strict=True):
             engines[name] = _build(
-                *(load_checkpoint(path, model), name, folder, onnx[name]),
+                *(load_checkpoint(path, typed), name, folder, onnx[name]),
                 target=target,
                 config=config,
                 samples=samples,

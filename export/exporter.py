@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.config import ExportConfig
+from compress.config import ExportConfig, ModelConfig
 from compress.config.targets import Target, load_target
 from compress.errors import ConfigError, DataError
 from compress.files import write_json
@@ -36,7 +36,7 @@ def export_run(
     *,
     config: ExportConfig,
     samples: Samples,
-    model: str | None = None,
+    typed: ModelConfig | None = None,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Export the dense and the pruned network of a run for its target.
@@ -46,7 +46,7 @@ def export_run(
         folder: where the files of ``onnx_path`` are written.
         config: target, precision and parity.
         samples: images for parity and for calibration.
-        model: ``package.module:callable``, where the networks are of the user's own architecture.
+        typed: the network that the user asked for, where it is not built in.
         progress: told about the slow steps.
 
     Returns:
@@ -61,7 +61,7 @@ def export_run(
     target = target_of(config)
     return {
         path.stem: export_checkpoint(
-            load_checkpoint(path, model),
+            load_checkpoint(path, typed),
             onnx_path(folder, path.stem, config.precision),
             target=target,
             config=config,

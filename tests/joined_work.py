@@ -100,8 +100,8 @@ def prune_together(path: Path, config: RunConfig) -> dict[str, Any]:
     run = RunDirectory(path)
     world = current()
     session = Session(run)
-    prune(config, DATA, session, config.model.name)
-    small = load_checkpoint(run.pruned, config.model.name)
+    prune(config, DATA, session)
+    small = load_checkpoint(run.pruned, config.model)
     return {
         "recipe": small.description.recipe,
         "weights": small.model.state_dict(),

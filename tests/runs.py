@@ -83,23 +83,19 @@ def start(path: Path, config: RunConfig, data: ImageData = DATA) -> RunDirectory
     torch.manual_seed(3)
     model = lived_in(build_model(config.model.name, num_classes=data.num_classes))
     accuracy = {"top1": 12.5, "top5": 100.0, "images": 64, "skipped": 0}
-    description = describe(config.model.name, data, {"accuracy": accuracy})
+    description = describe(config.model, data, {"accuracy": accuracy})
     save_checkpoint(run.dense, model, description=description)
     return run
 
 
-def allowed_name(config: RunConfig) -> str | None:
-    return config.model.name if ":" in config.model.name else None
-
-
 def pruned_run(path: Path, config: RunConfig, data: ImageData = DATA) -> RunDirectory:
     run = start(path, config, data)
-    assert prune(config, data, Session(run), allowed_name(config)) == run.pruned
+    assert prune(config, data, Session(run)) == run.pruned
     return run
 
 
 def loaded(file: Path, config: RunConfig) -> Checkpoint:
-    return load_checkpoint(file, allowed_name(config))
+    return load_checkpoint(file, config.model)
 
 
 def graph_of(run: RunDirectory, config: RunConfig) -> ChannelGraph:

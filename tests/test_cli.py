@@ -40,7 +40,7 @@ from typer.testing import Result
 import cli
 import compress
 from compress.documents import read_toml
-from compress.errors import ParityError
+from compress.errors import CheckpointError, ParityError
 from compress.files import sha256_of
 from compress.networks.models import build_model
 from export.installed import Installed, inspect_installed
@@ -691,12 +691,30 @@ class TestOwnModel:
         arguments = ("--checkpoint", "dense/dense.safetensors", "--output", "run")
         pruned = invoke("prune", "--model", name, *arguments, *settings)
         assert pruned.exit_code == 0, pruned.stderr
-        refused("inspect", "run/pruned.safetensors", code=1, says=f"pass --model {name}")
-        refused("export", "run", code=1, says=f"pass --model {name}")
-        assert invoke("inspect", "run/pruned.safetensors", "--model", name).exit_code == 0
-        assert invoke("export", "run", "--model", name).exit_code == 0
-        assert invoke("bench", "run").exit_code == 0
+        assert invoke("inspect", "run/pruned.safetensors").exit_code == 0
+        assert invoke("export", "run").exit_code == 0
+        assert invoke("bench", "run", "--runtime", "torch-cpu").exit_code == 0
+        assert compress.load_model("run/pruned.safetensors")
+
+    def test_somebody_else_s_has_to_be_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name, settings = "own_models:small", small(prune_channel_multiple="1")
+        assert invoke("run", "--model", name, "--output", "run", *settings).exit_code in (0, 3, 4)
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+        says = f"pass --model {name} to allow it"
+        for command in (
+            ("inspect", "run/pruned.safetensors"),
+            ("export", "run"),
+            ("bench", "run", "--runtime", "torch-cpu"),
+            ("oracle", "--checkpoint", "run", "--output", "oracle", "--images", "8"),
+        ):
+            refused(*command, code=1, says=says)
+            assert invoke(*command, "--model", name).exit_code == 0
+        with pytest.raises(CheckpointError, match=says):
+            compress.load_model("run/pruned.safetensors")
         assert compress.load_model("run/pruned.safetensors", model=name)
+        assert invoke("bench", "run").exit_code == 0  # the runtime of the ONNX file imports nothing
 
     @pytest.mark.parametrize(
         ("name", "says"),
@@ -738,7 +756,7 @@ class TestBadInput:
             (["--config", "digits-resnet2"], "did you mean 'digits-resnet20'?"),
             (["--config", "absent.toml"], "No such file"),
             (["--config", "./"], "Is a directory"),
-            (["--data", "images"], "would be ignored"),
+            (["--config", "digits-resnet20", "--data", "images"], "would be ignored"),
             (["--resume", "--set", "seed=1"], "give no other"),
             (["--resume", "--overwrite"], "exclude each other"),
             (["--resume"], "is not a run directory"),

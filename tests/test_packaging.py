@@ -34,7 +34,7 @@ COMMANDS = {
     "report": "output json",
     "baseline": "output overwrite json",
     "doctor": "target json",
-    "inspect": "model json",
+    "inspect": "model set json",
     "import": "output model data set classes overwrite json",
     "oracle": (
         "checkpoint output config data model images split batch-size criteria pairs seed set "

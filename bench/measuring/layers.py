@@ -116,7 +116,7 @@ def _profile(
     from export.profiling import profile_network
 
     return profile_network(
-        subject.path,
+        subject.source,
         subject.runtime,
         images,
         calls=calls,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -26,15 +26,23 @@ from compress.checkpoints.description import (
     read_description,
 )
 from compress.checkpoints.gated import is_gate
+from compress.checkpoints.permission import how_to_allow, is_allowed, remember
 from compress.checkpoints.recipe import cuts_from_recipe, mask_from_groups, recipe_from_cuts
 from compress.checkpoints.tensors import read_state_dict, read_tensors, without_prefixes
+from compress.config import ModelConfig
 from compress.errors import CheckpointError, ModelError
 from compress.files import sha256_of, write_atomically
 from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.capture import Example
 from compress.networks.groups import ChannelGraph, Mask
-from compress.networks.models import BUILTIN_MODELS, build_model, ends_of, is_custom
+from compress.networks.models import (
+    BUILTIN_MODELS,
+    build_model,
+    build_skeleton,
+    ends_of,
+    is_builtin,
+)
 from compress.networks.shrink import apply_cuts_, cuts_of, shrink_
 
 ANY_NETWORK = 2**30
@@ -101,7 +109,7 @@ def save_checkpoint(
 
     Args:
         path: the file.
-        model: dense, or shrunk by ``kept``.
+        model: dense, or shrunk by ``kept``; if it is not built in, this file may be built again.
         description: what the file says of itself; recipe and tools are filled in here.
         graph: the channel graph of the dense network, for a shrunk one.
         kept: the units that the shrunk network kept.
@@ -121,44 +129,63 @@ def save_checkpoint(
     }
     data = safetensors.torch.save(tensors, {METADATA_KEY: document.model_dump_json()})
     write_atomically(path, data)
+    remember(document.model, data)
 
 
-def load_model(path: str | Path, model: str | None = None) -> nn.Module:
+def load_model(
+    path: str | Path, model: str | None = None, options: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Rebuild a network from a file that this tool wrote, in eval mode.
 
     Args:
         path: ``dense.safetensors`` or ``pruned.safetensors``.
-        model: ``package.module:callable`` of the user's own architecture. A file never names code
-            to import by itself: a network that is not built in must be asked for here.
+        model: ``package.module:callable``, ``timm:NAME`` or ``torchvision:NAME``. A file never
+            names code to import by itself: a network that is not built in must be asked for here,
+            unless a command of this user wrote the file in this folder.
+        options: what it is called with, where the file says that it is called with any.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not of that architecture.
     """
-    return load_checkpoint(Path(path), model).model
+    typed = ModelConfig(name=model, options=dict(options or {})) if model else None
+    return load_checkpoint(Path(path), typed).model
 
 
-def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
-    """Rebuild a network and its description; see load_model."""
+def load_checkpoint(path: Path, typed: ModelConfig | None = None) -> Checkpoint:
+    """Rebuild a network and its description.
+
+    Args:
+        path: a file of this tool.
+        typed: the network that the user asked for, where it is not built in; see ``permission``.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of a network that is not allowed.
+    """
     description = read_description(path)
     if description is None:
         raise CheckpointError(
             f"{path} holds weights only, not what compress needs to rebuild the network: "
             "give it to compress prune with --checkpoint, or name the architecture with --model"
         )
-    if is_custom(description.architecture) and model != description.architecture:
+    if not is_allowed(description.model, typed, path):
         raise CheckpointError(
             f"{path} holds a network of {description.architecture}: "
-            f"pass --model {description.architecture} to allow importing it"
+            f"{how_to_allow(description.model)}"
         )
     network, structure = _skeleton(path, description)
     _assign(network, read_tensors(path), path)
     return Checkpoint(network.eval(), description, sha256_of(path), structure)
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
+def load_weights(path: Path, model: nn.Module, *, without: Collection[str] = ()) -> None:
     """Load a dense state dict (``.pth`` or safetensors) into a network of the same architecture.
 
     Wrappers such as ``{"state_dict": ...}`` and prefixes such as ``module.`` are taken off.
+
+    Args:
+        path: the file.
+        model: the network.
+        without: names of tensors that the network keeps as they are, whatever the file holds.
 
     Raises:
         CheckpointError: the file is missing, damaged, a pickle that needs code execution, or of
@@ -167,22 +194,24 @@ def load_weights(path: Path, model: nn.Module) -> None:
     description = read_description(path) if path.suffix == ".safetensors" else None
     if description and description.recipe:
         raise CheckpointError(f"{path} is pruned already: prune its dense parent instead")
-    _assign(model, read_state_dict(path), path)
+    own = model.state_dict()
+    short = zip(own, without_prefixes(own).items(), strict=True)
+    kept = dict(item for name, item in short if name in without)
+    _assign(model, {**read_state_dict(path), **kept}, path)
 
 
 def require_claims(
-    path: Path, name: str, state: Mapping[str, torch.Tensor], classes: int, channels: int
+    path: Path, model: ModelConfig, state: Mapping[str, torch.Tensor], classes: int, channels: int
 ) -> None:
     """Refuse a width that a file cannot hold before memory is taken for a network of it.
 
     Raises:
         CheckpointError: the network would be many times as large as the file's tensors.
     """
-    if is_custom(name):  # its constructor may need real numbers, so only the user can tell
+    if not is_builtin(model):  # it takes its memory in any case, and the user has asked for it
         return
     try:
-        with torch.device("meta"):
-            network = build_model(name, num_classes=classes, in_channels=channels)
+        network = build_skeleton(model, num_classes=classes, in_channels=channels)
         size = sum(parameter.nbytes for parameter in network.parameters())
     except RuntimeError:  # of dimensions whose product no integer holds
         size = sys.maxsize
@@ -240,18 +269,17 @@ def structure_of(graph: ChannelGraph, kept: Mask) -> Structure:
 
 
 def _skeleton(path: Path, description: Description) -> tuple[nn.Module, Structure | None]:
-    """Build the shrunk network; on the meta device no memory is taken before shapes are checked.
+    """Build the shrunk network; of one that is built in, no memory is taken before its shapes are
+    checked.
 
-    The user's own constructor may compute with its tensors, so it runs on the CPU. Nothing is
-    captured, which other threads would notice, but for a file of version 1.
+    Nothing is captured, which other threads would notice, but for a file of version 1.
     """
     try:
-        with torch.device("cpu" if is_custom(description.architecture) else "meta"):
-            network = build_model(
-                description.architecture,
-                num_classes=description.num_classes,
-                in_channels=description.input_size[0],
-            )
+        network = build_skeleton(
+            description.model,
+            num_classes=description.num_classes,
+            in_channels=description.input_size[0],
+        )
         if description.format_version == 1 and description.recipe:
             graph = analyse(network, description.input_size, whole_groups=True)
             kept = mask_from_groups(graph, description.recipe)
@@ -323,7 +351,8 @@ def _shape_message(path: Path, name: str, found: torch.Tensor, wanted: torch.Ten
     if classifier and name.startswith(("fc.", "classifier", "head")):
         return (
             f"{path} has {found.shape[0]} classes and {wanted.shape[0]} are needed: "
-            "give the data that it was trained on"
+            "give the data that it was trained on, or add --set model.new_head=true for a "
+            "classifier that begins anew"
         )
     return (
         f"{path} is of another architecture: {name!r} is {list(found.shape)} "

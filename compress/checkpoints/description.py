@@ -9,6 +9,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from safetensors import safe_open
 
+from compress.config import ModelConfig
+from compress.config.images import Option, OptionName
 from compress.errors import CheckpointError
 
 Length = Annotated[int, Field(ge=1, le=2**16)]
@@ -58,6 +60,10 @@ class Description(BaseModel):
 
     format_version: int = FORMAT_VERSION
     architecture: str
+    options: dict[OptionName, Option] = Field(default_factory=dict)
+    """What it is called with, besides the classes and the channels of the images."""
+    output: str | None = None
+    """Where the logits are in what it returns; None where it returns them alone."""
     classes: tuple[str, ...] = Field(min_length=1)
     input_size: tuple[Length, Length, Length]
     """(C, H, W) of one image."""
@@ -77,6 +83,11 @@ class Description(BaseModel):
         if not len(self.mean) == len(self.std) == self.input_size[0]:
             raise ValueError("mean and std have one number for each channel of the images")
         return self
+
+    @property
+    def model(self) -> ModelConfig:
+        """The dense network, as a configuration names it."""
+        return ModelConfig(name=self.architecture, options=self.options, output=self.output)
 
     @property
     def num_classes(self) -> int:

@@ -20,39 +20,44 @@ from compress.checkpoints.checkpoint import (
 )
 from compress.checkpoints.description import Structure, read_description
 from compress.checkpoints.tensors import read_state_dict
+from compress.config import ModelConfig
 from compress.errors import CheckpointError
 from compress.files import sha256_of
-from compress.networks.models import SMALL_IMAGE_MODELS, build_model, ends_of
+from compress.networks.models import SMALL_IMAGE_MODELS, build_network, ends_in
+from compress.networks.registries import usual_images
 from compress.networks.trial import tried_graph
 
 
-def inspect_checkpoint(path: Path, model: str | None = None) -> dict[str, Any]:
+def inspect_checkpoint(path: Path, typed: ModelConfig | None = None) -> dict[str, Any]:
     """Describe a file of weights.
 
     Args:
         path: a file of this tool, or a dense ``.pth`` or safetensors state dict.
-        model: the architecture, where the file does not say it and it cannot be recognised.
+        typed: the network that the user asked for, where the file does not say which it is and it
+            cannot be recognised, or where it is not built in.
 
     Raises:
         CheckpointError: the file is missing, damaged or of no known architecture.
     """
     if path.suffix == ".safetensors" and (description := read_description(path)):
-        checkpoint = load_checkpoint(path, model)
+        checkpoint = load_checkpoint(path, typed)
         about = description.model_dump(exclude={"recipe", "classes", "structure"})
         document = {**about, "num_classes": description.num_classes, "sha256": checkpoint.sha256}
         return document | (checkpoint.structure or _structure(checkpoint)).model_dump()
     state = read_state_dict(path)
-    name = model or identify(state)
+    name = identify(state) if typed is None else typed.name
     if name is None:
         raise CheckpointError(
             f"{path} holds {len(state)} tensors of no architecture that is built in: "
             "say which with --model"
         )
-    classes, channels = _ends(name, state)
-    require_claims(path, name, state, classes, channels)
-    network = build_model(name, num_classes=classes, in_channels=channels)
+    model = typed or ModelConfig(name=name)
+    classes, channels = _ends(model, state)
+    require_claims(path, model, state, classes, channels)
+    network = build_network(model, num_classes=classes, in_channels=channels)
     load_weights(path, network)
-    size = 32 if name in SMALL_IMAGE_MODELS else 224
+    usual = 32 if name in SMALL_IMAGE_MODELS else 224
+    size = usual_images(name).get("image_size", usual)
     graph = tried_graph(network, (channels, size, size))
     return {
         "architecture": name,
@@ -104,13 +109,13 @@ def _structure(checkpoint: Checkpoint) -> Structure:
     return structure_of(graph, graph.everything())
 
 
-def _ends(name: str, state: dict[str, Any]) -> tuple[int, int]:
+def _ends(model: ModelConfig, state: dict[str, Any]) -> tuple[int, int]:
     """Guess the number of classes and of image channels from the last and first weights."""
     weights = [tensor for tensor in state.values() if tensor.dim() >= 2]
     if not weights:
         raise CheckpointError("the file holds no weights")
     # Safetensors are read in alphabetical order, so position is the last resort.
-    first, last = (f"{end}.weight" for end in ends_of(name))
+    first, last = (f"{end}.weight" for end in ends_in(model))
     return len(state.get(last, weights[-1])), state.get(first, weights[0]).shape[1]
 
 

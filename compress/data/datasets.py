@@ -19,7 +19,7 @@ from compress.data.loading import FileImages, ImageSet, TensorImages
 from compress.data.shards.dataset import open_shards
 from compress.data.shards.images import ShardImages
 from compress.data.views import Augment, View
-from compress.errors import DataError
+from compress.errors import ConfigError, DataError
 
 AUTO_AUGMENT: dict[str, Augment] = {
     "digits": "crop",
@@ -29,7 +29,6 @@ AUTO_AUGMENT: dict[str, Augment] = {
     "imagefolder": "imagenet",
     "shards": "imagenet",
 }
-PHOTOGRAPHS = ("imagefolder", "shards")
 DIGITS_SPLIT_SEED = 2019
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -159,8 +158,16 @@ def _load_shards(config: DataConfig) -> ImageData:
 
 def _view(config: DataConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> View:
     augment = AUTO_AUGMENT[config.dataset] if config.augment == "auto" else config.augment
-    size = config.image_size or (224 if config.dataset in PHOTOGRAPHS else 32)
-    return View(size, augment, mean, std)
+    size = config.image_size or (224 if config.photographs else 32)
+    for key in ("mean", "std"):
+        given = getattr(config, key)
+        if given is not None and len(given) != len(mean):
+            raise ConfigError(
+                f"data.{key} has {len(given)} numbers and the images of {config.dataset} have "
+                f"{len(mean)} channels: give one for each"
+            )
+    mean, std = config.mean or mean, config.std or std
+    return View(size, augment, mean, std, config.interpolation, config.crop)
 
 
 def _in_memory(train: _Half, val: _Half, *, classes: tuple[str, ...], view: View) -> ImageData:

@@ -10,12 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from compress.data.order import Int64s
 
 Augment = Literal["none", "crop", "crop-flip", "imagenet"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 CACHED_VALUES = 2**16
 """Values that a CPU normalises at once, to stay in a core's cache: 256 KiB of float32."""
@@ -65,6 +66,9 @@ class View:
     mean: tuple[float, ...]
     """Per channel, of images scaled to [0, 1]."""
     std: tuple[float, ...]
+    interpolation: Interpolation = "bilinear"
+    crop: float = 0.875
+    """Share of the shorter side that evaluation looks at; 224 of 256 pixels is customary."""
 
     @property
     def padding(self) -> int:
@@ -74,11 +78,9 @@ class View:
     def resize(self, image: Any) -> Any:
         """Bring a PIL image or a tensor (..., C, H, W) to the network's size, without chance."""
         if self.augment != "imagenet":
-            return functional.resize(image, [self.size, self.size])
-        # 256 to 224 is the customary margin of ImageNet evaluation.
-        return functional.center_crop(
-            functional.resize(image, [round(self.size * 256 / 224)]), [self.size, self.size]
-        )
+            return functional.resize(image, [self.size, self.size], self._mode)
+        resized = functional.resize(image, [round(self.size / self.crop)], self._mode)
+        return functional.center_crop(resized, [self.size, self.size])
 
     def random_resize(self, image: Any, seed: int) -> Any:
         """Bring one PIL image or tensor (C, H, W) to the network's size as ``seed`` says."""
@@ -89,7 +91,12 @@ class View:
 
     @cached_property
     def _random_resized_crop(self) -> v2.Compose:
-        return v2.Compose([v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()])
+        crop = v2.RandomResizedCrop(self.size, interpolation=self._mode)
+        return v2.Compose([crop, v2.RandomHorizontalFlip()])
+
+    @property
+    def _mode(self) -> InterpolationMode:
+        return InterpolationMode(self.interpolation)
 
     def shift(self, images: torch.Tensor, seeds: Int64s) -> torch.Tensor:
         """Pad with black, crop and perhaps flip each of (N, C, size, size) as its seed says."""

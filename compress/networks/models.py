@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's, those of compress.architectures, and the user's own."""
+"""Networks by name: built in, of timm and torchvision, and the user's own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from compress.config import ModelConfig
 from compress.errors import ModelError, nearest
 from compress.networks.architectures import (
     CifarDenseNet,
@@ -21,6 +25,8 @@ from compress.networks.architectures import (
     PreActBottleneck,
     PreActResNet,
 )
+from compress.networks.outputs import PickOutput
+from compress.networks.registries import READERS, REGISTRIES, registered
 
 TORCHVISION_MODELS = (
     "resnet18",
@@ -52,46 +58,97 @@ SMALL_IMAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
 """Our own definitions; images of 32x32 pixels are what they are meant for."""
 BUILTIN_MODELS = (*TORCHVISION_MODELS, *SMALL_IMAGE_MODELS)
 
+ANY_CLASSES = 10
+"""For a network of which only the names of its tensors are wanted."""
+
 
 def build_model(name: str, *, num_classes: int, in_channels: int = 3) -> nn.Module:
+    """Build a network by its name alone; see ``build_network``."""
+    model = ModelConfig(name=name)
+    return build_network(model, num_classes=num_classes, in_channels=in_channels)
+
+
+def build_network(model: ModelConfig, *, num_classes: int, in_channels: int = 3) -> nn.Module:
     """Build a network with fresh weights.
 
     Args:
-        name: one of BUILTIN_MODELS, or ``package.module:callable``; the callable is called with
-            ``num_classes`` and ``in_channels`` as far as it takes them.
+        model: its name is one of BUILTIN_MODELS, ``timm:NAME``, ``torchvision:NAME``, or
+            ``package.module:callable``, which is called with ``num_classes`` and ``in_channels``
+            as far as it takes them; all are called with its options.
         num_classes: width of the classifier.
         in_channels: channels of the images.
 
     Raises:
-        ModelError: no such architecture, or the callable cannot be imported or called.
+        ModelError: no such architecture, the callable cannot be imported or called, or what it
+            returns has no weights yet or quantized ones.
+        EnvironmentUnfitError: timm is not installed.
     """
-    if ":" in name:
-        return _build_custom(name, num_classes=num_classes, in_channels=in_channels)
-    if name in SMALL_IMAGE_MODELS:
-        return SMALL_IMAGE_MODELS[name](num_classes=num_classes, in_channels=in_channels)
-    if name in TORCHVISION_MODELS:
-        if in_channels != 3:
-            raise ModelError(
-                f"{name} takes images of 3 channels and the data has {in_channels}: "
-                f"choose one of {', '.join(SMALL_IMAGE_MODELS)}"
-            )
-        return _torchvision_builder(name)(weights=None, num_classes=num_classes)
-    raise ModelError(
-        f"no architecture is named {name!r}: {nearest(name, BUILTIN_MODELS)} "
-        "(or package.module:callable for your own)"
+    build = _builder(model, num_classes=num_classes, in_channels=in_channels)
+    for key in build.keywords.keys() & model.options.keys():
+        raise ModelError(f"model.options.{key} follows from the data: leave it out")
+    try:
+        network = build(**model.options)
+    except Exception as error:  # the user's code may raise anything
+        if is_builtin(model):
+            raise
+        raise ModelError(f"{model.name} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"{model.name} returned {type(network).__name__}, not a torch.nn.Module")
+    _require_float_weights(network, model.name)
+    if model.output is not None:
+        network.register_forward_hook(PickOutput(model.output))
+    return network
+
+
+def build_skeleton(model: ModelConfig, *, num_classes: int, in_channels: int = 3) -> nn.Module:
+    """Build a network for its structure, in no memory where its constructor is known to allow it.
+
+    Raises:
+        ModelError, EnvironmentUnfitError: as ``build_network``.
+    """
+    # A constructor of anybody else may compute with its tensors, or keep some that no file holds.
+    with torch.device("meta" if is_builtin(model) else "cpu"):
+        return build_network(model, num_classes=num_classes, in_channels=in_channels)
+
+
+def is_builtin(model: ModelConfig) -> bool:
+    """Whether this tool's own code says all that is run to build a network."""
+    return ":" not in model.name and not model.options
+
+
+def head_of(model: ModelConfig, *, num_classes: int, in_channels: int = 3) -> frozenset[str]:
+    """Return the names of the tensors that follow the number of classes.
+
+    Raises:
+        ModelError, EnvironmentUnfitError: as ``build_network``.
+    """
+    one, more = (
+        build_skeleton(model, num_classes=classes, in_channels=in_channels).state_dict()
+        for classes in (num_classes, num_classes + 1)
     )
+    return frozenset(name for name, tensor in one.items() if tensor.shape != more[name].shape)
 
 
-def is_custom(name: str) -> bool:
-    """Whether a name asks for the user's own code to be imported."""
-    return ":" in name
+def ends_in(model: ModelConfig) -> tuple[str, str]:
+    """Return the names of a network's first convolution and of its classifier.
+
+    A network that is not built in is built to find them; where none follows the number of classes
+    they are those of a ResNet, which is the likeliest guess.
+
+    Raises:
+        ModelError, EnvironmentUnfitError: as ``build_network``.
+    """
+    if is_builtin(model):
+        return ends_of(model.name)
+    state = build_skeleton(model, num_classes=ANY_CLASSES).state_dict()
+    head = head_of(model, num_classes=ANY_CLASSES)
+    first = next((name for name in state if state[name].dim() == 4), "conv1")
+    last = next((name for name in state if name in head), "fc")
+    return first.removesuffix(".weight"), last.removesuffix(".weight")
 
 
 def ends_of(name: str) -> tuple[str, str]:
-    """Return the names of a built-in network's first convolution and of its classifier.
-
-    Of any other network it returns those of a ResNet, which is the likeliest guess.
-    """
+    """Return the names of a built-in network's first convolution and of its classifier."""
     if name in TORCHVISION_MODELS and name.startswith("vgg"):
         return "features.0", "classifier.6"
     if name in TORCHVISION_MODELS and name.startswith("densenet"):
@@ -101,25 +158,61 @@ def ends_of(name: str) -> tuple[str, str]:
     return "conv1", "fc"
 
 
-def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
-    from torchvision import models
+def _builder(model: ModelConfig, *, num_classes: int, in_channels: int) -> partial[Any]:
+    """Return what builds a network of these ends; it takes the options."""
+    name, ends = model.name, {"num_classes": num_classes, "in_channels": in_channels}
+    found = registered(name)
+    if not found and ":" in name:
+        return _own_builder(name, **ends)
+    for key in READERS & model.options.keys():
+        raise ModelError(
+            f"model.options.{key} would read weights: a network begins with fresh ones, and those "
+            "of --checkpoint are put in"
+        )
+    if found:
+        registry, inner = found
+        return registry.builder(inner, **ends)
+    if name in SMALL_IMAGE_MODELS:
+        return partial(SMALL_IMAGE_MODELS[name], **ends)
+    if name in TORCHVISION_MODELS:
+        if in_channels != 3:
+            raise ModelError(
+                f"{name} takes images of 3 channels and the data has {in_channels}: "
+                f"choose one of {', '.join(SMALL_IMAGE_MODELS)}"
+            )
+        return REGISTRIES["torchvision"].builder(name, **ends)
+    raise ModelError(
+        f"no architecture is named {name!r}: {nearest(name, BUILTIN_MODELS)} "
+        "(or timm:NAME, torchvision:NAME, or package.module:callable for your own)"
+    )
 
-    builder: Callable[..., nn.Module] = getattr(models, name)
-    return builder
 
-
-def _build_custom(name: str, **available: int) -> nn.Module:
+def _own_builder(name: str, **ends: int) -> partial[Any]:
     builder = _import_callable(name)
     try:
-        parameters = inspect.signature(builder).parameters
-        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        chosen = {k: v for k, v in available.items() if takes_all or k in parameters}
-        model = builder(**chosen)
-    except Exception as error:  # the user's code may raise anything
-        raise ModelError(f"{name} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
-    return model
+        taken = inspect.signature(builder).parameters
+    except ValueError as error:  # it is written in C
+        raise ModelError(f"{name} does not tell what it takes: wrap it in a function") from error
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    return partial(builder, **{k: v for k, v in ends.items() if takes_all or k in taken})
+
+
+def _require_float_weights(network: nn.Module, name: str) -> None:
+    """Refuse a network whose weights are not there yet, or not numbers that can be trained."""
+    for place, module in network.named_modules():
+        tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(map(is_lazy, tensors)):
+            kind = type(module).__name__
+            raise ModelError(
+                f"{name} has a {kind} ({place}), whose width only the first image decides: give "
+                f"its channels, as nn.{kind.removeprefix('Lazy')} takes them"
+            )
+    for key, value in network.state_dict().items():
+        if "_packed_params" in key or getattr(value, "is_quantized", False):
+            raise ModelError(
+                f"{name} is quantized ({key}): prune the network in floating point, and give "
+                "--precision int8 to compress export"
+            )
 
 
 def _import_callable(name: str) -> Callable[..., object]:

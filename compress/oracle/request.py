@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from compress.config import DEFAULT_CONFIG, RunConfig, load_config
+from compress.checkpoints.description import read_description
+from compress.config import RunConfig, load_config
 from compress.data.batches import ImageData, require_images
 from compress.data.loading import Request, image_set
 from compress.data.workers import batches
 from compress.errors import CheckpointError, ConfigError, writing
-from compress.launch import check_folder, with_flags
+from compress.launch import check_folder, config_name, typed_model, with_flags
 from compress.oracle.scores import check_names
 from compress.runs.rundirectory import RunDirectory
 from compress.training.compute import pick_device
@@ -38,7 +39,7 @@ class OracleRequest:
     data: Path | None = None
     """Folder of the data set."""
     model: str | None = None
-    """The user's own architecture, which may be imported."""
+    """The network, where it is not built in."""
     images: int = 1024
     split: str = "train"
     """``train`` or ``val``; neither is augmented."""
@@ -177,8 +178,9 @@ def opened(request: OracleRequest) -> tuple[Path, RunConfig]:
 
     Raises:
         ConfigError: no such configuration, or two of them.
+        CheckpointError: the file is missing or damaged.
     """
-    settings = with_flags(list(request.settings), None, request.data)
+    settings = with_flags(request.settings, None, request.data)
     if request.checkpoint.is_dir():
         run = RunDirectory(request.checkpoint)
         run.saved_config()
@@ -189,7 +191,14 @@ def opened(request: OracleRequest) -> tuple[Path, RunConfig]:
             )
         path, config = run.dense, load_config(str(run.config), settings)
     else:
-        path, config = request.checkpoint, load_config(request.config or DEFAULT_CONFIG, settings)
+        path = request.checkpoint
+        own = read_description(path)
+        model = own.architecture if own else request.model
+        name = config_name(request.config, request.settings, model, request.data)
+        config = load_config(name, settings)
+        if own:
+            seen = {"image_size": own.input_size[1], "mean": own.mean, "std": own.std}
+            config = config.model_copy(update={"data": config.data.prepared(seen)})
     check_folder(config, request.data)
     return path, config
 
@@ -201,7 +210,7 @@ def loaded(path: Path, request: OracleRequest, config: RunConfig) -> Checkpoint:
         CheckpointError: the file is missing, damaged or of a pruned network.
         EnvironmentUnfitError: the device is not there.
     """
-    dense = load_checkpoint(path, request.model)
+    dense = load_checkpoint(path, typed_model(request.model, request.settings))
     if dense.description.recipe:
         raise CheckpointError(f"{path} is pruned already: measure its dense parent instead")
     dense.model.to(pick_device(config.device))

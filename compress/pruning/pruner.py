@@ -15,7 +15,6 @@ from compress.criteria import bind
 from compress.data.batches import ImageData, first_images
 from compress.distributed.world import current
 from compress.networks import cost
-from compress.networks.models import build_model
 from compress.networks.trial import tried_graph
 from compress.plots import plot_history, plot_widths, widths_of
 from compress.progress import bar
@@ -25,6 +24,7 @@ from compress.pruning.phase import PruningPhase, context_of
 from compress.runs.session import Session
 from compress.runs.state import State
 from compress.training.compute import computing, memory_format_for, pick_device
+from compress.training.dense import fresh_network
 from compress.training.loop import Loop, train_batches
 from compress.training.recalibration import reestimate_batchnorm
 from compress.training.trainer import Trainer
@@ -33,14 +33,13 @@ UNKNOWN_END = 10**9
 """Stands for the end of pruning while it is not known."""
 
 
-def prune(config: RunConfig, data: ImageData, session: Session, model: str | None = None) -> Path:
+def prune(config: RunConfig, data: ImageData, session: Session) -> Path:
     """Prune ``dense.safetensors`` of the run to its budget, finetune, write ``pruned.safetensors``.
 
     Args:
-        config: the run's configuration.
+        config: the run's configuration; its network is what the user asked for.
         data: training and validation images.
         session: the run's directory and state.
-        model: the user's own architecture, where the checkpoint is of one.
 
     Raises:
         BudgetError: the budget cannot be reached; said before any training.
@@ -49,7 +48,7 @@ def prune(config: RunConfig, data: ImageData, session: Session, model: str | Non
         InterruptedRunError: the user stopped; the state is saved.
     """
     device = pick_device(config.device)
-    dense = load_checkpoint(session.run.dense, model)
+    dense = load_checkpoint(session.run.dense, config.model)
     run = _PruneRun(config, data, session, dense, device)
     finetuning = session.load("finetune")
     state = finetuning or session.load("prune")
@@ -76,8 +75,7 @@ def check_budget(config: RunConfig, data: ImageData) -> None:
         ModelError: there is nothing to prune, or the network cannot be built or traced.
         ConfigError: the criterion is not known, or has no use for residual_gate.
     """
-    name = config.model.name
-    model = build_model(name, num_classes=data.num_classes, in_channels=data.input_size[0])
+    model = fresh_network(config, data)
     graph = tried_graph(model, data.input_size)
     goal_for(graph, config.prune.budget, prunable(model, graph, config.prune))
     bind(config.prune.criterion, context_of(model, graph, config))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoints.permission import remember
 from compress.config import RunConfig, load_config, save_config
 from compress.errors import CheckpointError, ConfigError, writing
 from compress.files import real_name
@@ -115,11 +116,14 @@ class RunDirectory:
     def begin(self, config: RunConfig) -> None:
         """Start a run: remove the files of an earlier one, and only those; write the configuration.
 
+        A network in it that is not built in was asked for: the run may go on with it.
+
         Raises:
             OutputError: the directory cannot be written.
         """
         self._clear()
         save_config(config, self.config)
+        remember(config.model, self.config.read_bytes())
 
     def saved_config(self) -> RunConfig:
         """Return the configuration of the run that lies here.

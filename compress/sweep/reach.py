@@ -7,11 +7,11 @@ import math
 from compress.config import RunConfig
 from compress.data.batches import ImageData
 from compress.networks import cost
-from compress.networks.models import build_model
 from compress.networks.trial import tried_graph
 from compress.pruning.decision import prunable
 from compress.pruning.masking import smallest
 from compress.sweep.plan import DECIMALS
+from compress.training.dense import fresh_network
 
 
 def least_share(config: RunConfig, data: ImageData, kind: str) -> float:
@@ -25,8 +25,7 @@ def least_share(config: RunConfig, data: ImageData, kind: str) -> float:
     Raises:
         ModelError: there is nothing to prune, or the network cannot be built or traced.
     """
-    name = config.model.name
-    model = build_model(name, num_classes=data.num_classes, in_channels=data.input_size[0])
+    model = fresh_network(config, data)
     graph = tried_graph(model, data.input_size)
     dense = cost.totals(graph, graph.everything())[kind]
     least = cost.totals(graph, smallest(graph, prunable(model, graph, config.prune)))[kind]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.config import DEFAULT_CONFIG, Budget, RunConfig, load_config
+from compress.config import Budget, RunConfig
 from compress.documents import Section, read_text, validated
 from compress.errors import ConfigError
-from compress.launch import check_folder, with_flags
+from compress.launch import asked_config
 from compress.sweep.plan import Search
 
 SCHEMA_VERSION = 1
@@ -97,9 +97,7 @@ def asked_for(request: SweepRequest) -> Asked:
     Raises:
         ConfigError: a configuration, a budget or a figure of the search that cannot be understood.
     """
-    settings = with_flags(list(request.settings), request.model, request.data)
-    config = load_config(request.config or DEFAULT_CONFIG, settings)
-    check_folder(config, request.data)
+    _, config = asked_config(request.config, request.settings, request.model, request.data)
     checkpoint = request.checkpoint and request.checkpoint.expanduser().resolve()
     if checkpoint and checkpoint.is_relative_to(request.output.resolve()):
         raise ConfigError(f"{checkpoint} lies in --output {request.output}: give another --output")

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.checkpoint import load_weights
 from compress.config import Budget
 from compress.data.datasets import load_data
 from compress.distributed.torchrun import started_again
 from compress.documents import validated
 from compress.errors import BudgetError, CompressError, InterruptedRunError
-from compress.launch import require_typed
-from compress.networks.models import build_model
+from compress.launch import require_allowed, typed_model
 from compress.pruning.pruner import check_budget
 from compress.sweep.devices import Slot, slots_for
 from compress.sweep.plan import Search
@@ -22,6 +20,7 @@ from compress.sweep.points import SweepFiles, point_config
 from compress.sweep.reach import least_share
 from compress.sweep.request import Asked, SweepRequest, asked_for, check_options, read_asked
 from compress.sweep.sweep import Say, Sweep
+from compress.training.dense import check_logits, read_dense
 
 
 def run_sweep(request: SweepRequest, say: Say) -> dict[str, Any]:
@@ -50,7 +49,9 @@ def run_sweep(request: SweepRequest, say: Say) -> dict[str, Any]:
     stored = _stored(request, files, say)
     if stored:
         asked, document = stored
-        require_typed(asked.config, request.settings, request.model)
+        require_allowed(
+            asked.config.model, typed_model(request.model, request.settings), files.dense.config
+        )
         slots = slots_for(request.devices, asked.config.device, request.jobs)
     else:
         files.check(resume=False, overwrite=request.overwrite)
@@ -129,7 +130,6 @@ def _is_asked_again(request: SweepRequest, asked: Asked) -> bool:
 def _new(request: SweepRequest) -> tuple[Asked, tuple[Slot, ...]]:
     """Check what is asked for the first time: all that a run of it would refuse."""
     asked = asked_for(request)
-    require_typed(asked.config, request.settings, request.model)
     slots = slots_for(request.devices, asked.config.device, request.jobs)
     data = load_data(asked.config.data)
     if asked.search:
@@ -138,13 +138,11 @@ def _new(request: SweepRequest) -> tuple[Asked, tuple[Slot, ...]]:
         found = {**asked.search.model_dump(), "at_once": len(slots), "lowest": lowest}
         search = validated(Search, found, source="compress sweep")
         asked = asked.model_copy(update={"search": search})
+    check_logits(asked.config, data)
     for budget in _hardest(asked):
         check_budget(point_config(asked.config, budget), data)
     if asked.checkpoint:
-        network = build_model(
-            asked.config.model.name, num_classes=data.num_classes, in_channels=data.input_size[0]
-        )
-        load_weights(asked.checkpoint, network)
+        read_dense(asked.config, data, asked.checkpoint)
     return asked, slots
 
 

@@ -12,7 +12,7 @@ from compress.config import Budget
 from compress.data.datasets import load_data
 from compress.errors import CompressError, InterruptedRunError
 from compress.files import write_atomically, write_json
-from compress.networks.models import is_custom
+from compress.networks.models import is_builtin
 from compress.runs.session import Session
 from compress.sweep.devices import Slot
 from compress.sweep.document import PointState, sweep_csv, sweep_document
@@ -132,9 +132,9 @@ class Sweep:
 
     def task(self, name: str, command: str) -> Task:
         """Return the command that goes on with a run, or starts one that is prepared."""
-        path, model = str(self.files.run(name).path), self.asked.config.model.name
-        # Own code is imported by whom the user has named it to, and by nobody else.
-        own = ("--model", model) if is_custom(model) else ()
+        path, model = str(self.files.run(name).path), self.asked.config.model
+        # The process may be unable to read the notes of this one.
+        own = () if is_builtin(model) else model.words
         return Task(name, (command, "--resume", "--output", path, *own), self.files.log(name))
 
     def all_run(self, tasks: Sequence[Task], slots: Sequence[Slot]) -> None:

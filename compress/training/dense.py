@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 from pathlib import Path
 
 import torch
@@ -9,17 +11,20 @@ from torch import nn
 
 from compress.checkpoints.checkpoint import load_weights, save_checkpoint
 from compress.checkpoints.description import Description, read_description
-from compress.config import RunConfig
+from compress.config import ModelConfig, RunConfig
 from compress.data.batches import ImageData
 from compress.distributed.world import current
 from compress.errors import CheckpointError, ModelError
-from compress.networks.models import build_model
+from compress.networks.models import build_network, build_skeleton, head_of
+from compress.networks.outputs import require_logits
 from compress.progress import bar
 from compress.runs.session import Session
 from compress.runs.state import State
 from compress.training.compute import computing, memory_format_for, pick_device
 from compress.training.loop import Loop, accuracy_of, train_batches
 from compress.training.trainer import Trainer
+
+log = logging.getLogger("compress")
 
 
 def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
@@ -31,7 +36,7 @@ def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
     """
     device, world = pick_device(config.device), current()
     torch.manual_seed(config.seed)
-    model = _new_model(config, data).to(device)
+    model = _trainable(config, data).to(device)
     per_epoch = len(train_batches(data, config, device.type, world))
     trainer = Trainer(
         model,
@@ -67,7 +72,7 @@ def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
             each_epoch=lambda epoch: loop.record_epoch("train", epoch),
         )
         accuracy = loop.accuracy()
-    description = describe(config.model.name, data, {"accuracy": accuracy.as_dict()})
+    description = describe(config.model, data, {"accuracy": accuracy.as_dict()})
     if world.main:
         save_checkpoint(session.run.dense, trainer.result, description=description)
         session.finish()
@@ -82,13 +87,12 @@ def import_dense(config: RunConfig, data: ImageData, session: Session, checkpoin
         CheckpointError: the file does not fit the architecture or the classes of the data.
     """
     device, world = pick_device(config.device), current()
-    own = read_description(checkpoint) if checkpoint.suffix == ".safetensors" else None
-    if own:
-        _check_origin(own, config, data, checkpoint)
-    model = _new_model(config, data)
-    load_weights(checkpoint, model)
+    torch.manual_seed(config.seed)
+    model = read_dense(config, data, checkpoint)
+    if config.model.new_head:
+        log.warning("the classifier begins anew, and learns while the network is pruned")
     accuracy = accuracy_of(model.to(device), data, config, world)
-    description = describe(config.model.name, data, {"accuracy": accuracy.as_dict()})
+    description = describe(config.model, data, {"accuracy": accuracy.as_dict()})
     session.forget("train")  # what an import tells that was killed before its file was there
     session.record("dense", checkpoint=checkpoint.name, **accuracy.as_dict())
     if world.main:
@@ -97,10 +101,46 @@ def import_dense(config: RunConfig, data: ImageData, session: Session, checkpoin
     return session.run.dense
 
 
-def _new_model(config: RunConfig, data: ImageData) -> nn.Module:
-    model = build_model(
-        config.model.name, num_classes=data.num_classes, in_channels=data.input_size[0]
+def read_dense(config: RunConfig, data: ImageData, checkpoint: Path) -> nn.Module:
+    """Return the configured network with the weights of a checkpoint.
+
+    With ``model.new_head`` what follows the number of classes keeps its fresh weights.
+
+    Raises:
+        CheckpointError: the file does not fit the architecture or the classes of the data.
+        ModelError: the network cannot be built, or nothing of it follows the number of classes.
+    """
+    own = read_description(checkpoint) if checkpoint.suffix == ".safetensors" else None
+    if own:
+        _check_origin(own, config, data, checkpoint)
+    model = _trainable(config, data)
+    load_weights(checkpoint, model, without=_new_head(config, data))
+    return model
+
+
+def skeleton(config: RunConfig, data: ImageData) -> nn.Module:
+    """Return the configured network for its structure, see ``build_skeleton``."""
+    return build_skeleton(
+        config.model, num_classes=data.num_classes, in_channels=data.input_size[0]
     )
+
+
+def check_logits(config: RunConfig, data: ImageData) -> None:
+    """Find out whether the network returns logits for the data, before anything is written.
+
+    Raises:
+        ModelError: it cannot be built, does not accept the images, or returns something else.
+    """
+    require_logits(skeleton(config, data), data.input_size, data.num_classes)
+
+
+def fresh_network(config: RunConfig, data: ImageData) -> nn.Module:
+    """Return the configured network with fresh weights, see ``build_network``."""
+    return build_network(config.model, num_classes=data.num_classes, in_channels=data.input_size[0])
+
+
+def _trainable(config: RunConfig, data: ImageData) -> nn.Module:
+    model = fresh_network(config, data)
     if not any(p.requires_grad for p in model.parameters()):
         raise ModelError(
             f"every parameter of {config.model.name} is frozen: nothing can be trained"
@@ -108,16 +148,28 @@ def _new_model(config: RunConfig, data: ImageData) -> nn.Module:
     return model
 
 
+def _new_head(config: RunConfig, data: ImageData) -> frozenset[str]:
+    if not config.model.new_head:
+        return frozenset()
+    head = head_of(config.model, num_classes=data.num_classes, in_channels=data.input_size[0])
+    if not head:
+        raise ModelError(
+            f"model.new_head: nothing in {config.model.name} follows the number of classes"
+        )
+    return head
+
+
 def _check_origin(own: Description, config: RunConfig, data: ImageData, path: Path) -> None:
-    if own.architecture != config.model.name:
+    if own.model.words != config.model.words:
         raise CheckpointError(
             f"{path} holds a {own.architecture} and the configuration asks for "
-            f"{config.model.name}: add --model {own.architecture}"
+            f"{config.model.name}: add {shlex.join(own.model.words)}"
         )
-    if own.classes != data.classes:
+    if own.classes != data.classes and not config.model.new_head:
         raise CheckpointError(
             f"{path} was trained on {own.num_classes} classes ({_preview(own.classes)}) and the "
-            f"data has {data.num_classes} ({_preview(data.classes)}): give the data of its classes"
+            f"data has {data.num_classes} ({_preview(data.classes)}): give the data of its "
+            "classes, or add --set model.new_head=true for a classifier that begins anew"
         )
 
 
@@ -125,10 +177,12 @@ def _preview(classes: tuple[str, ...]) -> str:
     return ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
 
 
-def describe(architecture: str, data: ImageData, metrics: dict[str, object]) -> Description:
+def describe(model: ModelConfig, data: ImageData, metrics: dict[str, object]) -> Description:
     """Return what a file of weights says of itself when its network was fed with this data."""
     return Description(
-        architecture=architecture,
+        architecture=model.name,
+        options=model.options,
+        output=model.output,
         classes=data.classes,
         input_size=data.input_size,
         mean=data.mean,

@@ -18,6 +18,7 @@ from compress.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
+    from compress.checkpoints.checkpoint import Checkpoint
     from compress.config import Runtime
 
 __all__ = [
@@ -59,7 +60,7 @@ class Profile:
 
 
 def profile_network(
-    source: Path,
+    source: Path | Checkpoint,
     runtime: Runtime,
     images: np.ndarray,
     *,
@@ -73,7 +74,8 @@ def profile_network(
     """Return what a runtime runs for a batch of images and how long each part takes.
 
     Args:
-        source: what the runtime reads: a checkpoint, an ONNX file or an engine.
+        source: the path of what the runtime reads: a checkpoint, an ONNX file or an engine; or a
+            checkpoint that is loaded already.
         runtime: what runs it.
         images: one batch (N, C, H, W), float32.
         calls: how many are profiled, after ``WARMUPS`` that are not.
@@ -96,28 +98,25 @@ def profile_network(
         DataError: the images are not of the shape or type that the network reads.
         ModelError: the runtime cannot compute the network on them.
     """
-    from export.runners import artefact_suffix
+    from export.runners import network_of, require_readable
 
-    suffix = artefact_suffix(runtime)
-    if source.suffix != suffix:
-        raise ConfigError(f"runtime {runtime} reads a file *{suffix}, not {source.name}")
+    require_readable(source, runtime)
     if calls < 1:
         raise ConfigError(f"a profile of {calls} calls was asked for; it takes at least one")
     if compiled or runtime in ("onnxruntime-cuda", "onnxruntime-tensorrt"):
         return None
-    if runtime == "onnxruntime-cpu":
+    if isinstance(source, Path) and runtime == "onnxruntime-cpu":
         from export.profiling.onnx_profile import profile_onnx
 
         return profile_onnx(source, images, calls=calls, threads=threads)
-    if runtime == "tensorrt":
+    if isinstance(source, Path) and runtime == "tensorrt":
         from export.profiling.engine_profile import profile_engine
 
         return profile_engine(source, images, calls=calls, device=device)
-    from compress.checkpoints.checkpoint import load_checkpoint
     from export.profiling.torch_profile import profile_module
 
     return profile_module(
-        load_checkpoint(source).model,
+        network_of(source),
         "cpu" if runtime == "torch-cpu" else device,
         images,
         calls=calls,

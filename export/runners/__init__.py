@@ -31,7 +31,9 @@ __all__ = [
     "Stages",
     "TorchRunner",
     "artefact_suffix",
+    "network_of",
     "open_runner",
+    "require_readable",
     "stages_of",
 ]
 
@@ -90,14 +92,10 @@ def open_runner(
         ConfigError: no such runtime, a file that it does not read, or what it cannot do.
         CheckpointError: a checkpoint that is missing or damaged.
     """
-    suffix = artefact_suffix(runtime)
-    found = source.suffix if isinstance(source, Path) else _SUFFIXES["torch"]
-    if found != suffix:
-        given = source.name if isinstance(source, Path) else "a checkpoint"
-        raise ConfigError(f"runtime {runtime} reads a file *{suffix}, not {given}")
+    require_readable(source, runtime)
     if not isinstance(source, Path) or runtime in ("torch-cpu", "torch-cuda"):
         return TorchRunner(
-            _network(source),
+            network_of(source),
             "cpu" if runtime == "torch-cpu" else device,
             precision=precision,
             cuda_graph=cuda_graph,
@@ -118,7 +116,25 @@ def open_runner(
     )
 
 
-def _network(source: Path | Checkpoint) -> nn.Module:
+def require_readable(source: Path | Checkpoint, runtime: Runtime) -> None:
+    """Refuse what a runtime does not read.
+
+    Raises:
+        ConfigError: it is a file of another kind, or there is no such runtime.
+    """
+    suffix = artefact_suffix(runtime)
+    found = source.suffix if isinstance(source, Path) else _SUFFIXES["torch"]
+    if found != suffix:
+        given = source.name if isinstance(source, Path) else "a checkpoint"
+        raise ConfigError(f"runtime {runtime} reads a file *{suffix}, not {given}")
+
+
+def network_of(source: Path | Checkpoint) -> nn.Module:
+    """Return the network of a checkpoint, loading it if that was not done.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
     if not isinstance(source, Path):
         return source.model
     from compress.checkpoints.checkpoint import load_checkpoint

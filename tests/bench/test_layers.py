@@ -18,7 +18,7 @@ from bench.measuring.layer_matching import layer_times
 from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
 from bench.measuring.layers import explain, profile_layers
 from bench.subject import Subject
-from compress.checkpoints.checkpoint import save_checkpoint
+from compress.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from compress.checkpoints.description import Description
 from compress.config import BenchConfig
 from compress.networks import cost
@@ -388,8 +388,9 @@ def test_both_networks_take_turns(pair: dict[str, Any], monkeypatch: pytest.Monk
     asked: list[tuple[str, int, dict[str, Any]]] = []
     profiled = export.profiling.profile_network
 
-    def noted(source: Path, runtime: Any, batch: Any, *, calls: int, **options: Any) -> Any:
-        asked.append((source.stem, calls, options))
+    def noted(source: Checkpoint, runtime: Any, batch: Any, *, calls: int, **options: Any) -> Any:
+        stem = "pruned" if source.description.recipe else "dense"
+        asked.append((stem, calls, options))
         return profiled(source, runtime, batch, calls=calls, **options)
 
     monkeypatch.setattr(export.profiling, "profile_network", noted)

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -103,41 +104,46 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "evil_network", raising=False)
-    config = RunConfig.model_validate({"model": {"name": EVIL}})
-    (tmp_path / "run" / "export").mkdir(parents=True)
-    save_config(config, tmp_path / "run" / "config.toml")
+    write_run(tmp_path / "run", EVIL)
+    return tmp_path
+
+
+def write_run(path: Path, name: str) -> None:
+    """Write a run directory that names a network, as somebody else may hand it over."""
+    config = RunConfig.model_validate({"model": {"name": name}})
+    (path / "export").mkdir(parents=True, exist_ok=True)
+    save_config(config, path / "config.toml")
     digits = Description(
-        architecture=EVIL,
+        architecture=name,
         classes=tuple("0123456789"),
         input_size=(1, 32, 32),
         mean=(0.3,),
         std=(0.4,),
     )
     metadata = {METADATA_KEY: digits.model_dump_json()}
-    for name in ("dense", "pruned"):
+    for file in ("dense", "pruned"):
         tensors = {"fc.weight": torch.zeros(10, 4)}
-        safetensors.torch.save_file(tensors, tmp_path / "run" / f"{name}.safetensors", metadata)
-    return tmp_path
+        safetensors.torch.save_file(tensors, path / f"{file}.safetensors", metadata)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "train --config run/config.toml --output new",
-        "run --config run/config.toml --output new",
-        "prune --config run/config.toml --checkpoint run/dense.safetensors --output new",
-        "sweep --config run/config.toml --budget macs=0.5 --output new",
-        "train --resume --output run",
-        "run --resume --output run",
-        "prune --resume --output run",
-        "export run",
-        "bench run",
-        "oracle --checkpoint run --output new",
-        "oracle --checkpoint run/dense.safetensors --output new",
-        "inspect run/dense.safetensors",
-        "import run/dense.safetensors --output new.safetensors",
-    ],
+COMMANDS = (
+    "train --config run/config.toml --output new",
+    "run --config run/config.toml --output new",
+    "prune --config run/config.toml --checkpoint run/dense.safetensors --output new",
+    "sweep --config run/config.toml --budget macs=0.5 --output new",
+    "train --resume --output run",
+    "run --resume --output run",
+    "prune --resume --output run",
+    "export run",
+    "bench run",
+    "oracle --checkpoint run --output new",
+    "oracle --checkpoint run/dense.safetensors --output new",
+    "inspect run/dense.safetensors",
+    "import run/dense.safetensors --output new.safetensors",
 )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_no_file_names_code_to_import(evil: Path, command: str) -> None:
     result = invoke(*command.split())
     assert result.exit_code in (1, 2), result.stderr
@@ -154,6 +160,133 @@ def test_code_is_imported_when_the_user_names_it(evil: Path) -> None:
         assert (evil / "imported").exists()
 
 
+def test_no_file_makes_another_package_build_a_network(
+    evil: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def imported() -> None:
+        raise AssertionError("timm was imported")
+
+    monkeypatch.setattr("compress.networks.registries._timm", imported)
+    write_run(evil / "run", "timm:test_resnet")
+    for command in COMMANDS:
+        result = invoke(*command.split())
+        assert result.exit_code in (1, 2), result.stderr
+        assert result.stderr.splitlines()[-1].startswith("error: ")
+        assert not (evil / "new").exists()
+
+
+OWN = """from torch import nn
+def build(num_classes, width=4):
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The dense file of a run of the user's own, in the folder where it was made."""
+    for folder in ("home", "work"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "own_of_the_user", raising=False)
+    Path("own_of_the_user.py").write_text(OWN)
+    options = ("--model", "own_of_the_user:build", *small(train_epochs="0"))
+    result = invoke("train", *options, "--output", "run")
+    assert result.exit_code == 0, result.stderr
+    return tmp_path / "work" / "run" / "dense.safetensors"
+
+
+def is_refused(file: Path) -> bool:
+    result = invoke("inspect", file)
+    says = "pass --model own_of_the_user:build"
+    assert (result.exit_code == 1 and says in result.stderr) or result.exit_code == 0
+    return result.exit_code == 1
+
+
+def changed(file: Path, **description: Any) -> Path:
+    """Return a copy of a file that says something else of itself."""
+    text = read_metadata(file)
+    document = {**json.loads(text), **description}
+    other = file.with_name("changed.safetensors")
+    tensors = safetensors.torch.load_file(file)
+    safetensors.torch.save_file(tensors, other, {METADATA_KEY: json.dumps(document)})
+    return other
+
+
+def read_metadata(file: Path) -> str:
+    data = file.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return str(header["__metadata__"][METADATA_KEY])
+
+
+def test_the_user_s_own_files_are_known_wherever_they_are_moved(own: Path) -> None:
+    assert not is_refused(own)
+    Path("elsewhere").mkdir()
+    assert not is_refused(own.rename("elsewhere/other.safetensors"))
+
+
+def test_a_changed_file_is_none_of_the_user_s(own: Path) -> None:
+    """So a run that takes the place of the user's own, or a file added to it, brings nothing."""
+    assert is_refused(changed(own, metrics={"x": 1}))
+    assert is_refused(changed(own, options={"width": 8}))
+    config = own.with_name("config.toml")
+    config.write_text(config.read_text() + "# another\n")
+    result = invoke("train", "--resume", "--output", "run")
+    assert "pass --model own_of_the_user:build to allow it" in result.stderr
+    assert result.exit_code == 2
+
+
+def test_what_was_allowed_in_one_folder_is_not_allowed_in_another(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module of the same name may lie there, and it would be imported from there."""
+    (tmp_path / "download").mkdir()
+    monkeypatch.chdir(tmp_path / "download")
+    assert is_refused(own)
+
+
+def test_what_one_user_allowed_nobody_else_has_allowed(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "other"))
+    assert is_refused(own)
+
+
+@pytest.mark.parametrize("variable", ["HOME", "XDG_STATE_HOME"])
+def test_an_archive_brings_no_permission_with_it(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Nothing is noted or believed where the notes would lie below the working folder."""
+    notes = tmp_path / "home" / ".local" / "state"
+    monkeypatch.setenv("XDG_STATE_HOME", str(notes))
+    assert not is_refused(own)
+    below = {"HOME": ".local/state", "XDG_STATE_HOME": "."}[variable]
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv(variable, str(Path.cwd()))
+    shutil.copytree(notes, Path.cwd() / below, dirs_exist_ok=True)
+    assert is_refused(own)
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    assert is_refused(own)
+
+
+def test_a_home_that_cannot_be_written_remembers_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_of_a_guest.py").write_text(OWN)
+    options = ("--model", "own_of_a_guest:build", *small(train_epochs="0"))
+    result = invoke("train", *options, "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    assert invoke("inspect", tmp_path / "run" / "dense.safetensors").exit_code == 1
+
+
 def test_a_run_goes_on_with_the_network_it_has(evil: Path) -> None:
     result = invoke("train", "--resume", "--output", "run", "--model", "resnet20")
     assert "--model asks for resnet20" in result.stderr
@@ -168,9 +301,12 @@ import torch
 from compress.checkpoints.checkpoint import METADATA_KEY
 from compress.errors import CompressError
 from compress.importing import import_checkpoint
+from compress.config import ModelConfig
 from compress.networks.models import build_model
 from compress.checkpoints.summary import inspect_checkpoint
 from pathlib import Path
+
+RESNET18 = ModelConfig(name="resnet18")
 
 def saved(state, name):
     torch.save(state, name)
@@ -236,10 +372,10 @@ def tried(what, read):
         print(what, type(error).__name__, str(error)[:200])
 
 for what, path in files.items():
-    tried(what, lambda: inspect_checkpoint(path, "resnet18"))
+    tried(what, lambda: inspect_checkpoint(path, RESNET18))
     if path.suffix == ".pth":
         tried(what, lambda: inspect_checkpoint(path))
-    tried(what, lambda: import_checkpoint(path, Path("out.safetensors"), model="resnet18"))
+    tried(what, lambda: import_checkpoint(path, Path("out.safetensors"), model=RESNET18))
     tried(what, lambda: import_checkpoint(path, Path("out.safetensors")))
 print("done", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

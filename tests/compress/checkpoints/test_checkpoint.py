@@ -252,9 +252,12 @@ def test_a_full_disk_keeps_the_file_that_was_there(
 # The user's own networks
 
 
-def test_a_file_never_names_code_to_import(tmp_path: Path, own_network: str) -> None:
+def test_a_file_never_names_code_to_import(
+    tmp_path: Path, own_network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "own.safetensors"
     save_own(path, own_network)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # of somebody who did not write it
     sys.modules.pop("own_network")
     for asked in (None, "own_network:Other", "resnet20"):
         with pytest.raises(CheckpointError, match="pass --model own_network:Own to allow"):
@@ -291,7 +294,7 @@ def test_tied_weights_and_a_child_named_module(
     monkeypatch.delitem(sys.modules, "tied_network", raising=False)
     path, name = tmp_path / "tied.safetensors", "tied_network:Tied"
     saved = save_own(path, name)
-    loaded = load_checkpoint(path, name)
+    loaded = load_checkpoint(path)  # which was written here
     assert same_state(loaded.model, saved)
     inner = loaded.model.module
     assert inner.first.weight is inner.again.weight  # type: ignore[union-attr]

@@ -25,6 +25,7 @@ import cli
 import compress
 from compress.checkpoints.checkpoint import load_checkpoint
 from compress.checkpoints.gated import find_gates, is_gate, ungated
+from compress.config import ModelConfig
 from compress.errors import CheckpointError, ConfigError, ModelError
 from compress.files import sha256_of
 from compress.importing import data_asked_for, import_checkpoint
@@ -287,7 +288,9 @@ def test_a_layer_that_is_called_a_gate_is_none(
     path = saved(tmp_path, "own", model.state_dict())
     digits = data_asked_for(None, ["data.dataset=digits"])
     output = tmp_path / "own.safetensors"
-    import_checkpoint(path, output, model="network_with_a_layer_called_gate:build", data=digits)
+    import_checkpoint(
+        path, output, model=ModelConfig(name="network_with_a_layer_called_gate:build"), data=digits
+    )
     loaded = compress.load_model(output, "network_with_a_layer_called_gate:build")
     assert torch.equal(loaded.state_dict()["gate.weight"], model.state_dict()["gate.weight"])
 
@@ -384,9 +387,11 @@ def test_a_state_dict_that_contradicts_itself(
 def test_gates_have_no_place_in_other_networks(gated_state: State, tmp_path: Path) -> None:
     path = saved(tmp_path, "r18", gated_state)
     with pytest.raises(CheckpointError, match="which has no place in resnext50_32x4d"):
-        import_checkpoint(path, tmp_path / "x.safetensors", model="resnext50_32x4d")
+        import_checkpoint(
+            path, tmp_path / "x.safetensors", model=ModelConfig(name="resnext50_32x4d")
+        )
     with pytest.raises(ConfigError, match="the normalisation of a resnet20 are not known: add"):
-        import_checkpoint(path, tmp_path / "x.safetensors", model="resnet20")
+        import_checkpoint(path, tmp_path / "x.safetensors", model=ModelConfig(name="resnet20"))
 
 
 def test_only_gates_are_gates() -> None:

@@ -16,6 +16,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, Dataset, TensorDataset, get_worker_info
 from torchvision import datasets
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
 
 import compress.data.loading
 from compress.config import DataConfig
@@ -808,3 +810,24 @@ def test_a_dead_worker_is_a_data_error(workers):
 def test_a_bug_keeps_its_traceback(workers):
     with pytest.raises(RuntimeError, match="a bug"):
         list(eval_batches(Buggy(4), batch_size=2, workers=workers))
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("crop", "side"), [(0.875, 9), (0.5, 16), (1.0, 8)])
+def test_evaluation_looks_at_a_share_of_the_shorter_side(mode, crop, side):
+    image = torch.from_numpy(noise(1, 3, 20, 30))[0]
+    view = View(8, "imagenet", (0.5,) * 3, (0.5,) * 3, mode, crop)
+    resized = functional.resize(image, [side], InterpolationMode(mode), antialias=True)
+    assert torch.equal(view.resize(image), functional.center_crop(resized, [8, 8]))
+
+
+def test_what_the_configuration_says_of_pixels():
+    data = load_data(DataConfig(image_size=12, mean=(0.25,), std=(0.5,), interpolation="bicubic"))
+    usual = load_data(DataConfig(image_size=12))
+    assert (data.mean, data.std) == ((0.25,), (0.5,))
+    first, second = (next(iter(eval_batches(d.val, batch_size=4))).images for d in (data, usual))
+    assert not torch.allclose(first * 0.5 + 0.25, second * usual.std[0] + usual.mean[0], atol=1e-3)
+    with pytest.raises(
+        ConfigError, match=r"data.mean has 3 numbers and the images of digits have 1"
+    ):
+        load_data(DataConfig(mean=(0.5, 0.5, 0.5)))

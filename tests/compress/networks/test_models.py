@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compress.errors import ModelError
+from compress.config import ModelConfig
+from compress.errors import EnvironmentUnfitError, ModelError
 from compress.networks.architectures import ChannelPad, CifarBlock
 from compress.networks.models import (
     BUILTIN_MODELS,
@@ -16,8 +18,12 @@ from compress.networks.models import (
     SMALL_IMAGE_MODELS,
     TORCHVISION_MODELS,
     build_model,
-    is_custom,
+    build_network,
+    ends_in,
+    head_of,
+    is_builtin,
 )
+from compress.networks.registries import READERS, usual_images
 
 # As torchvision documents them for 1000 classes, and for 10 classes as the layers of the papers add
 # up to; test_cost.py and test_architectures.py have the sums.
@@ -164,6 +170,12 @@ def needs(depth):
 def fails(num_classes):
     raise RuntimeError("out of luck")
 
+def lazy(num_classes):
+    return nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten(), nn.LazyLinear(num_classes))
+
+def deep(num_classes, depth=1, kind="plain"):
+    return nn.Sequential(*(nn.Linear(3, 3) for _ in range(depth)), nn.Linear(3, num_classes))
+
 number = 5
 """
 
@@ -190,8 +202,8 @@ def test_a_callable_gets_what_it_takes() -> None:
     assert (linear.in_features, linear.out_features) == (3, 5)
     assert isinstance(build_model("own_models:neither", num_classes=5), nn.Identity)
     build_model("own_models:anything", num_classes=5, in_channels=2)
-    assert is_custom("own_models:both")
-    assert not any(is_custom(name) for name in BUILTIN_MODELS)
+    assert not is_builtin(ModelConfig(name="own_models:both"))
+    assert all(is_builtin(ModelConfig(name=name)) for name in BUILTIN_MODELS)
 
 
 @pytest.mark.usefixtures("own")
@@ -209,8 +221,121 @@ def test_a_callable_gets_what_it_takes() -> None:
         ("own_models:wrong", "own_models:wrong returned str, not a torch.nn.Module"),
         ("own_models:needs", "own_models:needs failed: TypeError: .*depth"),
         ("own_models:fails", "own_models:fails failed: RuntimeError: out of luck"),
+        ("own_models:lazy", r"a LazyConv2d \(0\), whose width only .* as nn.Conv2d takes them"),
     ],
 )
 def test_a_callable_that_is_none(name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         build_model(name, num_classes=5)
+
+
+@pytest.mark.usefixtures("own")
+def test_options_of_a_callable() -> None:
+    model = ModelConfig(name="own_models:deep", options={"depth": 3})
+    assert len(list(build_network(model, num_classes=5).children())) == 4
+    for option, message in (("num_classes", "follows from the data"), ("width", "unexpected key")):
+        wrong = ModelConfig(name="own_models:deep", options={option: 1})
+        with pytest.raises(ModelError, match=message):
+            build_network(wrong, num_classes=5)
+
+
+def test_options_of_a_built_in_network() -> None:
+    options = {"zero_init_residual": True}
+    network = build_network(ModelConfig(name="resnet18", options=options), num_classes=2)
+    assert not network.get_parameter("layer1.0.bn2.weight").any()
+    with pytest.raises(ModelError, match=r"resnet20 failed: TypeError: .*zero_init_residual"):
+        build_network(ModelConfig(name="resnet20", options=options), num_classes=2)
+
+
+# timm and torchvision
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_of_timm(channels: int) -> None:
+    model = build_model("timm:test_resnet", num_classes=5, in_channels=channels)
+    assert type(model).__module__.startswith("timm.")
+    assert model(torch.randn(2, channels, 32, 32)).shape == (2, 5)
+    tagged = build_model("timm:test_resnet.r160_in1k", num_classes=5)
+    assert tagged.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+def test_a_network_of_torchvision(name: str) -> None:
+    model = build_model(f"torchvision:{name}", num_classes=5).eval()
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 5)
+    with pytest.raises(ModelError, match="takes images of 3 channels and the data has 1"):
+        build_model(f"torchvision:{name}", num_classes=5, in_channels=1)
+
+
+def test_a_backbone_fetches_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetched(*_: object, **__: object) -> None:
+        raise AssertionError("weights were fetched")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", fetched)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetched)
+    model = ModelConfig(name="torchvision:lraspp_mobilenet_v3_large", output="out")
+    network = build_network(model, num_classes=4).eval()
+    assert network(torch.randn(1, 3, 64, 64)).shape == (1, 4, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("timm:test_resne", "did you mean timm:test_resnet"),
+        ("timm:hf-hub:timm/test_resnet", "did you mean"),
+        ("timm:local-dir:/tmp/x", "see timm.list_models"),
+        ("timm:../x", "see timm.list_models"),
+        ("timm:", "see timm.list_models"),
+        ("torchvision:resnet51", "did you mean torchvision:resnet"),
+        ("torchvision:https://x/y.pth", "see torchvision.list_models"),
+    ],
+)
+def test_a_name_that_a_registry_does_not_know(name: str, hint: str) -> None:
+    with pytest.raises(ModelError, match=hint):
+        build_model(name, num_classes=5)
+
+
+@pytest.mark.parametrize("option", sorted(READERS))
+@pytest.mark.parametrize("name", ["timm:test_resnet", "torchvision:squeezenet1_1", "resnet18"])
+def test_an_option_that_would_read_weights(name: str, option: str) -> None:
+    model = ModelConfig(name=name, options={option: "x"})
+    with pytest.raises(ModelError, match=f"model.options.{option} would read weights"):
+        build_network(model, num_classes=5)
+
+
+def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(EnvironmentUnfitError, match=r"pip install 'compress-convnets\[timm\]'"):
+        build_model("timm:test_resnet", num_classes=5)
+
+
+def test_how_published_weights_saw_images() -> None:
+    assert usual_images("timm:resnet10t") == {
+        "image_size": 176,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "interpolation": "bicubic",
+        "crop": 0.875,
+    }
+    assert usual_images("timm:test_resnet.r160_in1k")["mean"] == (0.5, 0.5, 0.5)
+    seen = usual_images("torchvision:resnet50")
+    assert (seen["image_size"], seen["interpolation"]) == (224, "bilinear")
+    assert seen["crop"] == pytest.approx(224 / 232)
+    assert usual_images("torchvision:fcn_resnet50") == {}
+    assert usual_images("resnet50") == usual_images("own_models:both") == {}
+
+
+def test_the_ends_of_a_network_that_is_not_built_in() -> None:
+    assert ends_in(ModelConfig(name="timm:test_resnet")) == ("conv1.0", "fc")
+    assert ends_in(ModelConfig(name="torchvision:squeezenet1_1")) == ("features.0", "classifier.1")
+    head = head_of(ModelConfig(name="resnet20"), num_classes=3)
+    assert head == {"fc.weight", "fc.bias"}
+
+
+def test_quantized_weights() -> None:
+    model = ModelConfig(name="torchvision:quantized_resnet18", options={"quantize": True})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that quantization moves to another package
+        with pytest.raises(ModelError, match=r"is quantized \(conv1.weight\): prune"):
+            build_network(model, num_classes=5)
+    assert build_model("torchvision:quantized_resnet18", num_classes=5)  # float, to be quantized

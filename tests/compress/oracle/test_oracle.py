@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import cli
 from compress.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from compress.checkpoints.description import Description
+from compress.config import ModelConfig
 from compress.criteria.scoring import Context
 from compress.errors import (
     CheckpointError,
@@ -695,7 +696,7 @@ def test_a_criterion_equal_to_the_truth_has_a_spearman_of_one(
     """The importance is replaced by the squares read back from the table of units."""
     run_oracle(request(dense, tmp_path / "out", criteria="random"))
     lines = [row.split(",") for row in (tmp_path / "out/units.csv").read_text().splitlines()[1:]]
-    graph = tried_graph(load_checkpoint(dense, OWN).model, (1, 8, 8))
+    graph = tried_graph(load_checkpoint(dense, ModelConfig(name=OWN)).model, (1, 8, 8))
     truth = np.zeros(graph.num_units)
     units = np.concatenate([group.units for group in graph.prunable])
     truth[units] = [float(row[3]) ** 2 for row in lines]
@@ -764,7 +765,11 @@ def test_groups_that_stay_dense_are_named(tmp_path: Path, caplog: pytest.LogCapt
         ({"pairs": "layer9"}, ConfigError, "no group that may be pruned is named 'layer9'"),
         ({"resume": True}, ConfigError, "nothing to resume"),
         ({"resume": True, "overwrite": True}, ConfigError, "exclude each other"),
-        ({"data": Path("x")}, ConfigError, "--data x would be ignored"),
+        (
+            {"data": Path("x"), "config": "digits-resnet20"},
+            ConfigError,
+            "--data x would be ignored",
+        ),
         ({"settings": []}, CheckpointError, "takes images of 1x8x8 and the data gives 1x32x32"),
     ],
 )

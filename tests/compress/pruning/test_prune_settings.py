@@ -12,7 +12,6 @@ import pytest
 import torch
 from runs import (
     DATA,
-    allowed_name,
     assert_sound,
     config_of,
     graph_of,
@@ -268,7 +267,7 @@ def test_the_criterion_that_ended_a_run_early_can_be_resumed(tmp_path: Path) -> 
     session.stop.set()
     while not run.pruned.is_file():
         with suppress(InterruptedRunError):
-            prune(config, DATA, session, allowed_name(config))
+            prune(config, DATA, session)
         session = Session(run)
         session.stop.set()
     assert history(run) == history(whole)

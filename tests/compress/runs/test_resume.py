@@ -250,7 +250,7 @@ def dense_of(folder: Path, config: RunConfig, data: ImageData) -> Path:
     torch.manual_seed(6)
     channels = data.input_size[0]
     model = build_model(config.model.name, num_classes=data.num_classes, in_channels=channels)
-    description = describe(config.model.name, data, {})
+    description = describe(config.model, data, {})
     save_checkpoint(folder / "start.safetensors", lived_in(model), description=description)
     return folder / "start.safetensors"
 
@@ -271,8 +271,7 @@ class Case:
         return run
 
     def work(self, session: Session) -> Path:
-        name = self.config.model.name
-        return prune(self.config, self.data, session, name if ":" in name else None)
+        return prune(self.config, self.data, session)
 
     def check(self, steps: Iterable[int]) -> None:
         steps = sorted(steps)
@@ -351,7 +350,7 @@ def test_state_of_another_network_is_refused(
         stopped.work(Stopping(run).stop_in([3]))
     shutil.copy(dense_of(tmp_path, other, rgb), run.dense)
     with pytest.raises(CheckpointError, match="of another network: start anew with --overwrite"):
-        prune(other, rgb, Session(run), other.model.name)
+        prune(other, rgb, Session(run))
 
 
 @pytest.mark.gpu

@@ -183,7 +183,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     run = begun(tmp_path_factory.mktemp("whole"), config)
     session = Session(run)
     train_dense(config, DATA, session)
-    prune(config, DATA, session, NAME)
+    prune(config, DATA, session)
     return run
 
 
@@ -224,10 +224,10 @@ def test_a_resumed_run_leaves_no_trace_of_what_was_lost(tmp_path: Path, step: in
             super().after_step(snapshot)
 
     with pytest.raises(MemoryError):
-        prune(config, DATA, Killed(run), NAME)
+        prune(config, DATA, Killed(run))
     lost = curves_of(run.tensorboard / "prune")
     assert lost["training/loss"][-1][1] == 1e9
-    prune(config, DATA, Session(run), NAME)
+    prune(config, DATA, Session(run))
     found = curves_of(run.tensorboard / "prune")
     found.pop("widths/x", None)
     assert found == expected_of(run, ("prune", "finetune"))
@@ -300,7 +300,7 @@ def test_resuming_pruning_leaves_dense_training_alone(tmp_path: Path) -> None:
 def test_the_switch(tmp_path: Path) -> None:
     config = config_of(tensorboard=False)
     run = start(tmp_path, config)
-    prune(config, DATA, Session(run), NAME)
+    prune(config, DATA, Session(run))
     assert run.pruned.is_file()
     assert run.history.is_file()
     assert not run.tensorboard.exists()

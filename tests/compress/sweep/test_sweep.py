@@ -688,7 +688,7 @@ class TestRefused:
             ((*GRID, "--devices", "cuda:99"), 5, "'cuda:99' cannot be used here"),
             ((*GRID, "--devices", "tpu"), 2, "'tpu' is none of auto, cpu"),
             ((*GRID, "--jobs", "0"), 2, "--jobs 0: give 1 or more"),
-            ((*GRID, "--data", "/nowhere"), 2, "would be ignored"),
+            ((*GRID, "--data", "/nowhere"), 1, "/nowhere does not exist"),
             ((*GRID, "--checkpoint", "/nowhere.pth"), 1, "/nowhere.pth"),
             ((*GRID, "--config", "digits-resnet2"), 2, "did you mean 'digits-resnet20'?"),
         ],

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 
 from compress.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from compress.checkpoints.description import Description, read_description
-from compress.config import DataConfig, RunConfig
+from compress.config import DataConfig, ModelConfig, RunConfig
 from compress.data.batches import ImageData, eval_batches
 from compress.data.datasets import load_data
 from compress.errors import CheckpointError, ModelError, TrainingError
-from compress.networks.models import build_model
+from compress.networks.models import build_model, build_network
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.training.dense import import_dense, train_dense
@@ -130,10 +130,10 @@ def test_divergence_leaves_no_network(tmp_path: Path, digits: ImageData) -> None
 def test_a_network_of_which_nothing_can_be_trained(
     tmp_path: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def frozen(name: str, **options: int) -> torch.nn.Module:
-        return build_model(name, **options).requires_grad_(False)
+    def frozen(model: ModelConfig, **ends: int) -> torch.nn.Module:
+        return build_network(model, **ends).requires_grad_(False)
 
-    monkeypatch.setattr("compress.training.dense.build_model", frozen)
+    monkeypatch.setattr("compress.training.dense.build_network", frozen)
     with pytest.raises(ModelError, match="every parameter of resnet20 is frozen"):
         train_dense(config_of(), digits, session_in(tmp_path, config_of()))
 
@@ -156,7 +156,7 @@ def test_a_network_that_views_its_feature_maps_can_be_trained(
     )
     session = session_in(tmp_path, config)
     train_dense(config, rgb, session)
-    prune(config, rgb, session, "networks:Plain")
+    prune(config, rgb, session)
     description = read_description(session.run.pruned)
     assert description is not None
     assert description.metrics["finetuned"]["macs"] <= 0.5 * description.metrics["dense"]["macs"]
