@@ -200,8 +200,7 @@ def tolerant(work: Callable[[], float]) -> float | None:
 
 
 def speed(name: str, size: int) -> dict[str, Any]:
-    """Time capture, analysis and trial of one network, on one core."""
-    torch.set_num_threads(1)
+    """Time capture, analysis and trial of one network."""
     model, example = build(name), Example.images(size_of(name, size))
     clock = [time.perf_counter()]
     capture(model, example)
@@ -237,6 +236,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     names = options.networks.split(",")
     if options.speed:
+        torch.set_num_threads(1)
         for name in names:
             print(json.dumps(speed(name, options.size)))
         return

@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 import torchvision
 from PIL import Image
@@ -228,7 +229,7 @@ def heading(options: argparse.Namespace, size: float) -> str:
     return (
         f"{options.model} at {options.size} x {options.size}, batch {options.batch}, AMP {amp}, "
         f"{layout}; {name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; torch "
-        f"{torch.__version__}, torchvision {torchvision.__version__}, Pillow {Image.__version__}; "
+        f"{torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}; "
         f"JPEGs of {size:.0f} kB; {options.steps} rounds of a step, {options.rounds} of the loader"
     )
 

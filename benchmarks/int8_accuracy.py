@@ -104,7 +104,8 @@ def rounded(proto: onnx.ModelProto) -> onnx.ModelProto:
     to_fp16(copied(proto))  # which refuses what half precision cannot hold
     types = onnx.shape_inference.infer_shapes(proto, strict_mode=True).graph.value_info
     floats = {value.name for value in types if value.type.tensor_type.elem_type == FLOAT}
-    model, nodes = copied(proto), []
+    model = copied(proto)
+    nodes: list[onnx.NodeProto] = []
     for tensor in model.graph.initializer:
         if tensor.data_type == FLOAT:
             half = numpy_helper.to_array(tensor).astype(np.float16)

@@ -177,7 +177,8 @@ def _arm(moment: Moment, say: Callable[[], None]) -> None:
         write(path, data)
 
     Trainer.step, Path.replace = step, replace  # type: ignore[method-assign,assignment]
-    files.write_flushed = state.write_flushed = write_flushed
+    files.write_flushed = write_flushed
+    vars(state)["write_flushed"] = write_flushed
 
 
 def _end_before_the_export() -> None:
@@ -186,7 +187,7 @@ def _end_before_the_export() -> None:
     def end(*_: Any, **__: Any) -> None:
         os._exit(0)
 
-    cli._export = end
+    vars(cli)["_export"] = end
 
 
 def _child(order: dict[str, Any], pipe: int) -> int:

@@ -28,6 +28,7 @@ from compress.criteria.scoring import Context
 from compress.data.loading import Batch
 from compress.networks import cost
 from compress.networks.analysis import analyse
+from compress.networks.capture import Example
 from compress.networks.models import build_model
 from compress.networks.shrink import mask_, proof, shrink, shrink_
 from compress.pruning.decision import prunable
@@ -141,7 +142,7 @@ class Bench:
             seconds["decide and mask"] += timed(partial(decide, limit), self.device)
             masked = 1 - cost.macs(graph, kept) / cost.macs(graph, shrunk)
             if step == SETTINGS.steps or masked >= SETTINGS.shrink_at:
-                check = partial(proof, self.model, graph, kept, images)
+                check = partial(proof, self.model, graph, kept, Example((images,)))
                 seconds["float64 proof"] += timed(check, self.device)
                 seconds["shrink"] += timed(cut, self.device)
                 shrunk = kept.copy()

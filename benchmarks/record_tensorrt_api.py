@@ -69,7 +69,7 @@ def _class(kind: type) -> dict[str, Any]:
         if not name.startswith("_")
         or (name in PROTOCOL and getattr(kind, name) is not getattr(object, name, None))
         if not isinstance(getattr(kind, name), type)
-    } | {"__init__": _signatures(kind.__init__)}
+    } | {"__init__": _signatures(kind.__init__)}  # type: ignore[misc]
 
 
 def _member(kind: type, name: str) -> list[str] | str:

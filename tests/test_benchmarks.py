@@ -27,6 +27,16 @@ def test_what_pruning_costs(benchmark: Any) -> None:
     assert min(seconds.values()) > 0
 
 
+def test_which_networks_can_be_pruned(benchmark: Any) -> None:
+    coverage = benchmark("coverage")
+    row = coverage.measure("torchvision:squeezenet1_1", 64)
+    assert row.ours == pytest.approx(row.torch_pruning, rel=0.05)
+    assert row.difference < 1e-9
+    assert row.onnx < 1e-5
+    assert row.counted
+    assert set(coverage.speed("torchvision:squeezenet1_1", 64)) > {"together_s", "peak_mib"}
+
+
 def test_every_worker_of_the_loader_has_batches_to_read(benchmark: Any, tmp_path: Path) -> None:
     throughput = benchmark("imagenet_throughput")
     options = Namespace(folder=tmp_path, device="cpu", size=16, batch=2, images=6)
