@@ -51,7 +51,9 @@ def cuts_from_recipe(model: nn.Module, recipe: Mapping[str, Any]) -> tuple[Cut, 
     kept, named = recipe.get("kept"), recipe.get("cuts")
     if not isinstance(kept, Mapping) or not isinstance(named, Mapping):
         raise CheckpointError("the recipe has no cuts")
-    indices = {key: _indices(f"entry {key!r}", entry, "indices") for key, entry in kept.items()}
+    indices = {
+        key: _indices(f"entry {key!r}", entry, "indices", fewest=0) for key, entry in kept.items()
+    }
     modules, cuts = dict(model.named_modules()), []
     for tensor, by_dim in named.items():
         lengths = _lengths(modules, tensor)
@@ -66,6 +68,8 @@ def cuts_from_recipe(model: nn.Module, recipe: Mapping[str, Any]) -> tuple[Cut, 
                     f"the recipe gives {tensor!r} a width of {size} and this network has "
                     f"{lengths[place]}"
                 )
+            if not left and not _is_width(modules, tensor):
+                raise CheckpointError(f"the recipe leaves nothing of {tensor!r}")
             cuts.append(Cut(tensor, place, size, np.array(left, np.int64)))
     return tuple(cuts)
 
@@ -82,7 +86,7 @@ def mask_from_groups(graph: ChannelGraph, recipe: Mapping[str, Any]) -> Mask:
         group = groups.get(name)
         if group is None or group.frozen:
             raise CheckpointError(f"the recipe prunes {name!r}, which this network does not allow")
-        size, indices = _indices(repr(name), entry, "kept")
+        size, indices = _indices(repr(name), entry, "kept", fewest=1)
         if size != group.size:
             raise CheckpointError(
                 f"the recipe gives {name!r} another width than this network's {group.size}"
@@ -100,14 +104,19 @@ def _lengths(modules: Mapping[str, nn.Module], name: str) -> tuple[int, ...]:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else (value,)
 
 
-def _indices(name: str, entry: Any, key: str) -> tuple[int, list[int]]:
+def _is_width(modules: Mapping[str, nn.Module], name: str) -> bool:
+    """Whether a name is that of an integer, which may become 0, as padding does."""
+    return isinstance(Place.of(modules, name).value, int)
+
+
+def _indices(name: str, entry: Any, key: str, *, fewest: int) -> tuple[int, list[int]]:
     """Check one entry before anything is built from it."""
     size = entry.get("size") if isinstance(entry, Mapping) else None
     indices = entry.get(key) if isinstance(entry, Mapping) else None
     valid = (
         type(size) is int
         and isinstance(indices, list)
-        and 0 < len(indices) <= size
+        and fewest <= len(indices) <= size
         and all(type(i) is int and 0 <= i < size for i in indices)
         and all(a < b for a, b in itertools.pairwise(indices))
     )

@@ -107,6 +107,16 @@ def linear(call: Call) -> Value | None:
     return x.with_dim(x.rank - 1, written, call.shape[-1])
 
 
+@rule("embedding")
+def embedding(call: Call) -> Value:
+    """Rows of (rows, out) by their numbers, to (..., out)."""
+    weight = call["weight"]
+    call.walk.keep_still(weight, 0)
+    written = call.walk.write(weight, 1)
+    _say(call, weight, embedding_dim=written)
+    return Value(call.shape, (*(None,) * (len(call.shape) - 1), written))
+
+
 @rule("matmul", "bmm", "mm", "dot", "mv")
 def matmul(call: Call) -> Value | None:
     """(..., m, k) and (..., k, n) to (..., m, n)."""

@@ -29,6 +29,7 @@ from safetensors import safe_open
 from compress.checkpoints.checkpoint import load_checkpoint, load_model, save_checkpoint
 from compress.checkpoints.description import METADATA_KEY, read_description
 from compress.checkpoints.summary import inspect_checkpoint
+from compress.config import ModelConfig
 from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.models import build_model
@@ -45,6 +46,10 @@ NAMES = {"resnet20": None, "lenet": None, "groups": "networks:FewGroups"}
 
 def file_of(name: str) -> Path:
     return FIXTURES / f"{name}.safetensors"
+
+
+def typed(name: str) -> ModelConfig:
+    return ModelConfig(name=NAMES[name] or name)
 
 
 def header_of(path: Path) -> dict[str, Any]:
@@ -86,7 +91,7 @@ def test_a_file_shows_the_groups_that_it_showed(name: str) -> None:
     asked = [] if NAMES[name] is None else ["--model", NAMES[name]]
     shown = document(invoke("inspect", file_of(name), *asked, "--json"))
     require_shown(name, shown)
-    checkpoint = load_checkpoint(file_of(name), NAMES[name])
+    checkpoint = load_checkpoint(file_of(name), typed(name))
     now = EXPECTED[name]["inspect"]["now"]
     assert checkpoint.costs == {"macs": now["macs"], "params": now["params"]}
     assert checkpoint.structure is not None
@@ -103,7 +108,7 @@ def test_whole_groups_were_the_units() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_saving_again_writes_version_2(tmp_path: Path, name: str) -> None:
     """With the graph and mask that the file's recipe means, as the pruner has them."""
-    old = load_checkpoint(file_of(name), NAMES[name])
+    old = load_checkpoint(file_of(name), typed(name))
     architecture, channels = NAMES[name] or name, old.input_size[0]
     network = build_model(architecture, num_classes=old.num_classes, in_channels=channels)
     graph = analyse(network, old.input_size, whole_groups=True)
@@ -117,13 +122,13 @@ def test_saving_again_writes_version_2(tmp_path: Path, name: str) -> None:
     assert header["format_version"] == 2
     assert header["recipe"].keys() == {"kept", "cuts"}
     assert header["structure"]["now"] == cost.totals(graph, kept)
-    new = load_checkpoint(path, NAMES[name])
+    new = load_checkpoint(path, typed(name))
     before, after = old.model.state_dict(), new.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     with torch.no_grad():
         assert torch.equal(new.model(images_for(name)), old.model(images_for(name)))
-    require_shown(name, json.loads(json.dumps(inspect_checkpoint(path, NAMES[name]))))
+    require_shown(name, json.loads(json.dumps(inspect_checkpoint(path, typed(name)))))
     about = {"format_version", "recipe", "structure", "tools"}
     assert new.description.model_dump(exclude=about) == old.description.model_dump(exclude=about)
 
@@ -174,7 +179,7 @@ def test_a_dense_file_of_version_1_is_pruned_by_whole_groups(tmp_path: Path) -> 
     header["format_version"] = 1
     tensors = safetensors.torch.load_file(run.dense)
     safetensors.torch.save_file(tensors, run.dense, {METADATA_KEY: json.dumps(header)})
-    prune(config, DATA, Session(run), config.model.name)
+    prune(config, DATA, Session(run))
     (step,) = history(run, "prune_step")
     assert step["widths"] == {"stem": 1}
     grouped = load_model(run.pruned, config.model.name).get_submodule("grouped")
@@ -184,7 +189,7 @@ def test_a_dense_file_of_version_1_is_pruned_by_whole_groups(tmp_path: Path) -> 
 def test_a_dense_file_of_version_2_is_pruned_within_groups(tmp_path: Path) -> None:
     config = config_of("networks:FewGroups", budget="params=0.5", steps=2)
     run = start(tmp_path, config)
-    prune(config, DATA, Session(run), config.model.name)
+    prune(config, DATA, Session(run))
     assert_sound(run, config)
     grouped = load_model(run.pruned, config.model.name).get_submodule("grouped")
     assert grouped.groups == 2

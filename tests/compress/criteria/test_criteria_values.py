@@ -277,7 +277,7 @@ def test_taylor_output_behind_a_flatten_averages_over_positions() -> None:
     assert kept[0].grad is not None
     mean = (kept[0] * kept[0].grad).detach().abs().view(5, 8, 9).mean((0, 2))
     found = scores_of("taylor-output", model, graph, images, cross_entropy(labels))
-    group = next(g for g in graph.groups if "hidden" in g.readers)
+    group = next(g for g in graph.groups if "hidden.weight" in g.readers)
     expected = (mean / torch.linalg.vector_norm(mean)).numpy()
     np.testing.assert_allclose(found[group.units], expected, rtol=1e-5)
 
