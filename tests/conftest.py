@@ -48,12 +48,6 @@ def _state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def _stranger(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user whose commands have written nothing yet."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("stranger")))
-
-
 @pytest.fixture(autouse=True)
 def _ctrl_c() -> Iterator[None]:
     """Let Ctrl-C interrupt: a shell that starts the tests in the background ignores it for them."""
