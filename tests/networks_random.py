@@ -283,7 +283,7 @@ class Standardised(nn.Conv2d):
 class ComputedWeight(Block):
     """Weights that are standardised: what they read stays, what they write may go."""
 
-    dense, computed = "over channels", True
+    dense, computed = "statistics of a weight", True
 
     def __init__(self, draw: Draw, inputs: int) -> None:
         super().__init__()

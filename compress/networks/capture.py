@@ -13,7 +13,7 @@ import re
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,28 +63,34 @@ class Example:
         first = next((t for t in self.tensors if t.dim()), None)
         return 1 if first is None else max(1, len(first))
 
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Example:
+        """Return inputs with a function of every tensor in its place."""
+
+        def mapped(leaf: Any) -> Any:
+            return function(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+        args, kwargs = pytree.tree_map(mapped, (self.args, dict(self.kwargs)))
+        return Example(args, kwargs)
+
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Example:
         """Return copies on a device; of another precision where they are floating."""
+        return self.map(
+            lambda tensor: tensor.detach().to(
+                device, dtype if tensor.is_floating_point() else None, copy=True
+            )
+        )
 
-        def moved(leaf: Any) -> Any:
-            if not isinstance(leaf, torch.Tensor):
-                return leaf
-            wanted = dtype if leaf.is_floating_point() else None
-            return leaf.detach().to(device, wanted, copy=True)
-
-        args, kwargs = pytree.tree_map(moved, (self.args, dict(self.kwargs)))
-        return Example(args, kwargs)
+    def beside(self, model: nn.Module) -> Example:
+        """Return copies where a network lies, as precise as it is."""
+        tensors = [*model.parameters(), *model.buffers()]
+        floating = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+        return self.to(tensors[0].device if tensors else torch.device("cpu"), floating)
 
     def row(self) -> Example:
         """Return the first row of every input, where all have as many."""
         if {len(t) if t.dim() else 0 for t in self.tensors} != {self.batch}:
             return self
-
-        def first(leaf: Any) -> Any:
-            return leaf[:1] if isinstance(leaf, torch.Tensor) else leaf
-
-        args, kwargs = pytree.tree_map(first, (self.args, dict(self.kwargs)))
-        return Example(args, kwargs)
+        return self.map(lambda tensor: tensor[:1])
 
     def __str__(self) -> str:
         return " and ".join("x".join(map(str, t.shape)) for t in self.tensors) or "no tensors"
@@ -126,8 +132,8 @@ def capture(model: nn.Module, example: Example, *, training: bool = False) -> Ca
             take a decision by a value; the message names the place in its source.
     """
     _require_shapes(model)
-    example = example.to(*_surroundings(model))
-    with _unchanged(model), in_mode(model, training=training), _CAPTURING, _quiet():
+    example = example.beside(model)
+    with unchanged(model), in_mode(model, training=training), _CAPTURING, _quiet():
         try:
             exported = torch.export.export(
                 _Whole(model), example.args, dict(example.kwargs), strict=False
@@ -238,14 +244,15 @@ def tensors_of(output: Any) -> list[torch.Tensor]:
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Iterator[None]:
     """Give every module back what it held: forward may have kept a tensor of the capture."""
     before = [(module, dict(vars(module))) for module in model.modules()]
     try:
         yield
     finally:
         for module, held in before:
-            vars(module).clear()
+            for name in vars(module).keys() - held.keys():
+                del vars(module)[name]
             vars(module).update(held)
 
 
@@ -303,13 +310,6 @@ def _refusal(model: nn.Module, example: Example, error: Exception) -> str:
         f"{name} cannot be captured with inputs of {example}: "
         f"{type(error).__name__}: {first_line(error)}{where}"
     )
-
-
-def _surroundings(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
-    """Return where a network lies and how precise it is."""
-    tensors = [*model.parameters(), *model.buffers()]
-    floating = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
-    return (tensors[0].device if tensors else torch.device("cpu")), floating
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compress.networks.capture import Example, in_mode
+from compress.networks.capture import Example, in_mode, unchanged
 from compress.networks.groups import ChannelGraph, Mask, Term
 
 
@@ -63,22 +63,28 @@ def totals(graph: ChannelGraph, kept: Mask) -> dict[str, int]:
 def measured(model: nn.Module, example: Example) -> dict[str, int]:
     """Return MACs and parameters of a network as it is, as torch counts them.
 
-    The network is run on its example, on the meta device: without memory or arithmetic.
+    The network is run on its example with fake tensors: without memory or arithmetic.
 
     Args:
         model: the network; it is not changed.
         example: inputs; MACs are those of one of its rows.
     """
-    import copy
-
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.func import functional_call
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    shadow = copy.deepcopy(model).to("meta")
-    inputs = example.to(torch.device("meta"))
-    with torch.no_grad(), in_mode(shadow), FlopCounterMode(display=False) as counter:
-        shadow(*inputs.args, **inputs.kwargs)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)  # forward may hold tensors of its own
+    tensors: dict[str, torch.Tensor] = {**dict(model.named_parameters())}
+    tensors |= dict(model.named_buffers())
+    faked: dict[str, torch.Tensor] = {n: fake.from_tensor(t) for n, t in tensors.items()}
+    inputs = example.beside(model).map(fake.from_tensor)
+    counting = FlopCounterMode(display=False)
+    plainly = sdpa_kernel([SDPBackend.MATH])  # torch does not count the attention of CPUs
+    with torch.no_grad(), in_mode(model), unchanged(model), plainly, fake, counting:
+        functional_call(model, faked, inputs.args, dict(inputs.kwargs))
     return {
-        "macs": counter.get_total_flops() // 2 // example.batch,
+        "macs": counting.get_total_flops() // 2 // example.batch,
         "params": sum(parameter.numel() for parameter in model.parameters()),
     }
 

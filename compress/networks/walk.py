@@ -221,6 +221,18 @@ class Call:
         """Qualified name of the innermost module whose forward makes the call."""
         return module_of(self.node)
 
+    def freeze_others(self, value: Value, dims: set[int]) -> None:
+        """Keep every dimension of a tensor dense but some."""
+        for dim in range(value.rank):
+            if dim not in dims:
+                self.walk.freeze(value.dims[dim], f"{self.name} along it")
+
+    def state(self, *held: Value, **widths: Dim) -> None:
+        """Integers of the calling module, and of those that hold the tensors, state widths."""
+        tensors = {name for value in held for origins in value.origins for name, _ in origins}
+        for owner in (self.module, *(name.rpartition(".")[0] for name in sorted(tensors))):
+            self.walk.widths += [(owner, n, dim) for n, dim in widths.items() if dim is not None]
+
     def freeze_all(self, reason: str) -> None:
         """Keep everything dense that the call touches."""
         for value in self.values:

@@ -1,13 +1,11 @@
-"""Operators with weights: convolutions, linear layers, products of matrices, normalisations."""
+"""Operators that contract with weights: convolutions, linear layers, products of matrices."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
-from compress.errors import ModelError
 from compress.networks.rules.registry import rule
 from compress.networks.walk import Call, Dim, Hint, Value
 
@@ -46,7 +44,7 @@ def convolution(call: Call) -> Value | None:
             call.walk.ties.append((np.tile(by_group[0], groups), written))
         call.walk.count(kernel * positions, _length(weight, 0), _length(weight, 1))
     _bias(call, written)
-    _say(call, weight, in_channels=x.dims[1], out_channels=written)
+    call.state(weight, in_channels=x.dims[1], out_channels=written)
     return _result(call, x, written)
 
 
@@ -88,7 +86,7 @@ def transposed_convolution(call: Call) -> Value | None:
         written = None if out is None else np.tile(out, groups)
         call.walk.count(kernel * positions, _length(weight, 0), _length(weight, 1))
     _bias(call, written)
-    _say(call, weight, in_channels=x.dims[1], out_channels=written)
+    call.state(weight, in_channels=x.dims[1], out_channels=written)
     return _result(call, x, written)
 
 
@@ -103,7 +101,7 @@ def linear(call: Call) -> Value | None:
     rows = (_length(x, i) for i in range(x.rank - 1))
     call.walk.count(1, *rows, _length(weight, 0), _length(weight, 1))
     _bias(call, written)
-    _say(call, weight, in_features=x.dims[-1], out_features=written)
+    call.state(weight, in_features=x.dims[-1], out_features=written)
     return x.with_dim(x.rank - 1, written, call.shape[-1])
 
 
@@ -113,7 +111,7 @@ def embedding(call: Call) -> Value:
     weight = call["weight"]
     call.walk.keep_still(weight, 0)
     written = call.walk.write(weight, 1)
-    _say(call, weight, embedding_dim=written)
+    call.state(weight, embedding_dim=written)
     return Value(call.shape, (*(None,) * (len(call.shape) - 1), written))
 
 
@@ -191,69 +189,6 @@ def attention(call: Call) -> Value | None:
     return query.with_dim(query.rank - 1, value.dims[-1], call.shape[-1])
 
 
-@rule("batch_norm", "cudnn_batch_norm")
-def batch_norm(call: Call) -> Value:
-    """Along dimension 1; the others are what statistics are taken over."""
-    x = call["input"]
-    if call.get("training") and not x.fixed and not call.walk.training:
-        where = f" ({call.module})" if call.module else ""
-        raise ModelError(
-            f"a BatchNorm{where} normalises by the statistics of each batch in evaluation mode "
-            "too, so that an image's outputs depend on the images beside it: train the network "
-            "with track_running_stats=True"
-        )
-    if call.get("training") and x.fixed:
-        _freeze_others(call, x, {1})
-    return _channelwise(call, x, ("weight", "bias", "running_mean", "running_var"))
-
-
-@rule("instance_norm")
-def instance_norm(call: Call) -> Value:
-    """Each channel of each image by itself."""
-    x = call["input"]
-    _freeze_others(call, x, {0, 1})
-    return _channelwise(call, x, ("weight", "bias", "running_mean", "running_var"))
-
-
-@rule("group_norm")
-def group_norm(call: Call) -> Value:
-    """Channels of one norm group share statistics, so they go together or not at all."""
-    x, groups = call["input"], int(call["num_groups"])
-    _freeze_others(call, x, {0, 1})
-    atoms = x.dims[1]
-    if groups == 1:
-        call.walk.freeze(atoms, "a norm group")
-    elif atoms is not None:
-        heads = call.walk.tie_rows(atoms, groups)
-        held = [tensor for name in ("weight", "bias") if (tensor := call.get(name)) is not None]
-        _say(call, *held, num_groups=heads, num_channels=atoms)
-    return _channelwise(call, x, ("weight", "bias"))
-
-
-@rule("layer_norm", "rms_norm")
-def layer_norm(call: Call) -> Value:
-    """Statistics are taken over the last dimensions together."""
-    x, over = call["input"], len(call["normalized_shape"])
-    weights = [w for n in ("weight", "bias") if (w := call.get(n)) is not None]
-    for place in range(-over, 0):
-        call.walk.freeze(x.dims[place], f"{call.name} over channels")
-        for weight in weights:
-            call.walk.tie(x.dims[place], weight.dims[place], f"{call.name} over channels")
-    return x.same()
-
-
-@rule("_weight_norm", "_weight_norm_interface")
-def weight_norm(call: Call) -> Value | list[Value]:
-    """A direction times a length; norms are taken over all dimensions but one."""
-    direction, length, dim = call["v"], call["g"], int(call.get("dim", 0))
-    for other in range(direction.rank):
-        if other != dim:
-            call.walk.freeze(direction.dims[other], "weight_norm takes norms over it")
-    call.walk.tie(direction.dims[dim], length.dims[dim], "weight_norm of a fixed width")
-    result = direction.same()
-    return result if len(call.shapes) == 1 else [result, length.same()]
-
-
 def _fits(call: Call, x: Value, weight: Value) -> bool:
     """Whether an input has a batch dimension and a weight that does not depend on it.
 
@@ -261,14 +196,8 @@ def _fits(call: Call, x: Value, weight: Value) -> bool:
     """
     if x.rank != weight.rank or len(call.shape) != x.rank or not weight.fixed:
         return False
-    _freeze_others(call, x, {0, 1})
+    call.freeze_others(x, {0, 1})
     return True
-
-
-def _freeze_others(call: Call, x: Value, dims: set[int]) -> None:
-    for dim in range(x.rank):
-        if dim not in dims:
-            call.walk.freeze(x.dims[dim], f"{call.name} along it")
 
 
 def _read(call: Call, x: Value, weight: Value, *, channels: int, at: int) -> None:
@@ -319,25 +248,9 @@ def _result(call: Call, x: Value, written: Dim) -> Value:
     return Value(call.shape, (x.dims[0], written, *space))
 
 
-def _channelwise(call: Call, x: Value, names: Sequence[str]) -> Value:
-    """Tensors of one number for each channel."""
-    held = [tensor for name in names if (tensor := call.get(name)) is not None]
-    for tensor in held:
-        call.walk.tie(x.dims[1], tensor.dims[0], f"{call.name} of a fixed width")
-    _say(call, *held, num_features=x.dims[1])
-    return x.same()
-
-
-def _say(call: Call, *held: Value, **widths: Dim) -> None:
-    """Integers of the calling module, and of those that hold the tensors, state widths."""
-    tensors = {name for value in held for origins in value.origins for name, _ in origins}
-    for owner in (call.module, *(name.rpartition(".")[0] for name in sorted(tensors))):
-        call.walk.widths += [(owner, n, dim) for n, dim in widths.items() if dim is not None]
-
-
 def _say_groups(call: Call, weight: Value, groups: Dim) -> None:
     """An integer states the number of groups: of the weight's module, or of the one that calls."""
-    _say(call, weight, groups=groups)
+    call.state(weight, groups=groups)
     if groups is not None:
         call.walk.hints.append(Hint(call.module, len(groups), groups))
 

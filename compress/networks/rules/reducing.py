@@ -45,8 +45,9 @@ def reduction(call: Call) -> Result | None:
         over = set(range(x.rank))
     else:
         over = {int(d) % x.rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
+    what = "statistics of a weight are taken over it" if x.fixed else f"{call.name} over channels"
     for dim in over:
-        call.walk.freeze(x.dims[dim], f"{call.name} over channels")
+        call.walk.freeze(x.dims[dim], what)
     kept = len(call.shape) == x.rank
     result = (
         Value(

@@ -278,8 +278,8 @@ class ConstantScale(Net):
 @pytest.mark.parametrize(
     ("network", "name", "reason"),
     [
-        (MeanOfWeight, "a", "mean over channels"),
-        (SumOfBias, "a", "sum over channels"),
+        (MeanOfWeight, "a", "statistics of a weight are taken over it"),
+        (SumOfBias, "a", "statistics of a weight are taken over it"),
         (ByOutChannels, "a", WIDTH),
         (ByNumFeatures, "a", WIDTH),
         (ByGroups, "a", WIDTH),
