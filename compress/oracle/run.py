@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,10 +44,9 @@ from compress.oracle.request import (
 )
 from compress.oracle.scores import importance_of, row_names
 from compress.progress import bar
+from compress.pruning.decision import report_dense
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
-
-log = logging.getLogger("compress")
 
 SCHEMA_VERSION = 1
 SAMPLE = 2
@@ -124,7 +122,7 @@ def run_oracle(request: OracleRequest) -> dict[str, Any]:
     check_data(dense, data, path)
     old = dense.description.format_version == 1
     graph = tried_graph(dense.model, dense.input_size, whole_groups=old)
-    _report_frozen(graph)
+    report_dense(graph)
     if not graph.prunable:
         raise ModelError(f"{path} has no channel group that may be pruned: nothing to measure")
     if request.pairs:
@@ -139,14 +137,6 @@ def run_oracle(request: OracleRequest) -> dict[str, Any]:
         files.clear()
     with session.interruptible():
         return _measured(work, rows)
-
-
-def _report_frozen(graph: ChannelGraph) -> None:
-    """Name the groups that are not measured, but for the network's own inputs and outputs."""
-    ends = ("network input", "network output")
-    for group in graph.frozen:
-        if group.frozen not in ends:
-            log.warning("%s is not measured: %s", group.name, group.frozen)
 
 
 def _measured(work: _Work, rows: list[str]) -> dict[str, Any]:

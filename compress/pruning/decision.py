@@ -34,7 +34,6 @@ def prunable(model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> tupl
     if frozen:
         names = ", ".join(c.group.name for c in frozen[:5])
         log.warning("%d groups have frozen readers and stay dense: %s", len(frozen), names)
-    report_dense(graph)
     if not any(c.floor < c.group.size for c in found):
         raise ModelError(_nothing_to_prune(graph, bool(frozen)))
     return tuple(found)

@@ -18,7 +18,7 @@ from compress.networks import cost
 from compress.networks.trial import tried_graph
 from compress.plots import plot_history, plot_widths, widths_of
 from compress.progress import bar
-from compress.pruning.decision import prunable
+from compress.pruning.decision import prunable, report_dense
 from compress.pruning.masking import goal_for
 from compress.pruning.phase import PruningPhase, context_of
 from compress.runs.session import Session
@@ -77,6 +77,7 @@ def check_budget(config: RunConfig, data: ImageData) -> None:
     """
     model = fresh_network(config, data)
     graph = tried_graph(model, data.input_size)
+    report_dense(graph)
     goal_for(graph, config.prune.budget, prunable(model, graph, config.prune))
     bind(config.prune.criterion, context_of(model, graph, config))
 
