@@ -9,8 +9,8 @@ analysis and its trial leave free really loses half of its units; "TP" the same 
 capture, analysis and trial. "difference" is the largest of masked and shrunk outputs in float64,
 relative to the largest output. "counted" says whether MACs and parameters equal torch's own count,
 dense and shrunk. "ONNX" is the largest relative difference of the exported shrunk network in ONNX
-Runtime from torch, with a dash where its outputs are not one tensor. ``--speed`` prints seconds and
-peak memory of each step.
+Runtime from torch, with a dash where its outputs are not one tensor. A dash for Torch-Pruning says
+that it failed, or took more than a minute. ``--speed`` prints seconds and peak memory of each step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import copy
 import itertools
 import json
 import resource
-import sys
+import signal
 import tempfile
 import time
 import warnings
@@ -70,6 +70,10 @@ FIXED = {"timm:resmlp_12_224": 224}
 """Networks that take images of one size."""
 LEAST = {"torchvision:inception_v3": 96, "torchvision:ssd300_vgg16.backbone": 300}
 """Smaller images would vanish on their way."""
+
+
+PATIENCE = 60
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +198,19 @@ def onnx_difference(model: nn.Module, size: tuple[int, int, int]) -> float:
 
 
 def tolerant(work: Callable[[], float]) -> float | None:
-    """Return a figure, or None where another library or the exporter cannot give it."""
+    """Return a figure, or None where another library or the exporter gives none in PATIENCE."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(PATIENCE)
     try:
         return work()
     except Exception:  # whatever another library raises is its answer
         return None
+    finally:
+        signal.alarm(0)
 
 
 def speed(name: str, size: int) -> dict[str, Any]:
@@ -242,21 +254,19 @@ def main() -> None:
         for name in names:
             print(json.dumps(speed(name, options.size)))
         return
-    rows = []
     table = Table(*("network", "ours", "TP", "seconds", "difference", "counted", "ONNX", "dense"))
     for name in names:
         try:
             row = measure(name, options.size)
         except CompressError as error:  # it may want larger images; the others go on
             row = Row(name, None, None, 0.0, None, False, None, str(error))
-        print(name, file=sys.stderr)
-        rows.append(row)
+        if options.json:  # a line for each, as it comes
+            print(json.dumps(asdict(row)), flush=True)
+            continue
         figures = shown(row.ours, ".3f"), shown(row.torch_pruning, ".3f"), f"{row.seconds:.1f}"
         proofs = shown(row.difference, ".0e"), str(row.counted), shown(row.onnx, ".0e")
         table.add_row(name, *figures, *proofs, row.note)
-    if options.json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
-    else:
+    if not options.json:
         Console(width=150).print(table)
 
 

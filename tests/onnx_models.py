@@ -102,6 +102,30 @@ def rounds_half_precision() -> bool:
     return bool(run(model, np.array([0.75], np.float32))[0] == 1)
 
 
+def adds_8_bits_exactly() -> bool:
+    """Whether ONNX Runtime's 8-bit convolutions add without clipping.
+
+    On processors without VNNI two products are added in 16 bits, which 255 times 127 leave.
+    """
+    tensors = {
+        "one": np.array(1, np.float32),
+        "zero": np.array(0, np.int8),
+        "many": np.array(1000, np.float32),
+        "small": np.full((4, 16, 1, 1), 127, np.int8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["input", "one", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["x"]),
+        helper.make_node("DequantizeLinear", ["small", "one", "zero"], ["w"]),
+        helper.make_node("Conv", ["x", "w"], ["sum"]),
+        helper.make_node("QuantizeLinear", ["sum", "many", "zero"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["rounded", "many", "zero"], ["logits"]),
+    ]
+    model = handmade(nodes, tensors, ("batch", 16, 4, 4))
+    largest = np.full((1, 16, 4, 4), 127, np.float32)
+    return bool((run(model, largest) == run(model, largest, optimised=False)).all())
+
+
 def evaluate(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
     """Return what the reference evaluator computes, every tensor in its own type."""
     (logits,) = ReferenceEvaluator(model).run(None, {"input": images})

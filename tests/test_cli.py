@@ -719,7 +719,7 @@ class TestOwnModel:
     @pytest.mark.parametrize(
         ("name", "says"),
         [
-            ("own_models:Branching", "cannot be traced"),
+            ("own_models:Branching", "cannot be captured"),
             ("own_models:Flat", "nothing to prune"),
             ("own_models:broken", "first line second line"),
             ("own_models:number", "not a torch.nn.Module"),

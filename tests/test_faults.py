@@ -109,7 +109,7 @@ def expected(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Run
     """A run of pruning and finetuning that nothing has happened to."""
     torch.set_num_threads(1)
     run = begun(tmp_path_factory.mktemp("expected"), config)
-    prune(config, DATA, Session(run), NAME)
+    prune(config, DATA, Session(run))
     return run
 
 
@@ -155,10 +155,10 @@ def test_a_disk_that_fails_on_the_way(
     with monkeypatch.context() as patch:
         failing(patch, after, number)
         with pytest.raises(OutputError, match=f"{STATE}: {says}; what was there before is kept"):
-            prune(config, DATA, Session(run), NAME)
+            prune(config, DATA, Session(run))
     names = {path.name for path in run.state.parent.glob("*")}
     assert names == ({STATE, PREVIOUS} if after else set())
-    prune(config, DATA, Session(run), NAME)
+    prune(config, DATA, Session(run))
     assert_same(expected, run)
 
 
@@ -187,10 +187,10 @@ def test_a_truncated_state_gives_way_to_the_one_before_it(
     """In pruning, and when the state before it is of another phase or another width."""
     run = begun(tmp_path, config)
     with pytest.raises(InterruptedRunError):
-        prune(config, DATA, Stopping(run).stop_in(step), NAME)
+        prune(config, DATA, Stopping(run).stop_in(step))
     run.state.write_bytes(run.state.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING, "compress"):
-        prune(config, DATA, Session(run), NAME)
+        prune(config, DATA, Session(run))
     said = [message for message in caplog.messages if "is damaged" in message]
     assert said
     assert all("the run goes on from the state before it" in message for message in said)
@@ -220,8 +220,8 @@ def test_a_worker_that_dies_costs_no_more_than_the_steps_since_the_save(
     dying.left = batches
     run = begun(tmp_path, config)
     with pytest.raises(DataError, match="died"):
-        prune(config, replace(DATA, train=dying), Session(run), NAME)
-    prune(config, DATA, Session(run), NAME)
+        prune(config, replace(DATA, train=dying), Session(run))
+    prune(config, DATA, Session(run))
     assert_same(expected, run)
 
 

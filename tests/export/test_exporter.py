@@ -46,8 +46,7 @@ def checkpoint() -> SimpleNamespace:
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
         sha256="ab" * 32,
-        macs=4860,
-        params=150,
+        costs={"macs": 4860, "params": 150},
     )
 
 

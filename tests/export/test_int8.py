@@ -10,6 +10,7 @@ from conftest import lived_in
 from networks import NETWORKS
 from onnx import TensorProto, helper
 from onnx_models import (
+    adds_8_bits_exactly,
     arrays,
     census,
     check,
@@ -306,9 +307,10 @@ def test_networks_agree_with_torch(name: str, opset: int, rest: str) -> None:
     if rest == "fp16":
         assert all(np.isfinite(result).all() for result in results)
         results = [evaluate(model, x), *(results if rounds_half_precision() else [])]
-    for actual in results:
+    for number, actual in enumerate(results):
         assert actual.dtype == np.float32
-        assert cosine(actual, expected) > 0.999
+        clipped = number > 0 and rest == "fp32" and not adds_8_bits_exactly()
+        assert cosine(actual, expected) > (0.98 if clipped else 0.999)
         assert np.abs(actual - expected).max() > 1e-6 * np.abs(expected).max()  # it did round
 
 

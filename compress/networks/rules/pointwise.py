@@ -14,8 +14,9 @@ FURTHER = (
     *("hardswish", "masked_fill", "where", "fill", "zero", "log_sigmoid", "softsign", "uniform"),
     *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like"),
     *("randn_like", "new_empty_like", "__and__", "__or__", "__xor__", "resolve_conj"),
+    *("celu", "elu", "hardsigmoid", "hardtanh", "ldexp", "leaky_relu", "selu", "_conj_physical"),
 )
-"""Those that torch does not tag as pointwise."""
+"""Those that torch does not tag as pointwise, or did not until 2.10."""
 
 
 def broadcast(call: Call, values: Sequence[Value], shape: Sequence[int]) -> Value:
