@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,81 +11,46 @@ from compress.networks.rules.registry import rule
 from compress.networks.walk import Call, Dim, Hint, Value
 
 
-@rule("conv1d", "conv2d", "conv3d", "convolution")
+@rule("conv1d", "conv2d", "conv3d")
 def convolution(call: Call) -> Value | None:
     """(N, in, ...) and (out, in / groups, ...) to (N, out, ...)."""
-    if call.get("transposed"):
-        return None
-    x, weight, groups = call["input"], call["weight"], int(call.get("groups", 1))
-    if not _fits(call, x, weight):
-        return None
-    outputs, inputs = weight.shape[0], x.shape[1]
-    call.walk.keep_still(weight, *range(2, weight.rank))
-    positions = math.prod(call.shape[2:]) * call.shape[0]
-    kernel = math.prod(weight.shape[2:])
-    if groups == 1:
-        _read(call, x, weight, channels=1, at=1)
-        written = call.walk.write(weight, 0)
-        call.walk.count(kernel * positions, _length(weight, 0), _length(weight, 1))
-    elif groups == inputs == outputs:
-        written = call.walk.tie(x.dims[1], weight.dims[0], f"{call.name} of a fixed width")
-        call.walk.keep_still(weight, 1)
-        call.walk.count(kernel * positions, _length(weight, 0))
-        _say_groups(call, weight, written)
-    elif call.walk.whole_groups or groups >= inputs // groups:
-        written = _whole_groups(call, x, weight, groups, rows=0)
-        call.walk.writes |= weight.origins[0]
-        call.walk.count(kernel * positions, _length(weight, 0), inputs // groups)
-    else:
-        _evenly(call, x.dims[1], weight, 1, groups)
-        _site(call, x, weight, 1)
-        written = call.walk.write(weight, 0)
-        if written is not None:
-            by_group = written.reshape(groups, -1)
-            call.walk.ties.append((np.tile(by_group[0], groups), written))
-        call.walk.count(kernel * positions, _length(weight, 0), _length(weight, 1))
-    _bias(call, written)
-    call.state(weight, in_channels=x.dims[1], out_channels=written)
-    return _result(call, x, written)
+    return _convolve(call, reads=1, writes=0, places=call.shape)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed_convolution(call: Call) -> Value | None:
     """(N, in, ...) and (in, out / groups, ...) to (N, out, ...)."""
+    return _convolve(call, reads=0, writes=1, places=call["input"].shape)
+
+
+def _convolve(call: Call, *, reads: int, writes: int, places: Sequence[int]) -> Value | None:
+    """Dimension 0 of the weight runs through all groups, dimension 1 through each of them.
+
+    Args:
+        call: of a convolution.
+        reads: the dimension of the weight that is contracted.
+        writes: the one that is written.
+        places: shape of the tensor at each position of which the kernel is applied.
+    """
     x, weight, groups = call["input"], call["weight"], int(call.get("groups", 1))
     if not _fits(call, x, weight):
         return None
     inputs, outputs = x.shape[1], call.shape[1]
     call.walk.keep_still(weight, *range(2, weight.rank))
-    positions = math.prod(x.shape[2:]) * x.shape[0]
-    kernel = math.prod(weight.shape[2:])
+    work = math.prod(weight.shape[2:]) * math.prod(places[2:]) * places[0]
+    in_each: Dim | int = _length(weight, 1)
     if groups == 1:
-        _read(call, x, weight, channels=1, at=0)
-        written = call.walk.write(weight, 1)
-        call.walk.count(kernel * positions, _length(weight, 0), _length(weight, 1))
+        _read(call, x, weight, channels=1, at=reads)
+        written = call.walk.write(weight, writes)
     elif groups == inputs == outputs:
         written = call.walk.tie(x.dims[1], weight.dims[0], f"{call.name} of a fixed width")
         call.walk.keep_still(weight, 1)
-        call.walk.count(kernel * positions, _length(weight, 0))
         _say_groups(call, weight, written)
     elif call.walk.whole_groups or groups >= inputs // groups:
-        written = call.walk.fresh(outputs)
-        blocks = _whole_groups(call, x, weight, groups, rows=0)
-        call.walk.writes |= weight.origins[0]
-        if blocks is None:
-            call.walk.freeze(written, f"{call.name} of a fixed width")
-        else:
-            per_group = np.repeat(blocks.reshape(groups, -1)[:, 0], outputs // groups)
-            call.walk.ties.append((per_group, written))
-        call.walk.count(kernel * positions, _length(weight, 0), outputs // groups)
+        written, in_each = _whole_groups(call, x, weight, groups), weight.shape[1]
     else:
-        if x.dims[1] is not None:
-            by_group = x.dims[1].reshape(groups, -1)
-            call.walk.ties.append((np.tile(by_group[0], groups), x.dims[1]))
-        _read(call, x, weight, channels=1, at=0)
-        out = call.walk.write(weight, 1)
-        written = None if out is None else np.tile(out, groups)
-        call.walk.count(kernel * positions, _length(weight, 0), _length(weight, 1))
+        written = _evenly(call, x, weight, groups, reads=reads, writes=writes)
+    call.walk.count(work, _length(weight, 0), in_each)
     _bias(call, written)
     call.state(weight, in_channels=x.dims[1], out_channels=written)
     return _result(call, x, written)
@@ -212,29 +178,36 @@ def _site(call: Call, x: Value, weight: Value, channels: int) -> None:
         call.walk.sites.append((weight.name, read, channels))
 
 
-def _whole_groups(call: Call, x: Value, weight: Value, groups: int, *, rows: int) -> Dim:
+def _whole_groups(call: Call, x: Value, weight: Value, groups: int) -> Dim:
     """A grouped convolution with many groups: each goes whole, with what it reads and writes."""
-    read, written = x.dims[1], weight.dims[rows]
-    call.walk.keep_still(weight, 1 - rows)
-    if read is None or written is None:
-        return call.walk.tie(read, written, f"{call.name} of a fixed width")
-    first, second = (call.walk.tie_rows(atoms, groups) for atoms in (read, written))
+    read, own, outputs = x.dims[1], weight.dims[0], call.shape[1]
+    call.walk.keep_still(weight, 1)
+    if read is None or own is None:
+        written = call.walk.fresh(outputs)
+        for dim in (read, own, written):
+            call.walk.freeze(dim, f"{call.name} of a fixed width")
+        return written
+    first, second = (call.walk.tie_rows(atoms, groups) for atoms in (read, own))
     call.walk.ties.append((first, second))
-    call.walk.reads |= weight.origins[rows]  # what a group reads goes with its rows
+    call.walk.reads |= weight.origins[0]  # what a group reads goes with its rows
+    call.walk.writes |= weight.origins[0]
     _site(call, x, weight, 1)
     _say_groups(call, weight, first)
-    return written
+    return np.repeat(first, outputs // groups)
 
 
-def _evenly(call: Call, read: Dim, weight: Value, at: int, groups: int) -> None:
+def _evenly(call: Call, x: Value, weight: Value, groups: int, *, reads: int, writes: int) -> Dim:
     """A grouped convolution with few groups: each loses the same places."""
-    own = weight.dims[at]
-    if read is None or own is None:
-        call.walk.freeze(read, f"{call.name} of a fixed width")
-        call.walk.freeze(own, f"{call.name} of a fixed width")
-        return
-    call.walk.ties.append((np.tile(own, groups), read))
-    call.walk.reads |= weight.origins[at]
+    through_all, in_each = weight.dims[0], weight.dims[1]
+    if through_all is not None:
+        places = through_all.reshape(groups, -1)
+        call.walk.ties.append((np.tile(places[0], groups), through_all))
+    ends = (through_all, None if in_each is None else np.tile(in_each, groups))
+    call.walk.tie(x.dims[1], ends[reads], f"{call.name} of a fixed width")
+    call.walk.reads |= weight.origins[reads]
+    call.walk.writes |= weight.origins[writes]
+    _site(call, x, weight, 1)
+    return ends[writes]
 
 
 def _bias(call: Call, written: Dim) -> None:
