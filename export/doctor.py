@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MINIMUM = {
     "python": ">=3.10",
-    "torch": ">=2.6",
-    "torchvision": ">=0.21",
+    "torch": ">=2.10",
+    "torchvision": ">=0.25",
     "onnx": ">=1.16",
     "onnxruntime": ">=1.20",
 }
