@@ -45,7 +45,7 @@ def report_dense(graph: ChannelGraph) -> None:
     if held:
         more = f" and {len(held) - MOST_NAMED} more" if len(held) > MOST_NAMED else ""
         names = ", ".join(held[:MOST_NAMED])
-        log.warning("%d channel groups stay dense: %s%s", len(held), names, more)
+        log.warning("channel groups that stay dense: %s%s", names, more)
 
 
 def decide(

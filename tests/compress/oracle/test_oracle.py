@@ -750,7 +750,7 @@ def test_groups_that_stay_dense_are_named(tmp_path: Path, caplog: pytest.LogCapt
     save_checkpoint(path, model, description=describe(architecture=own))
     document = run_oracle(request(path, tmp_path / "out", model=own, criteria="random", images=4))
     assert [group["name"] for group in document["groups"]] == ["a", "c"]
-    assert "1 channel groups stay dense: b (cumsum" in caplog.text
+    assert "channel groups that stay dense: b (cumsum" in caplog.text
 
 
 @pytest.mark.parametrize(

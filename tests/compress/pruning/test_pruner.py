@@ -387,7 +387,7 @@ def test_unknown_operations_are_named_and_stay_dense(
     check_budget(config, DATA)
     run = pruned_run(tmp_path, config)
     assert_sound(run, config)
-    assert caplog.text.count("channel groups stay dense: b (unknown operation fft_fft)") == 1
+    assert caplog.text.count("channel groups that stay dense: b (unknown operation fft_fft)") == 1
     assert set(history(run, "prune_step")[-1]["widths"]) == {"a", "c"}
 
 
