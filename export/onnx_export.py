@@ -100,14 +100,14 @@ def staged_onnx(
 def _trace(model: nn.Module, *, target: Target, input_size: tuple[int, int, int]) -> bytes:
     import torch
 
-    from compress.training.evaluate import evaluating
+    from compress.networks.capture import in_mode
 
     weight = next(model.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(_TRACED_BATCH, *input_size, generator=generator).to(weight.device)
     stream = io.BytesIO()
     try:
-        with evaluating(model), exportable_pools(), _quiet_exporter():
+        with in_mode(model), exportable_pools(), _quiet_exporter():
             torch.onnx.export(
                 model,
                 (images,),

@@ -32,6 +32,7 @@ from compress.networks.walk import (
     operator_name,
     plain,
     tensors_in,
+    values_in,
 )
 
 
@@ -94,7 +95,7 @@ class _Analysis:
             if node.op == "call_function":
                 self.values[node] = self._visit(node)
         for node in captured.outputs:
-            for value in _flat(self._value(node)):
+            for value in values_in(self._value(node)):
                 for dim in value.dims:
                     self.walk.freeze(dim, "network output")
 
@@ -266,10 +267,9 @@ class _Analysis:
         return [(name, 0, atoms) for name, atoms in found.items()]
 
     def _params(self, unit_of: Units) -> Iterable[Term]:
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         captured = {id(tensor_of(self.model, name)): value for name, value in self.named.items()}
-        for key, name in names.items():
-            parameter, value = tensor_of(self.model, name), captured.get(key)
+        for parameter in self.model.parameters():
+            value = captured.get(id(parameter))
             number, axes = 1.0, []
             for dim, size in enumerate(parameter.shape):
                 atoms = None if value is None else value.dims[dim]
@@ -278,14 +278,6 @@ class _Analysis:
                 else:
                     axes.append(unit_of[atoms])
             yield Term(number, tuple(axes))
-
-
-def _flat(value: Any) -> Iterable[Value]:
-    if isinstance(value, Value):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _flat(item)
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

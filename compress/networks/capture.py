@@ -259,14 +259,13 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def in_mode(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     """Put a network into evaluation mode, or training mode, and every module back at the end."""
-    changed = [module for module in model.modules() if module.training != training]
-    for module in changed:
-        module.training = training
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)  # which a network may have its own word in
     try:
         yield
     finally:
-        for module in changed:
-            module.training = not training
+        for module, mode in modes:
+            module.training = mode
 
 
 def source_of(node: fx.Node) -> str:

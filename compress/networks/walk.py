@@ -204,7 +204,7 @@ class Call:
     @property
     def values(self) -> list[Value]:
         """All tensors among the arguments, in order."""
-        return list(_values_in(list(self.arguments.values())))
+        return list(values_in(list(self.arguments.values())))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -259,12 +259,13 @@ def operator_name(node: fx.Node) -> str:
     return getattr(target, "__name__", str(target))
 
 
-def _values_in(arguments: Any) -> Iterator[Value]:
+def values_in(arguments: Any) -> Iterator[Value]:
+    """Yield the values of a tree of lists, in order."""
     if isinstance(arguments, Value):
         yield arguments
     elif isinstance(arguments, (list, tuple)):
         for item in arguments:
-            yield from _values_in(item)
+            yield from values_in(item)
 
 
 def plain(shape: Sequence[int], *, fixed: bool = False) -> Value:

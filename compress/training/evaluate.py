@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 from compress.data.batches import require_images
 from compress.data.loading import Batch
 from compress.distributed.world import ALONE, World
+from compress.networks.capture import in_mode
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,6 @@ class Accuracy:
     def as_dict(self) -> dict[str, float]:
         """Return the figures for a JSON document."""
         return asdict(self)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a network in evaluation mode and give every submodule its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @torch.inference_mode()
@@ -58,7 +46,7 @@ def evaluate(
     """
     right = torch.zeros(2, dtype=torch.int64, device=device)  # read once: a GPU would wait
     images = skipped = 0
-    with evaluating(model):
+    with in_mode(model):
         for batch in batches:
             skipped += batch.skipped
             if not len(batch.labels):

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.data.loading import Batch
 from compress.distributed.world import ALONE, World
-from compress.training.evaluate import evaluating
+from compress.networks.capture import in_mode
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def reestimate_batchnorm(
 def _averaging(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
     """Put BatchNorm layers, and only them, into the mode that averages what they see."""
     momenta = [norm.momentum for norm in norms]
-    with evaluating(model):
+    with in_mode(model):
         for norm in norms:
             norm.train()
             norm.momentum = None  # PyTorch: a cumulative average
