@@ -134,7 +134,7 @@ class Bench:
         def cut() -> None:
             nonlocal graph
             with trainer.reshaping():
-                graph = shrink_(self.model, graph, kept, trainer.optimizer)
+                graph = shrink_(self.model, graph, kept, [trainer.optimizer])
             bind("taylor-gate", Context(self.model, graph))
 
         for step in range(1, SETTINGS.steps + 1):

@@ -20,9 +20,9 @@ from compress.data.batches import ImageData, eval_batches
 from compress.data.loading import TensorImages
 from compress.data.views import View
 from compress.networks import cost
+from compress.networks.cuts import cuts_of
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.models import build_model
-from compress.networks.shrink import cuts_of
 from compress.networks.trial import tried_graph
 from compress.pruning.masking import candidates
 from compress.pruning.pruner import prune

@@ -35,6 +35,7 @@ from compress.files import sha256_of, write_atomically
 from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.capture import Example
+from compress.networks.cuts import apply_cuts_, cuts_of
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.models import (
     BUILTIN_MODELS,
@@ -43,7 +44,7 @@ from compress.networks.models import (
     ends_of,
     is_builtin,
 )
-from compress.networks.shrink import apply_cuts_, cuts_of, shrink_
+from compress.networks.shrink import shrink_
 
 ANY_NETWORK = 2**30
 """Bytes: more than any architecture takes by itself, so that more of them are claimed by a file."""

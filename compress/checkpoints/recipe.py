@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from compress.errors import CheckpointError
+from compress.networks.cuts import Cut, Place
 from compress.networks.groups import ChannelGraph, Mask
-from compress.networks.shrink import Cut, Place
 
 Recipe = dict[str, dict[str, Any]]
 

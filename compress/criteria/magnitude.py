@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from compress.criteria.scoring import Context, Scoring, UnservedError, mean_per_unit
+from compress.networks.cuts import tensor_of
 from compress.networks.groups import Units
-from compress.networks.shrink import tensor_of
 
 
 @dataclass(frozen=True)

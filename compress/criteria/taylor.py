@@ -8,9 +8,9 @@ from torch import nn
 
 from compress.criteria.magnitude import batchnorms_of, filters_of
 from compress.criteria.scoring import Context, Scoring, mean_per_unit
+from compress.networks.cuts import tensor_of
 from compress.networks.gates import GatedNetwork
 from compress.networks.groups import ChannelGraph
-from compress.networks.shrink import tensor_of
 
 
 class FoldedGate:

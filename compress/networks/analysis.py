@@ -19,11 +19,11 @@ from torch import fx, nn
 
 from compress.errors import ModelError
 from compress.networks.capture import Captured, Example, capture, source_of
+from compress.networks.cuts import tensor_of
 from compress.networks.groups import Addition, Axis, ChannelGraph, ReadSite, Term, Units
 from compress.networks.partition import NETWORK_INPUT, components, groups_of
 from compress.networks.rules import RULES
 from compress.networks.rules.pointwise import pointwise
-from compress.networks.shrink import tensor_of
 from compress.networks.walk import (
     Atoms,
     Call,

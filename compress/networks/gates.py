@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from compress.errors import ModelError
+from compress.networks.cuts import tensor_of
 from compress.networks.groups import ChannelGraph
-from compress.networks.shrink import tensor_of
 
 Insertion = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 """From an activation, the (channels,) units along a dimension of it, and that dimension, to what

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from compress.errors import ModelError
 from compress.networks.capture import Captured, Example, capture, source_of
-from compress.networks.shrink import tensor_of
+from compress.networks.cuts import tensor_of
 from compress.networks.walk import operator_name
 
 COUNTS = (3, 5)

@@ -8,9 +8,9 @@ from torch import nn
 
 from compress.config import PruneConfig
 from compress.errors import ModelError
+from compress.networks.cuts import tensor_of
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.partition import NETWORK_INPUT
-from compress.networks.shrink import tensor_of
 from compress.pruning.masking import Candidate, Goal, Scores, candidates, prune_to
 
 ORDINARY = frozenset({NETWORK_INPUT, "network output", "nothing reads it"})

@@ -223,7 +223,7 @@ class PruningPhase:
             difference = proof(self.model, self.graph, self.at.kept, example)
         with _timed(self.seconds, "shrink"):
             with self.trainer.reshaping():
-                self.graph = shrink_(self.model, self.graph, self.at.kept, self.trainer.optimizer)
+                self.graph = shrink_(self.model, self.graph, self.at.kept, [self.trainer.optimizer])
             self.at.shrunk = self.at.kept.copy()
             self.scoring = self._bind()
         self.largest_difference = max(self.largest_difference, difference)

@@ -21,8 +21,9 @@ from compress.checkpoints.description import METADATA_KEY, Description
 from compress.checkpoints.recipe import cuts_from_recipe, mask_from_groups
 from compress.checkpoints.summary import inspect_checkpoint
 from compress.networks.analysis import analyse
+from compress.networks.cuts import Cut, apply_cuts_
 from compress.networks.models import build_model
-from compress.networks.shrink import Cut, apply_cuts_, shrink
+from compress.networks.shrink import shrink
 
 SIZE = (1, 8, 8)
 

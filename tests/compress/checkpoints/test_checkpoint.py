@@ -41,8 +41,9 @@ from compress.checkpoints.tensors import read_state_dict
 from compress.errors import CheckpointError, ModelError, OutputError
 from compress.networks import cost
 from compress.networks.analysis import analyse
+from compress.networks.cuts import cuts_of
 from compress.networks.models import build_model
-from compress.networks.shrink import cuts_of, shrink
+from compress.networks.shrink import shrink
 
 ROOT = Path(compress.__file__).parents[1]
 

@@ -19,9 +19,10 @@ from torch import nn
 from compress.checkpoints.recipe import cuts_from_recipe, mask_from_groups, recipe_from_cuts
 from compress.errors import CheckpointError
 from compress.networks.analysis import analyse
+from compress.networks.cuts import Cut, apply_cuts_, cuts_of
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.models import build_model
-from compress.networks.shrink import Cut, apply_cuts_, cuts_of, shrink
+from compress.networks.shrink import shrink
 
 GRAPHS = ("resnet20", "lenet", *sorted(NETWORKS))
 """With a flatten (repeated indices), zero padding, and grouped convolutions of both kinds."""

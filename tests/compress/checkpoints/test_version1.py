@@ -32,8 +32,8 @@ from compress.checkpoints.summary import inspect_checkpoint
 from compress.config import ModelConfig
 from compress.networks import cost
 from compress.networks.analysis import analyse
+from compress.networks.cuts import tensor_of
 from compress.networks.models import build_model
-from compress.networks.shrink import tensor_of
 from compress.pruning.pruner import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session

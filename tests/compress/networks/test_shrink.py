@@ -16,17 +16,10 @@ from torch import nn
 from compress.errors import ModelError
 from compress.networks.analysis import analyse
 from compress.networks.capture import Example
+from compress.networks.cuts import apply_cuts_, cuts_of
 from compress.networks.groups import ChannelGraph
 from compress.networks.models import build_model
-from compress.networks.shrink import (
-    apply_cuts_,
-    cuts_of,
-    mask_,
-    precision_for,
-    proof,
-    shrink,
-    shrink_,
-)
+from compress.networks.shrink import mask_, precision_for, proof, shrink, shrink_
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -136,7 +129,7 @@ def test_optimizer_state_is_cut_with_the_parameters() -> None:
     optimizer.step()
     before = {n: optimizer.state[p]["momentum_buffer"].clone() for n, p in model.named_parameters()}
     kept = random_mask(graph, 4)
-    shrink_(model, graph, kept, optimizer)
+    shrink_(model, graph, kept, [optimizer])
     outputs, inputs = (graph.by_tensor["layer2.0.conv2.weight", dim].units for dim in (0, 1))
     rows, columns = np.flatnonzero(kept[outputs]), np.flatnonzero(kept[inputs])
     parameter = model.get_parameter("layer2.0.conv2.weight")
