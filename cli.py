@@ -603,7 +603,7 @@ def _started(
 
     checks: list[Check] = []
     if prunes:
-        from compress.pruning.pruner import check_budget
+        from compress.pruning.run import check_budget
 
         checks.append(check_budget)
     if exports:
@@ -678,7 +678,7 @@ def _train(on: Started) -> Path:
 
 
 def _prune(on: Started) -> Path:
-    from compress.pruning.pruner import prune
+    from compress.pruning.run import prune
 
     return prune(on.config, on.data, on.session)
 

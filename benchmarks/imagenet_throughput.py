@@ -36,13 +36,11 @@ from PIL import Image
 from pruning_cost import SETTINGS, Bench, alternate, peak_memory, trainer_for
 
 from compress.config import ComputeConfig, load_config
-from compress.criteria import bind
-from compress.criteria.scoring import Context
 from compress.data.batches import TrainBatches
 from compress.data.datasets import load_data
 from compress.networks.shrink import shrink
-from compress.pruning.importance import Importance
 from compress.pruning.masking import prune_to
+from compress.pruning.pruner import Pruner
 from compress.training.compute import computing, pick_device
 
 PHASES = ("dense training", "pruning, with importance", "finetuning at half the MACs")
@@ -155,9 +153,19 @@ class Phases:
     def pruning(self) -> Callable[[], object]:
         model = copy.deepcopy(self.bench.model)
         trainer = trainer_for(model)
-        scoring = bind("taylor-gate", Context(model, self.graph))
-        importance = Importance(self.graph.num_units, momentum=SETTINGS.momentum)
-        return partial(trainer.step, self.batch, scoring=scoring, scored=importance.add)
+        pruner = Pruner(
+            model,
+            self.batch.images[:1],
+            optimizer=trainer.optimizer,
+            graph=self.graph,
+            **{**dict(SETTINGS), "interval": 10**9},
+        )
+
+        def step() -> None:
+            trainer.step(self.batch, judge=pruner)
+            pruner.step()
+
+        return step
 
     def finetuning(self) -> Callable[[], object]:
         """Shrink by the importance that one step on the batch gives."""

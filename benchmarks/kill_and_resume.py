@@ -57,7 +57,7 @@ IMPORTED = (
     "bench.measurement",
     "bench.publish",
     "compress.launch",
-    "compress.pruning.pruner",
+    "compress.pruning.run",
     "export.delivery",
     "export.samples",
     "sklearn.datasets",

@@ -17,23 +17,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from compress.config import ComputeConfig, TrainConfig, load_config
-from compress.criteria import bind
-from compress.criteria.scoring import Context
 from compress.data.loading import Batch
-from compress.networks import cost
 from compress.networks.analysis import analyse
-from compress.networks.capture import Example
 from compress.networks.models import build_model
-from compress.networks.shrink import mask_, proof, shrink, shrink_
+from compress.networks.shrink import shrink
 from compress.pruning.decision import prunable
-from compress.pruning.importance import Importance
 from compress.pruning.masking import Scores, goal_for, prune_to
+from compress.pruning.pieces import importance
+from compress.pruning.pruner import Pruner
 from compress.training.compute import computing, pick_device
 from compress.training.trainer import Trainer
 
@@ -92,61 +89,56 @@ class Bench:
         self.allowed = prunable(self.model, self.graph, SETTINGS)
         self.goal = goal_for(self.graph, SETTINGS.budget, self.allowed)
 
-    def importance_step(self) -> dict[str, list[float]]:
-        """Time training steps with and without importance estimation, and the scoring alone."""
-        trainer = trainer_for(self.model)
-        scoring = bind("taylor-gate", Context(self.model, self.graph))
-        importance = Importance(self.graph.num_units, momentum=0.9)
-        times = alternate(
-            {
-                "plain": lambda: trainer.step(self.batch),
-                "importance": lambda: trainer.step(
-                    self.batch, scoring=scoring, scored=importance.add
-                ),
-            },
-            self.options.steps,
-            self.device,
+    def pruner(self, trainer: Trainer, **settings: Any) -> Pruner:
+        """Return the pruner of the named configuration around a trainer."""
+        wanted = {**dict(SETTINGS), **settings}
+
+        def told(event: str, facts: dict[str, Any]) -> None:
+            if event == "shrink":
+                trainer.reshaped()
+
+        return Pruner(
+            self.model,
+            self.batch.images[: SETTINGS.proof_images],
+            optimizer=trainer.optimizer,
+            callback=told,
+            graph=self.graph,
+            **wanted,
         )
-        return times | alternate({"scoring": partial(scoring.score, 1.0)}, 10, self.device)
+
+    def importance_step(self) -> dict[str, list[float]]:
+        """Time training steps with and without a pruner around them, and its share alone."""
+        trainer = trainer_for(self.model)
+        pruner = self.pruner(trainer, interval=10**9)
+
+        def pruned_step() -> None:
+            trainer.step(self.batch, judge=pruner)
+            pruner.step()
+
+        def share() -> None:  # gradients are there from the last step
+            pruner.score()
+            pruner.step()
+
+        works: dict[str, Callable[[], object]] = {
+            "plain": lambda: trainer.step(self.batch),
+            "importance": pruned_step,
+        }
+        times = alternate(works, self.options.steps, self.device)
+        return times | alternate({"scoring": share}, 10, self.device)
 
     def scores(self, trainer: Trainer) -> Scores:
         """Return the importance of every unit after one training step."""
-        importance = Importance(self.graph.num_units, momentum=0.9)
-        scoring = bind("taylor-gate", Context(self.model, self.graph))
-        trainer.step(self.batch, scoring=scoring, scored=importance.add)
-        return importance.close_interval()
+        trainer.step(self.batch)
+        return importance(self.model, self.graph)
 
     def prune_and_shrink(self) -> dict[str, float]:
-        """Time all decisions, masks, shrinks and proofs of a run to half of the MACs."""
+        """Take all pruning steps of a run to half of the MACs, one minibatch apart."""
         trainer = trainer_for(self.model)
-        scores = self.scores(trainer)
-        graph, kept = self.graph, self.graph.everything()
-        shrunk = kept.copy()
-        seconds = {"decide and mask": 0.0, "shrink": 0.0, "float64 proof": 0.0}
-        images = self.batch.images[: SETTINGS.proof_images]
-
-        def decide(limit: float) -> None:
-            nonlocal kept
-            before = kept
-            kept = prune_to(scores, kept, self.allowed, cost_of=self.goal.cost_of, limit=limit)
-            mask_(self.model, graph, kept | ~before)
-
-        def cut() -> None:
-            nonlocal graph
-            with trainer.reshaping():
-                graph = shrink_(self.model, graph, kept, [trainer.optimizer])
-            bind("taylor-gate", Context(self.model, graph))
-
-        for step in range(1, SETTINGS.steps + 1):
-            limit = self.goal.at(step, SETTINGS.steps)
-            seconds["decide and mask"] += timed(partial(decide, limit), self.device)
-            masked = 1 - cost.macs(graph, kept) / cost.macs(graph, shrunk)
-            if step == SETTINGS.steps or masked >= SETTINGS.shrink_at:
-                check = partial(proof, self.model, graph, kept, Example((images,)))
-                seconds["float64 proof"] += timed(check, self.device)
-                seconds["shrink"] += timed(cut, self.device)
-                shrunk = kept.copy()
-        return seconds
+        pruner = self.pruner(trainer, interval=1)
+        while not pruner.done:
+            trainer.step(self.batch, judge=pruner)
+            pruner.step()
+        return pruner.seconds
 
     def finetune_step(self) -> dict[str, list[float]]:
         """Time training steps of the dense network and of one with half of its MACs."""
@@ -211,9 +203,9 @@ def measure(options: argparse.Namespace) -> None:
     times = Bench(options).importance_step()
     ratios = [a / b for a, b in zip(times["importance"], times["plain"], strict=True)]
     print(f"| training step, plain | {statistics.median(times['plain']):.3f} s | |")
-    print(f"| training step with importance / plain | {statistics.median(ratios):.3f} | 1.02 |")
+    print(f"| training step with a pruner / plain | {statistics.median(ratios):.3f} | 1.02 |")
     share = statistics.median(times["scoring"]) / statistics.median(times["plain"])
-    print(f"| scoring alone, share of a plain step | {100 * share:.2f} % | 2 % |")
+    print(f"| score and step alone, share of a plain step | {100 * share:.2f} % | 2 % |")
     seconds = Bench(options).prune_and_shrink()
     for name, value in seconds.items():
         print(f"| {name}, {SETTINGS.steps} pruning steps | {value:.2f} s | |")

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 
 from compress.config import RunConfig, load_config
 from compress.data.datasets import load_data
-from compress.pruning.pruner import prune
+from compress.pruning.run import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.runs.state import State

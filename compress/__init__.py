@@ -1,21 +1,49 @@
-"""Make trained convolutional networks small and fast, and prove it."""
+"""Make trained convolutional networks small and fast, and prove it.
+
+The library, for people with a training loop of their own; docs/library.md shows every name at work.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
+
+from compress.errors import CompressError
 
 if TYPE_CHECKING:
     from compress.checkpoints.checkpoint import load_model
+    from compress.pruning.pieces import analyse, choose, importance, shrink
+    from compress.pruning.pruner import Pruner
 
-__all__ = ["__version__", "load_model"]
+__all__ = [
+    "CompressError",
+    "Pruner",
+    "__version__",
+    "analyse",
+    "choose",
+    "importance",
+    "load_model",
+    "shrink",
+]
 
 __version__ = "0.1.0"
 
+_ROOMS = {
+    "Pruner": "compress.pruning.pruner",
+    "analyse": "compress.pruning.pieces",
+    "choose": "compress.pruning.pieces",
+    "importance": "compress.pruning.pieces",
+    "load_model": "compress.checkpoints.checkpoint",
+    "shrink": "compress.pruning.pieces",
+}
+"""Where the public names live; they are loaded on first use, so that importing stays fast."""
+
 
 def __getattr__(name: str) -> Any:
-    """Load the public functions on first use, so that importing the package stays fast."""
-    if name == "load_model":
-        from compress.checkpoints.checkpoint import load_model
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_ROOMS[name]), name)
 
-        return load_model
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return __all__

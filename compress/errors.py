@@ -2,6 +2,7 @@
 
     CompressError                 1  the command could not do its job
     |-- ConfigError               2  unknown key, bad value, missing named config, wrong usage
+    |-- UsageError                1  a library call out of its order
     |-- OutputError               1  the output cannot be written: disk full, no permission
     |-- CheckpointError           1  weights missing, damaged, unsafe or of another network
     |-- DataError                 1  images missing, unreadable or of another class list
@@ -45,6 +46,10 @@ class ConfigError(CompressError):
     """A configuration or a command line that cannot be understood."""
 
     exit_code = 2
+
+
+class UsageError(CompressError):
+    """A call of the library that cannot work where it stands, such as a score before a backward."""
 
 
 class OutputError(CompressError):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from conftest import lived_in
+from judges import Scores
 from networks import NETWORKS
 from runs import DATA, config_of
 from torch import nn
@@ -20,7 +21,7 @@ from compress.data.batches import TrainBatches
 from compress.data.loading import Batch
 from compress.distributed.world import ALONE, World, current
 from compress.networks.analysis import analyse
-from compress.pruning.pruner import prune
+from compress.pruning.run import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.training.compute import memory_format_for
@@ -78,13 +79,13 @@ def train_and_score(
         world=world,
     )
     context = Context(model, graph, gate, hessian_samples=2, as_published=False, world=world)
-    scoring, scores = bind(criterion, context), []
+    judge = Scores(scoring := bind(criterion, context))
     for step in range(steps):
-        trainer.step(share_of(world, step), scoring=scoring, scored=scores.append)
+        trainer.step(share_of(world, step), judge=judge)
         if not scoring.per_minibatch:
-            scores.append(scoring.score(1.0))
+            judge.found.append(scoring.score(1.0))
     return {
-        "scores": torch.stack(scores),
+        "scores": torch.stack(judge.found),
         "loss": trainer.mean_loss(),
         "skipped": trainer.all_skipped,
         "weights": {key: tensor.clone() for key, tensor in model.state_dict().items()},

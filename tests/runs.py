@@ -25,7 +25,7 @@ from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.models import build_model
 from compress.networks.trial import tried_graph
 from compress.pruning.masking import candidates
-from compress.pruning.pruner import prune
+from compress.pruning.run import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.training.dense import describe

@@ -23,7 +23,7 @@ from compress.data.batches import ImageData
 from compress.data.datasets import load_data
 from compress.documents import named_files
 from compress.networks.models import BUILTIN_MODELS
-from compress.pruning.pruner import check_budget
+from compress.pruning.run import check_budget
 
 RUNS = sorted(named_files(""))
 CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "imagefolder": 1000}

@@ -39,7 +39,7 @@ from compress.data.batches import ImageData
 from compress.data.datasets import load_data
 from compress.data.loading import Reply, Request, TensorImages
 from compress.errors import DataError, InterruptedRunError, OutputError
-from compress.pruning.pruner import prune
+from compress.pruning.run import prune
 from compress.runs import state as state_module
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from compress.criteria.scoring import Context, Scoring, placing
+from compress.criteria.scoring import NO_PASS, Context, Scoring, placing
+from compress.errors import UsageError
 from compress.networks.gates import ProbedNetwork
 
 
@@ -39,7 +40,8 @@ class _Accumulated:
 
     def take(self, scale: float) -> torch.Tensor:
         """Return the sums of every example's own loss, and begin anew."""
-        assert self.parts, "no backward pass has gone through the probes"
+        if not self.parts:
+            raise UsageError(NO_PASS)
         sums = torch.cat(list(self.parts.values()))
         self.parts = {}
         self.examples = self.world.total(len(sums))

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from compress.criteria.scoring import Context, Scoring, placing
+from compress.errors import UsageError
 from compress.networks.gates import GatedNetwork
 
 
@@ -22,6 +23,7 @@ class GateHessian:
             self.network = GatedNetwork(context.model, context.graph, context.residual_gate)
         self.samples, self.world = context.hessian_samples, context.world
         self.signs: list[torch.Tensor] = []
+        self.losses = 0
         self.units = np.concatenate([group.units for group in context.graph.prunable])
         self.gradient = self.diagonal = torch.zeros_like(self.network.gates)
         self.asked = torch.zeros_like(self.gradient)
@@ -31,6 +33,7 @@ class GateHessian:
     def __call__(self, loss: torch.Tensor) -> None:
         """Differentiate the loss twice; its graph stays for the training step's backward."""
         gates = self.network.gates
+        self.losses += 1
         (gradient,) = torch.autograd.grad(loss, gates, create_graph=True)
         self.gradient = self.gradient + gradient.detach()
         diagonal = self._estimate(gradient) if self.samples else self._exact(gradient)
@@ -38,6 +41,12 @@ class GateHessian:
 
     def take(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradient and the diagonal of the joined minibatch, and begin anew."""
+        if not self.losses:
+            raise UsageError(
+                "the criterion needs the loss before it is differentiated: call "
+                "before_backward(loss) before loss.backward()"
+            )
+        self.losses = 0
         joined = self.world.sum(torch.stack([self.gradient, self.diagonal])) / self.world.size
         self.network.gates.grad = None
         self.gradient = self.diagonal = torch.zeros_like(self.gradient)

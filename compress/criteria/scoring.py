@@ -10,8 +10,13 @@ import torch
 from torch import nn
 
 from compress.distributed.world import ALONE, World
-from compress.networks.gates import UnplacedError
+from compress.networks.gates import UnplacedError, WatchedNetwork
 from compress.networks.groups import ChannelGraph, Units
+
+NO_PASS = (
+    "the criterion has seen no activation with its gradient: call score() after loss.backward() of "
+    "a loss that was computed by calling the network itself"
+)
 
 
 class UnservedError(Exception):
@@ -73,8 +78,9 @@ class Scoring:
     """Takes the factor of the loss in the backward pass and returns (units,) scores; with
     ``per_minibatch`` those of the last minibatch, from parameter gradients without that factor."""
     per_minibatch: bool
-    network: nn.Module | None = None
-    """What must be run forward instead of the network, where parameters alone do not tell."""
+    network: WatchedNetwork | None = None
+    """What must be run forward instead of the network, or be attached to it, where parameters alone
+    do not tell."""
     before_backward: Callable[[torch.Tensor], None] | None = None
     """Must be called with the loss of the minibatch, for what needs a second derivative."""
 

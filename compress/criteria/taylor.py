@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from compress.criteria.magnitude import batchnorms_of, filters_of
-from compress.criteria.scoring import Context, Scoring, mean_per_unit
+from compress.criteria.scoring import NO_PASS, Context, Scoring, mean_per_unit
+from compress.errors import UsageError
 from compress.networks.cuts import tensor_of
 from compress.networks.gates import GatedNetwork
 from compress.networks.groups import ChannelGraph
@@ -51,7 +52,10 @@ class BlockGate:
 
     def __init__(self, context: Context) -> None:
         self.folded = FoldedGate(context.model, context.graph)
-        self.network = GatedNetwork(context.model, context.graph, "residual")
+        self.network, self.world = (
+            GatedNetwork(context.model, context.graph, "residual"),
+            context.world,
+        )
         blocks = blocks_per_unit(context.graph)
         divisors = published_divisors(context.graph) if context.as_published else blocks
         self.residual = torch.from_numpy(blocks > 0).to(context.device)
@@ -61,8 +65,11 @@ class BlockGate:
     def __call__(self, scale: float) -> torch.Tensor:
         """Return (units,) squared gate gradients, and forget the gradient of the gates."""
         gates = self.network.gates
+        if gates.grad is None and len(self.network.places):
+            raise UsageError(NO_PASS)
         shared = torch.zeros_like(gates) if gates.grad is None else gates.grad / scale
         gates.grad = None
+        shared = self.world.sum(shared) / self.world.size
         return torch.where(self.residual, shared, self.folded()).square() / self.divisors
 
 

@@ -56,14 +56,20 @@ class World:
 
     def total(self, number: int) -> int:
         """Return the sum over processes of a whole number."""
-        return int(self.sum(torch.tensor(number)))
+        return int(self.sum(torch.tensor(number, device=_control_device())))
+
+    def mean(self, number: float) -> float:
+        """Return the mean over processes."""
+        values = torch.tensor(number, dtype=torch.float64, device=_control_device())
+        return float(self.sum(values)) / self.size
 
     def each(self, number: int) -> list[int]:
         """Return a number of every process, by rank."""
         if self.alone:
             return [number]
-        found = [torch.zeros((), dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(found, torch.tensor(int(number)))
+        device = _control_device()
+        found = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(self.size)]
+        dist.all_gather(found, torch.tensor(int(number), device=device))
         return [int(each) for each in found]
 
     def any(self, flag: bool) -> bool:
@@ -73,6 +79,14 @@ class World:
     def first(self, flag: bool) -> bool:
         """Return what rank 0 says."""
         return bool(self.each(flag)[0])
+
+    def from_first(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the tensor of rank 0, on the CPU; it has one shape in all processes."""
+        if self.alone:
+            return values
+        shared = values.detach().to(_control_device(), copy=True)
+        dist.broadcast(shared, 0)
+        return shared.cpu()
 
     def wait(self) -> None:
         """Wait for every process."""
@@ -111,7 +125,7 @@ class World:
             raise RunError(
                 f"{what} of rank {ranks} is not that of rank 0: the processes do not compute the "
                 "same (other GPUs, other versions, other files?), so the run stops; start them "
-                "alike and go on with --resume"
+                "alike and go on from its saved state"
             )
 
 
@@ -123,6 +137,13 @@ def current() -> World:
     if not (dist.is_available() and dist.is_initialized()):
         return ALONE
     return World(dist.get_rank(), dist.get_world_size())
+
+
+def _control_device() -> torch.device:
+    """Where small messages lie: on the CPU, but for processes that NCCL alone joins."""
+    if not dist.is_initialized() or "cpu:" in dist.get_backend_config():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def asked() -> World:

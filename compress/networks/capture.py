@@ -24,7 +24,7 @@ from torch import fx, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from compress.errors import ModelError
+from compress.errors import ModelError, UsageError
 
 _CAPTURING = threading.Lock()
 """torch.export keeps what it is doing in places that all threads share."""
@@ -50,6 +50,26 @@ class Example:
         """Return random images, (count, C, H, W)."""
         generator = torch.Generator().manual_seed(seed)
         return Example((torch.randn(count, *input_size, generator=generator),))
+
+    @staticmethod
+    def of(inputs: Any) -> Example:
+        """Return inputs as people write them: a tensor, arguments as a tuple, keywords as a dict.
+
+        Anything else, such as a list of images, is the one argument of ``forward``.
+
+        Raises:
+            UsageError: there is no tensor in it.
+        """
+        if isinstance(inputs, Mapping):
+            example = Example((), dict(inputs))
+        else:
+            example = Example(inputs if isinstance(inputs, tuple) else (inputs,))
+        if not example.tensors:
+            raise UsageError(
+                f"the example is a {type(inputs).__name__} without a tensor: give what forward "
+                "takes, a tensor, a tuple of arguments or a dictionary of keywords"
+            )
+        return example
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -88,9 +108,21 @@ class Example:
 
     def row(self) -> Example:
         """Return the first row of every input, where all have as many."""
-        if {len(t) if t.dim() else 0 for t in self.tensors} != {self.batch}:
+        return self.first(1)
+
+    def first(self, count: int) -> Example:
+        """Return the first rows of every input, where all have as many."""
+        return self.map(lambda tensor: tensor[:count]) if self._in_rows else self
+
+    def pair(self) -> Example:
+        """Return two rows, the second mirrored, where every input has one: BatchNorm wants two."""
+        if not self._in_rows or self.batch > 1:
             return self
-        return self.map(lambda tensor: tensor[:1])
+        return self.map(lambda tensor: torch.cat([tensor, tensor.flip(-1)]))
+
+    @property
+    def _in_rows(self) -> bool:
+        return {len(t) if t.dim() else 0 for t in self.tensors} == {self.batch}
 
     def __str__(self) -> str:
         return " and ".join("x".join(map(str, t.shape)) for t in self.tensors) or "no tensors"

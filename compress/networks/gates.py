@@ -137,9 +137,85 @@ class Inserting(TorchFunctionMode):
             )
         return self.insertion(total, units, 1)
 
+    def require_complete(self) -> None:
+        """Refuse a pass that added less, or more, often than the graph does.
 
-class GatedNetwork(nn.Module):
-    """A network with explicit gates; it shares every module and parameter with the original.
+        Raises:
+            ModelError: so it was, and gates are numbered by additions.
+        """
+        if self.places.blocks and self.seen != self.places.additions:
+            raise ModelError(
+                f"the network adds {self.seen} times in training mode and {self.places.additions} "
+                "times in evaluation mode, so gates behind residual blocks cannot be placed: use "
+                "residual_gate = 'read'"
+            )
+
+
+class WatchedNetwork(nn.Module):
+    """A network that runs with insertions; it shares every module and parameter with the original.
+
+    Args:
+        model: the network.
+        graph: its channel graph.
+        sites: see ``Insertions``.
+    """
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, sites: str) -> None:
+        super().__init__()
+        self.network = model
+        self.places = Insertions(model, graph, sites)
+
+    def insert(self, x: torch.Tensor, units: torch.Tensor, dim: int) -> torch.Tensor:
+        """Return what takes an activation's place; see ``Insertion``."""
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """Be told that a forward pass begins."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Inputs and outputs of the network."""
+        self.begin()
+        with Inserting(self.places, self.insert) as mode:
+            output = self.network(*args, **kwargs)
+        mode.require_complete()
+        return output
+
+    def attach(self) -> Callable[[], None]:
+        """Let every call of the network itself that records gradients run with the insertions.
+
+        Returns:
+            What ends that.
+        """
+        entered: list[Inserting] = []
+
+        def enter(module: nn.Module, args: Any) -> None:
+            if module is self.network and torch.is_grad_enabled():  # and no copy of it
+                self.begin()
+                mode = Inserting(self.places, self.insert)
+                mode.__enter__()  # type: ignore[no-untyped-call]
+                entered.append(mode)
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if module is self.network and entered:
+                mode = entered.pop()
+                mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+                if output is not None:  # None: forward raised an error of its own
+                    mode.require_complete()
+
+        handles = (
+            self.network.register_forward_pre_hook(enter),
+            self.network.register_forward_hook(leave, always_call=True),
+        )
+
+        def detach() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return detach
+
+
+class GatedNetwork(WatchedNetwork):
+    """A network with explicit gates.
 
     Attributes:
         gates: (units,) the gate vector, ones.
@@ -147,26 +223,20 @@ class GatedNetwork(nn.Module):
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, sites: str) -> None:
         """Insert gates at the sites that ``Insertions`` names."""
-        super().__init__()
+        super().__init__(model, graph, sites)
         parameter = next(model.parameters())
         self.gates = nn.Parameter(
             torch.ones(graph.num_units, dtype=parameter.dtype, device=parameter.device)
         )
-        self.network = model
-        self.places = Insertions(model, graph, sites)
-        self.gates.requires_grad_(len(self.places) > 0)  # processes join only what has a gradient
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Inputs and outputs of the network."""
-        return _run(self.network, self.places, self._gate, args, kwargs)
-
-    def _gate(self, x: torch.Tensor, units: torch.Tensor, dim: int) -> torch.Tensor:
+    def insert(self, x: torch.Tensor, units: torch.Tensor, dim: int) -> torch.Tensor:
+        """Multiply by the gates of the units."""
         shape = [1] * x.dim()
         shape[dim] = -1
         return x * self.gates[units].view(shape)
 
 
-class ProbedNetwork(nn.Module):
+class ProbedNetwork(WatchedNetwork):
     """A network with probes: they pass activations through and hand on their product with their
     gradient in the backward pass.
 
@@ -185,17 +255,16 @@ class ProbedNetwork(nn.Module):
         sites: str,
         seen: Callable[[torch.Tensor, torch.Tensor, int], None],
     ) -> None:
-        super().__init__()
-        self.network, self.seen = model, seen
-        self.places = Insertions(model, graph, sites)
+        super().__init__(model, graph, sites)
+        self.seen = seen
         self.passes = 0
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Inputs and outputs of the network."""
+    def begin(self) -> None:
+        """Count the forward pass."""
         self.passes += 1
-        return _run(self.network, self.places, self._probe, args, kwargs)
 
-    def _probe(self, x: torch.Tensor, units: torch.Tensor, dim: int) -> torch.Tensor:
+    def insert(self, x: torch.Tensor, units: torch.Tensor, dim: int) -> torch.Tensor:
+        """Hand on the product of an activation and its gradient."""
         if not x.requires_grad:
             return x
         x = x.view_as(x)  # the gradient of this reader alone
@@ -204,24 +273,6 @@ class ProbedNetwork(nn.Module):
             lambda gradient: self.seen(units, (activation * gradient).movedim(dim, 1), number)
         )
         return x
-
-
-def _run(
-    network: nn.Module,
-    places: Insertions,
-    insertion: Insertion,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    with Inserting(places, insertion) as mode:
-        output = network(*args, **kwargs)
-    if places.blocks and mode.seen != places.additions:
-        raise ModelError(
-            f"the network adds {mode.seen} times in training mode and {places.additions} times in "
-            "evaluation mode, so gates behind residual blocks cannot be placed: use "
-            "residual_gate = 'read'"
-        )
-    return output
 
 
 def _is_addition(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

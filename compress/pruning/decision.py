@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -34,9 +35,16 @@ def prunable(model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> tupl
     if frozen:
         names = ", ".join(c.group.name for c in frozen[:5])
         log.warning("%d groups have frozen readers and stay dense: %s", len(frozen), names)
-    if not any(c.floor < c.group.size for c in found):
-        raise ModelError(_nothing_to_prune(graph, bool(frozen)))
+    require_removable(graph, found, some_frozen=bool(frozen))
     return tuple(found)
+
+
+def require_removable(
+    graph: ChannelGraph, allowed: Sequence[Candidate], *, some_frozen: bool = False
+) -> None:
+    """Raise a ModelError that names what stands in the way if no group may lose a unit."""
+    if not any(c.floor < c.group.size for c in allowed):
+        raise ModelError(_nothing_to_prune(graph, some_frozen))
 
 
 def report_dense(graph: ChannelGraph) -> None:

@@ -13,7 +13,7 @@ from compress.distributed.torchrun import started_again
 from compress.documents import validated
 from compress.errors import BudgetError, CompressError, InterruptedRunError
 from compress.launch import require_allowed, typed_model
-from compress.pruning.pruner import check_budget
+from compress.pruning.run import check_budget
 from compress.sweep.devices import Slot, slots_for
 from compress.sweep.plan import Search
 from compress.sweep.points import SweepFiles, point_config

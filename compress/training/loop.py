@@ -35,7 +35,7 @@ class Loop:
 
     def run(
         self,
-        step: Callable[[Batch], None],
+        step: Callable[[Batch], object],
         *,
         snapshot: Callable[[], State],
         finished: Callable[[], bool],

@@ -9,23 +9,19 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compress.data.loading import Batch
 from compress.distributed.world import ALONE, World
-from compress.networks.capture import in_mode
+from compress.networks.capture import Example, in_mode
 
 
 @torch.no_grad()
-def reestimate_batchnorm(
-    model: nn.Module, batches: Iterable[Batch], device: torch.device, world: World = ALONE
-) -> int:
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Example], world: World = ALONE) -> int:
     """Replace running statistics by their plain average over minibatches.
 
     No weight changes; modes and momenta are put back whatever happens.
 
     Args:
-        model: the network on ``device``.
-        batches: training minibatches, this process's share.
-        device: where the network is.
+        model: the network.
+        batches: inputs of training minibatches, this process's share.
         world: the processes that share them; the result is the mean over processes.
 
     Returns:
@@ -37,12 +33,13 @@ def reestimate_batchnorm(
         return seen
     with _averaging(model, norms):
         for batch in batches:
-            if min(world.each(len(batch.images))) < 2:
+            if min(world.each(batch.batch)) < 2:
                 continue
             if not seen:
                 for norm in norms:
                     norm.reset_running_stats()
-            model(batch.to(device)[0])
+            inputs = batch.beside(model)
+            model(*inputs.args, **inputs.kwargs)
             seen += 1
     if seen:
         world.average_buffers(model)

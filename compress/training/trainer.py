@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -14,7 +15,6 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from compress.config import ComputeConfig, TrainConfig
-from compress.criteria.scoring import Scoring
 from compress.data.loading import Batch
 from compress.distributed.batchnorm import join_batchnorms
 from compress.distributed.world import ALONE, World
@@ -30,6 +30,16 @@ SMALLEST_BATCH = 2
 
 CHECK_EVERY = 20
 """Steps between two looks at the loss; every look waits for the GPU and for other processes."""
+
+
+class Judge(Protocol):
+    """What judges a minibatch by its gradients, as ``compress.Pruner`` does."""
+
+    def before_backward(self, loss: torch.Tensor) -> None:
+        """Be shown a loss that is not scaled yet."""
+
+    def score(self, scaler: torch.amp.GradScaler) -> None:
+        """Be shown the gradients, in the parameters."""
 
 
 class Trainer:
@@ -65,7 +75,7 @@ class Trainer:
         self.model, self.config, self.seed = model, config, seed
         self.compute, self.world = compute or ComputeConfig(), world
         self.memory_format = memory_format
-        self._joined: tuple[nn.Module, nn.Module] | None = None
+        self._joined: nn.Module | None = None
         if self.compute.sync_batchnorm and not world.alone:
             join_batchnorms(model)
         model.to(memory_format=memory_format)
@@ -94,19 +104,15 @@ class Trainer:
             total=self.total,
         )
 
-    def step(
-        self,
-        batch: Batch,
-        *,
-        scoring: Scoring | None = None,
-        scored: Callable[[torch.Tensor], None] | None = None,
-    ) -> None:
+    def step(self, batch: Batch, *, judge: Judge | None = None) -> bool:
         """Train on one minibatch.
 
         Args:
             batch: (N, C, H, W) images and (N,) labels, this process's share.
-            scoring: a criterion that judges the minibatch.
-            scored: takes the criterion's (units,) scores.
+            judge: is shown the loss and the gradients.
+
+        Returns:
+            Whether there were images enough.
 
         Raises:
             TrainingError: the loss is NaN or infinite.
@@ -116,25 +122,25 @@ class Trainer:
         counts = self.world.each(len(batch.labels))
         if min(counts) < SMALLEST_BATCH:  # broken images left too little
             self.step_index += 1
-            return
+            return False
         torch.manual_seed(_mix(self.seed, self.step_index))
         if self.device.type == "cuda" and not self.world.main:  # dropout of its own
             torch.cuda.manual_seed(_mix(self.seed + self.world.rank, self.step_index))
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.optimizer.zero_grad(set_to_none=True)
-        network = self._parallel(scoring.network if scoring and scoring.network else self.model)
+        network = self._parallel()
         # As many parts in every process: BatchNorm may meet the others in each.
         parts = min(self.compute.accumulate, min(counts) // SMALLEST_BATCH)
         for number, part in enumerate(batch.parts(parts), start=1):
             weight = self.world.size * len(part.labels) / sum(counts)
             with nullcontext() if number == parts else _apart(network):
-                self._pass(network, part, weight, scoring)
+                self._pass(network, part, weight, judge)
         if not self.world.alone:
             self._require_all_used()
         self.scaler.unscale_(self.optimizer)
-        if scoring and scored:
-            scored(scoring.score(self.scaler.get_scale()))
+        if judge is not None:
+            judge.score(self.scaler)
         if self.config.group_lasso:  # like weight decay, of the update but not of the loss
             add_lasso_gradient(self.model, self.config.group_lasso)
         self.scaler.step(self.optimizer)
@@ -146,6 +152,7 @@ class Trainer:
         often = self.device.type == "cpu" and self.world.alone
         if often or self.step_index % CHECK_EVERY == 0:
             self.check()
+        return True
 
     def _require_all_used(self) -> None:
         """Say what torch would say at the next step, in words and with a name."""
@@ -161,7 +168,7 @@ class Trainer:
         network: nn.Module,
         part: Batch,
         weight: float,
-        scoring: Scoring | None,
+        judge: Judge | None,
     ) -> None:
         """Add the gradient of some images, by their weight in the joined minibatch."""
         images, labels = part.to(self.device, self.memory_format)
@@ -170,8 +177,8 @@ class Trainer:
         self._loss_sum += loss.detach() * len(labels)
         if weight != 1:
             loss = loss * weight
-        if scoring and scoring.before_backward:
-            scoring.before_backward(loss)
+        if judge is not None:
+            judge.before_backward(loss)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def check(self) -> float:
@@ -202,33 +209,26 @@ class Trainer:
         """Unreadable images that all processes left out."""
         return self.world.total(self.skipped)
 
-    @contextmanager
-    def reshaping(self) -> Iterator[None]:
-        """Let the body change the shapes of parameters; then lay them out as convolutions want."""
-        self._release()
-        yield
+    def reshaped(self) -> None:
+        """Be told that parameters were exchanged: what joins processes holds on to the old ones."""
         self.model.to(memory_format=self.memory_format)
-
-    def _release(self) -> None:
-        """Forget the network that joins processes, which holds on to the present parameters."""
         if self._joined is not None:
             self._joined = None
-            gc.collect()  # its hooks on the parameters go with it
+            gc.collect()  # its hooks on the old parameters go with it
             if self.compute.compiled:
                 torch.compiler.reset()
 
-    def _parallel(self, network: nn.Module) -> nn.Module:
+    def _parallel(self) -> nn.Module:
         """Return what is run forward so that the gradients of all processes are joined."""
-        if self._joined is None or self._joined[0] is not network:
-            self._release()
-            run = network
+        if self._joined is None:
+            run = self.model
             if not self.world.alone:
                 index = self.device.index
                 run = DistributedDataParallel(run, None if index is None else [index])
             if self.compute.compiled:
                 run = torch.compile(run)  # type: ignore[assignment]
-            self._joined = network, run
-        return self._joined[1]
+            self._joined = run
+        return self._joined
 
     def start_averaging(self) -> None:
         """Begin the exponential moving average, if the settings ask for one."""
@@ -268,16 +268,16 @@ class Trainer:
         Raises:
             CheckpointError: it has not: the state is of another network.
         """
-        weights = dict(_under("model.", tensors))
+        weights = dict(tensors_under("model.", tensors))
         if _shapes(weights) != _shapes(self.model.state_dict()):
             raise CheckpointError(OTHER_NETWORK)
         self.model.load_state_dict(weights)
-        momenta = dict(_under("momentum.", tensors))
+        momenta = dict(tensors_under("momentum.", tensors))
         for name, parameter in self.model.named_parameters():
             if name in momenta:
                 buffer = torch.empty_like(parameter).copy_(momenta[name])  # laid out alike
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer
-        averaged = dict(_under("averaged.", tensors))
+        averaged = dict(tensors_under("averaged.", tensors))
         if averaged:
             self.start_averaging()
             self.result.load_state_dict(averaged)
@@ -342,7 +342,10 @@ def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_under(
+    prefix: str, tensors: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors whose names begin with a prefix, without it."""
     for name, tensor in tensors.items():
         if name.startswith(prefix):
             yield name[len(prefix) :], tensor

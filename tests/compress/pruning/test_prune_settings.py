@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from judges import Scores
 from runs import (
     DATA,
     assert_sound,
@@ -30,7 +31,7 @@ from compress.criteria.scoring import Context
 from compress.data.loading import Batch
 from compress.errors import ConfigError, InterruptedRunError
 from compress.networks import cost
-from compress.pruning.pruner import check_budget, prune
+from compress.pruning.run import check_budget, prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.training.loop import train_batches
@@ -158,12 +159,11 @@ def mean_of_first_interval(config: RunConfig, path: Path) -> np.ndarray:
         seed=config.seed,
     )
     scoring = bind(config.prune.criterion, Context(model, graph_of(run, config)))
-    found: list[torch.Tensor] = []
+    judge = Scores(scoring)
     taken: list[Batch] = list(batches.epoch(0))[: config.prune.interval]
     for batch in taken:
-        trainer.step(batch, scoring=scoring, scored=found.append)
-    if not scoring.per_minibatch:
-        found = [scoring.score(1.0)]
+        trainer.step(batch, judge=judge)
+    found = judge.found if scoring.per_minibatch else [scoring.score(1.0)]
     return torch.stack(found).mean(0).double().numpy()
 
 
@@ -243,7 +243,7 @@ def test_scoring_does_not_disturb_training(tmp_path: Path, criterion: str) -> No
         (judged, bind(criterion, Context(judged, graph_of(run, config)))),
     ):
         trainer = Trainer(model, config.finetune, steps_per_epoch=4, total=8)
-        trainer.step(batch, scoring=scoring, scored=len)
+        trainer.step(batch, judge=None if scoring is None else Scores(scoring))
     for first, second in zip(
         plain.state_dict().values(), judged.state_dict().values(), strict=True
     ):

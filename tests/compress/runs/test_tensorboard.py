@@ -22,7 +22,7 @@ from compress.data.batches import ImageData
 from compress.data.loading import TensorImages
 from compress.data.views import View
 from compress.networks.models import build_model
-from compress.pruning.pruner import prune
+from compress.pruning.run import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.runs.state import State

@@ -26,7 +26,7 @@ from compress.config import Budget, load_config
 from compress.data.datasets import load_data
 from compress.documents import read_toml
 from compress.errors import BudgetError, ConfigError, EnvironmentUnfitError, OutputError
-from compress.pruning.pruner import check_budget
+from compress.pruning.run import check_budget
 from compress.runs.lock import locked
 from compress.sweep import devices as sweep_devices
 from compress.sweep import run as sweep_run

@@ -85,8 +85,8 @@ def test_a_compiled_network_trains_as_it_would_and_is_compiled_anew_after_a_shri
         kept = graph.everything()
         for group in graph.prunable:
             kept[group.units[::2]] = False
-        with trainer.reshaping():
-            shrink_(model, graph, kept, [trainer.optimizer])
+        shrink_(model, graph, kept, [trainer.optimizer])
+        trainer.reshaped()
         trainer.step(joined_work.share_of(joined_work.ALONE, 1))
         trainer.step(joined_work.share_of(joined_work.ALONE, 2))
         assert bool(graphs) == compiled

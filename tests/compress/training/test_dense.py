@@ -142,7 +142,7 @@ def test_a_network_that_views_its_feature_maps_can_be_trained(
     tmp_path: Path, digits: ImageData
 ) -> None:
     """``x.view(len(x), -1)`` needs contiguous feature maps, before and after pruning."""
-    from compress.pruning.pruner import prune
+    from compress.pruning.run import prune
 
     rgb = replace(
         digits, train=Coloured(digits.train), val=Coloured(digits.val), input_size=(3, 12, 12),

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.data.loading import Batch
+from compress.networks.capture import Example
 from compress.training.recalibration import reestimate_batchnorm
-
-CPU = torch.device("cpu")
 
 
 def batches_of(*sizes: int) -> list[Batch]:
@@ -22,6 +21,10 @@ def batches_of(*sizes: int) -> list[Batch]:
         Batch(torch.randn(size, 3, 12, 12, generator=generator), torch.zeros(size).long(), 0)
         for size in sizes
     ]
+
+
+def inputs_of(batches: Iterable[Batch]) -> list[Example]:
+    return [Example((batch.images,)) for batch in batches]
 
 
 def norms_of(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -63,7 +66,7 @@ def test_statistics_are_those_of_the_activations(name: str) -> None:
     model = lived_in(NETWORKS[name]())
     batches = batches_of(8, 8, 5)
     expected, before = expected_statistics(model, batches), statistics(model)
-    assert reestimate_batchnorm(model, batches, CPU) == 3
+    assert reestimate_batchnorm(model, inputs_of(batches)) == 3
     after = statistics(model)
     assert set(after) == set(expected)
     for key, value in expected.items():
@@ -76,8 +79,8 @@ def test_the_order_of_batches_does_not_matter() -> None:
     model = lived_in(NETWORKS["PreActivation"]())
     other = copy.deepcopy(model)
     batches = batches_of(8, 4, 6, 8)
-    reestimate_batchnorm(model, batches, CPU)
-    reestimate_batchnorm(other, reversed(batches), CPU)
+    reestimate_batchnorm(model, inputs_of(batches))
+    reestimate_batchnorm(other, inputs_of(reversed(batches)))
     for key, value in statistics(model).items():
         torch.testing.assert_close(value, other.state_dict()[key], rtol=1e-5, atol=1e-6)
 
@@ -91,7 +94,7 @@ def test_old_statistics_leave_no_trace() -> None:
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.fill_(100)
     for model in (first, second):
-        reestimate_batchnorm(model, batches_of(8, 8), CPU)
+        reestimate_batchnorm(model, inputs_of(batches_of(8, 8)))
     for key, value in statistics(first).items():
         assert torch.equal(value, second.state_dict()[key])
 
@@ -102,7 +105,7 @@ def test_weights_modes_and_momenta_stay() -> None:
     model.norm.momentum = 0.37  # type: ignore[union-attr]
     modes = [m.training for m in model.modules()]
     weights = {k: v.clone() for k, v in model.named_parameters()}
-    reestimate_batchnorm(model, batches_of(6), CPU)
+    reestimate_batchnorm(model, inputs_of(batches_of(6)))
     assert [m.training for m in model.modules()] == modes
     assert len(set(modes)) == 2
     assert model.norm.momentum == 0.37  # type: ignore[union-attr]
@@ -116,12 +119,12 @@ def test_modes_and_momenta_come_back_when_a_batch_raises() -> None:
     model.norm2.eval()  # type: ignore[union-attr]
     model.norm3.momentum = None  # type: ignore[union-attr]
 
-    def broken() -> Iterator[Batch]:
-        yield from batches_of(4)
+    def broken() -> Iterator[Example]:
+        yield from inputs_of(batches_of(4))
         raise OSError("the disk went away")
 
     with pytest.raises(OSError, match="the disk went away"):
-        reestimate_batchnorm(model, broken(), CPU)
+        reestimate_batchnorm(model, broken())
     norms = norms_of(model)
     assert {n: m.training for n, m in norms.items()} == {
         "norm1": True,
@@ -135,7 +138,7 @@ def test_modes_and_momenta_come_back_when_a_batch_raises() -> None:
 def test_without_a_usable_batch_the_statistics_stay(sizes: tuple[int, ...]) -> None:
     model = lived_in(NETWORKS["PreActivation"]())
     before = statistics(model)
-    assert reestimate_batchnorm(model, batches_of(*sizes), CPU) == 0
+    assert reestimate_batchnorm(model, inputs_of(batches_of(*sizes))) == 0
     for key, value in statistics(model).items():
         assert torch.equal(value, before[key])
 
@@ -144,15 +147,15 @@ def test_batches_left_small_by_broken_images_do_not_count() -> None:
     model = lived_in(NETWORKS["PreActivation"]())
     other = copy.deepcopy(model)
     first, small, second = batches_of(8, 1, 8)
-    assert reestimate_batchnorm(model, [first, small, second], CPU) == 2
-    assert reestimate_batchnorm(other, [first, second], CPU) == 2
+    assert reestimate_batchnorm(model, inputs_of([first, small, second])) == 2
+    assert reestimate_batchnorm(other, inputs_of([first, second])) == 2
     for key, value in statistics(model).items():
         assert torch.equal(value, other.state_dict()[key])
 
 
 def test_a_network_without_batchnorm_reads_no_images() -> None:
-    def never() -> Iterator[Batch]:
+    def never() -> Iterator[Example]:
         raise AssertionError("nobody needs these")
         yield
 
-    assert reestimate_batchnorm(nn.Linear(2, 2), never(), CPU) == 0
+    assert reestimate_batchnorm(nn.Linear(2, 2), never()) == 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import lived_in
+from judges import Scores
 from networks import NETWORKS
 from torch import nn
 from torch.nn import functional as F
@@ -297,15 +298,15 @@ def test_group_lasso_by_its_formula() -> None:
     assert moved(trained, reference(model, 3)) > 1e-4
 
 
-def looking(look: Callable[[], object]) -> Scoring:
-    """A criterion that calls ``look`` when the gradients are there."""
+def looking(look: Callable[[], object]) -> Scores:
+    """A judge that calls ``look`` when the gradients are there."""
 
     def score(scale: float) -> torch.Tensor:
         assert scale == 1  # nothing is scaled in float32
         look()
         return torch.zeros(1)
 
-    return Scoring(score, per_minibatch=True)
+    return Scores(Scoring(score, per_minibatch=True))
 
 
 def test_group_lasso_is_of_the_update_and_not_of_the_loss() -> None:
@@ -320,7 +321,7 @@ def test_group_lasso_is_of_the_update_and_not_of_the_loss() -> None:
             assert weight.grad is not None
             gradients.append(weight.grad.clone())
 
-        trainer.step(batch_of(16), scoring=looking(look), scored=len)
+        trainer.step(batch_of(16), judge=looking(look))
         losses.append(trainer.mean_loss())
         assert (moved(trainer.model, model) > 0.1) == (coefficient > 0)
     assert torch.equal(*gradients)
@@ -447,7 +448,7 @@ def test_a_batch_too_small_for_batchnorm_is_passed_over(count: int) -> None:
     trainer.start_averaging()
     called: list[bool] = []
     small = Batch(torch.zeros(count, 3, 12, 12), torch.zeros(count, dtype=torch.int64), 16 - count)
-    trainer.step(small, scoring=looking(lambda: called.append(True)), scored=len)
+    trainer.step(small, judge=looking(lambda: called.append(True)))
     assert not called
     assert (trainer.step_index, trainer.skipped) == (1, 16 - count)
     assert trainer.mean_loss() == 0
@@ -481,7 +482,7 @@ def test_a_criterion_sees_the_gradients_before_the_weights_move() -> None:
         assert torch.equal(weight, model.head.weight)  # type: ignore[union-attr]
         seen.append(weight.grad.clone())  # type: ignore[union-attr]
 
-    trainer.step(batch_of(16), scoring=looking(look), scored=len)
+    trainer.step(batch_of(16), judge=looking(look))
     expected = model.head.weight - 0.05 * seen[0]  # type: ignore[union-attr,operator]
     torch.testing.assert_close(trainer.model.head.weight, expected, **EXACT)  # type: ignore[union-attr]
 

@@ -36,9 +36,9 @@ from compress.networks import cost
 from compress.networks.gates import GatedNetwork
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shrink import mask_
-from compress.pruning import pruner
-from compress.pruning.pruner import check_budget, prune
+from compress.pruning.run import check_budget, prune
 from compress.runs.session import Session
+from compress.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -428,20 +428,20 @@ def test_diverging_keeps_the_last_good_state(
     config = config.model_copy(update={"save": SaveConfig(every_steps=1)})
     run = start(tmp_path, config)
     states: list[bytes] = []
-    step = pruner.Trainer.step
+    step = Trainer.step
 
-    def poisoned(self: pruner.Trainer, batch: Batch, **options: Any) -> None:
+    def poisoned(self: Trainer, batch: Batch, **options: Any) -> bool:
         if self.step_index == 5:
             states.append(run.state.read_bytes())
             batch = replace(batch, images=batch.images * float("nan"))
-        step(self, batch, **options)
+        return step(self, batch, **options)
 
-    monkeypatch.setattr(pruner.Trainer, "step", poisoned)
+    monkeypatch.setattr(Trainer, "step", poisoned)
     with pytest.raises(TrainingError, match="became nan in epoch 2 at step 6"):
         prune(config, DATA, Session(run))
     assert [run.state.read_bytes()] == states
     assert not run.pruned.exists()
-    monkeypatch.setattr(pruner.Trainer, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     prune(config, DATA, Session(run))  # from that state
     assert_sound(run, config)
 

@@ -1,0 +1,167 @@
+"""The pruner's pieces one by one: importance from gradients, a choice, a shrink."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from compress.checkpoints.recipe import Recipe, recipe_from_cuts
+from compress.config import PruneConfig
+from compress.criteria import bind
+from compress.errors import ConfigError, ModelError, UsageError
+from compress.networks.capture import Example
+from compress.networks.cuts import cuts_of
+from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.shrink import shrink_
+from compress.networks.trial import tried_graph
+from compress.pruning.decision import require_removable
+from compress.pruning.importance import ranked
+from compress.pruning.masking import Scores, candidates, goal_for, prune_to
+from compress.pruning.pruner import Optimizers, context_of
+from compress.pruning.settings import prune_settings, takes_settings
+from compress.pruning.training import inner_network, inner_optimizers, require_trained
+
+
+def analyse(model: nn.Module, example: Any) -> ChannelGraph:
+    """Find the channel groups of a network, and try on a copy that removing them is exact.
+
+    Args:
+        model: the network; it is not changed.
+        example: inputs of ``forward``: a tensor, a tuple of arguments, a dictionary of keywords, or
+            an ``Example``.
+
+    Returns:
+        The channel graph. ``graph.groups`` holds every group with its name, its units and, in
+        ``frozen``, why it stays dense; masks and importance have one entry per unit.
+
+    Raises:
+        ModelError: the network cannot be captured.
+    """
+    inputs = example if isinstance(example, Example) else Example.of(example)
+    return tried_graph(inner_network(model), inputs.pair())
+
+
+def importance(
+    model: nn.Module, graph: ChannelGraph, criterion: str = "taylor-gate", *, seed: int = 0
+) -> Scores:
+    """Return the importance of every unit from the gradients that are in the parameters.
+
+    Average it over minibatches: that of one is noise.
+
+    Args:
+        model: the network after ``loss.backward()``.
+        graph: its channel graph.
+        criterion: a formula of docs/criteria.md that weights and gradients alone tell.
+        seed: of the criterion ``random``.
+
+    Returns:
+        (units,) float64.
+
+    Raises:
+        ConfigError: no such criterion, or one that has to watch the network run.
+        UsageError: there are no gradients.
+    """
+    network, config = inner_network(model), PruneConfig(criterion=criterion)
+    scoring = bind(config.criterion, context_of(network, graph, config, seed))
+    if scoring.network is not None:
+        raise ConfigError(
+            f"the criterion {config.criterion} watches the network run, which gradients that are "
+            "there do not tell: use Pruner, or taylor-gate"
+        )
+    if scoring.per_minibatch and all(p.grad is None for p in network.parameters()):
+        raise UsageError("importance() finds no gradient in the network: call loss.backward()")
+    return np.asarray(scoring.score(1.0).detach().double().cpu().numpy())
+
+
+@takes_settings
+def choose(
+    graph: ChannelGraph,
+    importance: Scores | torch.Tensor,
+    *,
+    kept: Mask | None = None,
+    **settings: Any,
+) -> Mask:
+    """Choose what goes, the least important first, until the budget holds.
+
+    Args:
+        graph: the channel graph of the dense network.
+        importance: (units,) of every unit; NaN is refused.
+        kept: (units,) the mask to go on from; by default everything is there.
+        settings: ``budget`` and other fields of ``[prune]`` that bear on one choice: ``normalize``,
+            ``rank``, ``min_channels``, ``min_share``, ``channel_multiple``, ``keep_dense``,
+            ``only``.
+
+    Returns:
+        (units,) True for what stays.
+
+    Raises:
+        BudgetError: the budget cannot be reached; the message names the closest.
+        ConfigError: a setting that does not exist or does not fit.
+        ModelError: nothing may be removed, or the importance is of another network.
+    """
+    config = prune_settings(settings, of="choose")
+    scores = np.asarray(torch.as_tensor(importance).detach().cpu().numpy(), dtype=np.float64)
+    if scores.shape != (graph.num_units,) or np.isnan(scores).any():
+        raise ModelError(
+            f"the importance is of shape {scores.shape} and this network has {graph.num_units} "
+            "units: give one finite number for each"
+        )
+    before = graph.everything() if kept is None else np.asarray(kept, dtype=bool)
+    allowed = candidates(graph, config)
+    require_removable(graph, allowed)
+    goal = goal_for(graph, config.budget, allowed)
+    order = ranked(scores, before, allowed, graph=graph, config=config)
+    return prune_to(order, before, allowed, cost_of=goal.cost_of, limit=goal.limit)
+
+
+def shrink(
+    model: nn.Module,
+    graph: ChannelGraph,
+    kept: Mask,
+    *,
+    optimizer: Optimizers | None = None,
+    copies: Sequence[nn.Module] = (),
+) -> Recipe:
+    """Remove from a network, in place, what is not kept; training may go on.
+
+    Parameters are exchanged, not resized, and the optimizer's state follows.
+
+    Args:
+        model: the network that the graph describes.
+        graph: its channel graph.
+        kept: (units,) True for what stays.
+        optimizer: one or several that train the network, if any.
+        copies: networks of the same shapes that shrink along.
+
+    Returns:
+        The recipe, with which ``compress.save`` and ``compress.load`` rebuild the network.
+
+    Raises:
+        ModelError: the mask is of another network, or removes all of a group or a frozen one.
+        UsageError: the optimizer lacks a parameter, or a copy is of another network.
+    """
+    network, others = inner_network(model), tuple(map(inner_network, copies))
+    optimizers, mask = inner_optimizers(optimizer), np.asarray(kept, dtype=bool)
+    _require_mask(graph, mask)
+    require_trained(network, graph, optimizers, others)
+    for copied in others:
+        shrink_(copied, graph, mask)
+    shrink_(network, graph, mask, optimizers)
+    return recipe_from_cuts(cuts_of(graph, mask))
+
+
+def _require_mask(graph: ChannelGraph, mask: Mask) -> None:
+    if mask.shape != (graph.num_units,):
+        raise ModelError(
+            f"the mask is of shape {mask.shape} and this network has {graph.num_units} units"
+        )
+    for group in graph.groups:
+        left = int(mask[group.units].sum())
+        if group.frozen is not None and left < group.size:
+            raise ModelError(f"{group.name} stays dense ({group.frozen}) and the mask cuts it")
+        if left < min(group.fewest, group.size):
+            raise ModelError(f"the mask leaves {left} of {group.name}, which needs {group.fewest}")

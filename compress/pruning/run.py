@@ -1,0 +1,277 @@
+"""Prune, shrink and finetune one network: the steps in order, resumable at any minibatch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compress.config import RunConfig
+from compress.criteria import bind
+from compress.data.batches import ImageData, first_images
+from compress.data.loading import Batch
+from compress.distributed.world import current
+from compress.errors import CheckpointError
+from compress.networks import cost
+from compress.networks.trial import tried_graph
+from compress.plots import plot_history, plot_widths, widths_of
+from compress.progress import bar
+from compress.pruning.decision import prunable, report_dense
+from compress.pruning.masking import goal_for, smallest
+from compress.pruning.pruner import Pruner, context_of
+from compress.runs.session import Session
+from compress.runs.state import State
+from compress.training.compute import computing, memory_format_for, pick_device
+from compress.training.dense import fresh_network
+from compress.training.loop import Loop, train_batches
+from compress.training.trainer import OTHER_NETWORK, Trainer, tensors_under
+
+UNKNOWN_END = 10**9
+"""Stands for the end of pruning while it is not known."""
+
+
+def prune(config: RunConfig, data: ImageData, session: Session) -> Path:
+    """Prune ``dense.safetensors`` of the run to its budget, finetune, write ``pruned.safetensors``.
+
+    Args:
+        config: the run's configuration; its network is what the user asked for.
+        data: training and validation images.
+        session: the run's directory and state.
+
+    Raises:
+        BudgetError: the budget cannot be reached; said before any training.
+        ModelError: there is nothing to prune.
+        TrainingError: the loss became NaN or infinite.
+        InterruptedRunError: the user stopped; the state is saved.
+    """
+    device = pick_device(config.device)
+    dense = load_checkpoint(session.run.dense, config.model)
+    run = _PruneRun(config, data, session, dense, device)
+    finetuning = session.load("finetune")
+    state = finetuning or session.load("prune")
+    if state:
+        with session.taking_up():
+            run.load(state)
+    with (
+        computing(config.compute),
+        bar("pruning", run.expected_steps) as shown,
+        session.interruptible(),
+    ):
+        loop = Loop(run.trainer, data, config, session, shown)
+        if not finetuning:
+            run.prune(loop)
+        run.finetune(loop)
+    return run.write()
+
+
+def check_budget(config: RunConfig, data: ImageData) -> None:
+    """Find out whether the budget can be reached, before anything is trained or written.
+
+    Raises:
+        BudgetError: it cannot; the message names the closest that can be reached.
+        ModelError: there is nothing to prune, or the network cannot be built or traced.
+        ConfigError: the criterion is not known, or has no use for residual_gate.
+    """
+    model = fresh_network(config, data)
+    graph = tried_graph(model, data.input_size)
+    report_dense(graph)
+    goal_for(graph, config.prune.budget, prunable(model, graph, config.prune))
+    bind(config.prune.criterion, context_of(model, graph, config.prune, config.seed))
+
+
+class _PruneRun:
+    """The phases of one prune, and the state to resume it from."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: ImageData,
+        session: Session,
+        dense: Checkpoint,
+        device: torch.device,
+    ) -> None:
+        self.config, self.data, self.session, self.dense = config, data, session, dense
+        self.graph = graph = tried_graph(
+            dense.model, dense.input_size, whole_groups=dense.description.format_version == 1
+        )
+        teacher = None
+        if config.finetune.distill:
+            teacher = copy.deepcopy(dense.model).to(device).requires_grad_(False)
+        self.model, world = dense.model.to(device).train(), current()
+        self.trainer = Trainer(
+            self.model,
+            config.finetune,
+            steps_per_epoch=len(train_batches(data, config, device.type, world)),
+            total=UNKNOWN_END,
+            hold=UNKNOWN_END,
+            seed=config.seed,
+            teacher=teacher,
+            memory_format=memory_format_for(
+                self.model, data.input_size, config.compute.channels_last
+            ),
+            compute=config.compute,
+            world=world,
+        )
+        self.pruner = Pruner(
+            self.model,
+            first_images(data, config.prune.proof_images),
+            optimizer=self.trainer.optimizer,
+            callback=self._record,
+            patience=config.finetune.epochs * self.trainer.steps_per_epoch,
+            seed=config.seed,
+            graph=graph,
+            **dict(config.prune),
+        )
+        self.accuracy: dict[str, Any] = {}
+
+    @property
+    def expected_steps(self) -> int:
+        """Steps of the whole run, as far as they are known."""
+        prune, pruner = self.config.prune, self.pruner
+        steps = prune.steps
+        if prune.step_size is not None:
+            removed = prune.budget.value
+            if prune.budget.kind != "removed":
+                dense, least = self.graph.everything(), smallest(self.graph, pruner.allowed)
+                removed = pruner.goal.channels_of(dense) - pruner.goal.channels_of(least)
+            steps = math.ceil(removed / prune.step_size)
+        steps += prune.start_after
+        pruning = min(steps, prune.max_steps or steps) * prune.interval
+        return pruning + self.config.finetune.epochs * self.trainer.steps_per_epoch
+
+    def prune(self, loop: Loop) -> None:
+        """Take training steps with pruning steps between them until the budget holds."""
+        loop.run(
+            self._step,
+            snapshot=lambda: self._state("prune"),
+            finished=lambda: self.pruner.done,
+        )
+        self.accuracy["masked"] = loop.accuracy().as_dict()
+        seen = self.pruner.reestimate_batchnorm(
+            batch.to(self.trainer.device)[0] for batch in loop.batches.epoch(0)
+        )
+        self.accuracy["pruned"] = {**self._costs(), **loop.accuracy().as_dict()}
+        self.session.record(
+            "pruned",
+            step=self.trainer.step_index,
+            batchnorm_batches=seen,
+            **self.accuracy["pruned"],
+        )
+        self.trainer.hold = self.trainer.step_index
+
+    def _step(self, batch: Batch) -> None:
+        """Train on one minibatch, with the pruner around it."""
+        trainer, pruner = self.trainer, self.pruner
+        if not trainer.step(batch, judge=pruner):
+            return  # broken images left too little of it
+        loss = None
+        if pruner.due:
+            loss = trainer.mean_loss()
+        pruner.step(loss)
+
+    def _record(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Write what the pruner did into the history."""
+        if event == "shrink":
+            self.trainer.reshaped()
+        at: dict[str, Any] = {"step": self.trainer.step_index}
+        if event == "prune_step":
+            at["lr"] = self.trainer.lr
+        self.session.record(event, **at, **facts)
+
+    def finetune(self, loop: Loop) -> None:
+        """Train the shrunk network on."""
+        trainer = self.trainer
+        trainer.total = trainer.hold + self.config.finetune.epochs * trainer.steps_per_epoch
+        trainer.start_averaging()
+        loop.run(
+            trainer.step,
+            snapshot=lambda: self._state("finetune"),
+            finished=lambda: trainer.step_index >= trainer.total,
+            each_epoch=lambda epoch: loop.record_epoch("finetune", epoch),
+        )
+        self.accuracy["finetuned"] = {**self._costs(), **loop.accuracy().as_dict()}
+        self.session.record("finetuned", **self.accuracy["finetuned"])
+
+    def write(self) -> Path:
+        """Write the result and its pictures, and remove the state."""
+        run, dense, kept = self.session.run, self.dense, self.pruner.at.kept
+        if not self.trainer.world.main:
+            self.trainer.world.wait()
+            return run.pruned
+        description = dense.description.model_copy(
+            update={"metrics": self._metrics(), "parent_sha256": dense.sha256}
+        )
+        plot_widths(run.pruning_plot, widths_of(dense.architecture, self.graph, kept))
+        plot_history(run.history_plot, run.events())
+        save_checkpoint(
+            run.pruned,
+            self.trainer.result,
+            description=description,
+            graph=self.graph,
+            kept=kept,
+        )
+        self.session.finish()
+        self.trainer.world.wait()
+        return run.pruned
+
+    def _metrics(self) -> dict[str, Any]:
+        dense = cost.totals(self.graph, self.graph.everything())
+        return {
+            "budget": str(self.config.prune.budget),
+            "criterion": self.config.prune.criterion,
+            "dense": {**dense, **self.dense.description.metrics.get("accuracy", {})},
+            "proof": self.pruner.largest_difference,
+            "seconds": self.pruner.seconds,
+            **self.accuracy,
+        }
+
+    def _costs(self) -> dict[str, int]:
+        return cost.totals(self.graph, self.pruner.at.kept)
+
+    # Resume
+
+    def _state(self, phase: str) -> State:
+        facts = {
+            "step": self.trainer.step_index,
+            "hold": self.trainer.hold,
+            "accuracy": self.accuracy,
+        }
+        pruner = {f"pruner.{name}": t for name, t in self.pruner.state_dict().items()}
+        return State(phase, facts, {**pruner, **self.trainer.state()})
+
+    def load(self, state: State) -> None:
+        """Go on from a saved state: the network takes its shrunk form before its weights.
+
+        Raises:
+            CheckpointError: the state is of another network.
+        """
+        pruner = dict(tensors_under("pruner.", state.tensors)) or self._of_version_1(state)
+        try:
+            self.pruner.load_state_dict(pruner)
+        except CheckpointError as error:
+            raise CheckpointError(OTHER_NETWORK) from error
+        self.trainer.reshaped()
+        self.trainer.hold = state.facts["hold"]
+        self.trainer.step_index = state.facts["step"]
+        self.trainer.load_state(state.tensors)
+        self.accuracy = state.facts["accuracy"]
+
+    def _of_version_1(self, state: State) -> dict[str, torch.Tensor]:
+        """Return the pruner's state as releases before 0.2 wrote it, among facts and tensors."""
+        facts, own = state.facts, self.pruner.state_dict()
+        if len(state.tensors["kept"]) != self.graph.num_units:
+            raise CheckpointError(OTHER_NETWORK)
+        names = ("pruning_step", "paused", "ended", "minibatches", "proof")
+        return {
+            **own,
+            **{n: t for n, t in state.tensors.items() if n in ("kept", "shrunk")},
+            **{n: t for n, t in state.tensors.items() if n.startswith("importance.")},
+            **{name: torch.tensor(facts[name]) for name in names},
+            **{f"seconds.{work}": torch.tensor(took) for work, took in facts["seconds"].items()},
+            "training_step": torch.tensor(facts["step"]),
+        }

@@ -1,0 +1,90 @@
+"""What pruning has made of a network, for people: in a terminal, in a notebook."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compress.checkpoints.checkpoint import structure_of
+from compress.checkpoints.description import Structure
+from compress.networks.groups import ChannelGraph, Mask
+from compress.sheet import Sheet, fill
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HEADER = ("group", "dense", "kept", "note")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Widths and costs of a network, dense and as it is.
+
+    ``print`` shows it as text, rich as a table, a notebook as HTML.
+    """
+
+    structure: Structure
+    budget: str
+
+    @classmethod
+    def of(cls, graph: ChannelGraph, kept: Mask, budget: str) -> Summary:
+        """Summarise a mask of the network of a dense graph."""
+        return cls(structure_of(graph, kept), budget)
+
+    @property
+    def sheet(self) -> Sheet:
+        """The costs, then every channel group."""
+        dense, now = self.structure.dense, self.structure.now
+        names = {"macs": "MACs", "params": "parameters", "channels": "channels"}
+        costs = [
+            (
+                name,
+                f"{dense[key]:,}",
+                f"{now[key]:,}",
+                f"{100 * now[key] / max(1, dense[key]):.1f} %",
+            )
+            for key, name in names.items()
+        ]
+        groups = [
+            (
+                group.name,
+                str(group.dense),
+                str(group.kept),
+                group.frozen or ("residual stream" if group.residual else ""),
+            )
+            for group in self.structure.groups
+        ]
+        unknown = self.structure.unknown_operations
+        notes = (f"operators without a rule: {', '.join(unknown)}",) if unknown else ()
+        return Sheet(f"Pruning to {self.budget}", HEADER, (*costs, *groups), notes)
+
+    def __rich__(self) -> Table:
+        """Return the table that rich shows."""
+        from rich.table import Table
+
+        sheet = self.sheet
+        table = Table(title=sheet.title, caption="\n".join(sheet.notes) or None)
+        fill(table, sheet)
+        return table
+
+    def __str__(self) -> str:
+        rows = [HEADER, *self.sheet.rows]
+        first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
+        lines = [
+            f"{name:<{first}}  {dense:>{second}}  {kept:>{third}}  {note}".rstrip()
+            for name, dense, kept, note in rows
+        ]
+        return "\n".join((self.sheet.title, *lines, *self.sheet.notes))
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+
+        def row(cells: tuple[str, ...], tag: str) -> str:
+            return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+        sheet = self.sheet
+        body = "".join(row(cells, "td") for cells in sheet.rows)
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in sheet.notes)
+        caption = f"<caption>{html.escape(sheet.title)}</caption>"
+        return f"<table>{caption}{row(HEADER, 'th')}{body}</table>{notes}"

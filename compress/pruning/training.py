@@ -1,0 +1,103 @@
+"""What people train a network with, as far as a pruner has to know it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from compress.errors import UsageError
+from compress.networks.cuts import tensor_of
+from compress.networks.groups import ChannelGraph
+
+
+def inner_network(model: nn.Module) -> nn.Module:
+    """Return the network inside of what compiles, joins or averages it."""
+    while True:
+        if isinstance(model, (DistributedDataParallel, DataParallel, AveragedModel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def inner_optimizers(
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None,
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Return the optimizers of torch inside of what Accelerate and Lightning wrap around them.
+
+    Raises:
+        UsageError: one keeps all parameters as one vector, which cannot shrink.
+    """
+    if optimizer is None:
+        return ()
+    found = []
+    for each in optimizer if isinstance(optimizer, Sequence) else (optimizer,):
+        inner = each
+        while isinstance(wrapped := getattr(inner, "optimizer", None), torch.optim.Optimizer):
+            inner = wrapped
+        if not isinstance(inner, torch.optim.Optimizer):
+            raise UsageError(f"optimizer is a {type(inner).__name__} and none of torch.optim")
+        if isinstance(inner, torch.optim.LBFGS):
+            raise UsageError(
+                "LBFGS keeps all parameters as one vector, which cannot shrink: use another one"
+            )
+        found.append(inner)
+    return tuple(found)
+
+
+def require_trained(
+    model: nn.Module,
+    graph: ChannelGraph,
+    optimizers: Sequence[torch.optim.Optimizer],
+    copies: Sequence[nn.Module],
+) -> None:
+    """Refuse optimizers and copies that could not follow a shrink.
+
+    Raises:
+        UsageError: no optimizer holds a parameter that is trained and may shrink, or a copy lacks
+            it or has it in another shape.
+    """
+    held = {id(p) for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
+    parameters = {id(p): name for name, p in model.named_parameters()}
+    for axis in graph.axes:
+        try:
+            tensor = tensor_of(model, axis.tensor)
+        except AttributeError:  # an integer in a list
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        if optimizers and tensor.requires_grad and id(tensor) not in held:
+            raise UsageError(
+                f"the optimizer does not hold {parameters.get(id(tensor), axis.tensor)}, which is "
+                "trained and may shrink: give the optimizer that does (or several), or freeze the "
+                "parameter with requires_grad_(False)"
+            )
+        for copied in copies:
+            if _shape(copied, axis.tensor) != tensor.shape:
+                raise UsageError(
+                    f"a copy has no {axis.tensor} of shape {tuple(tensor.shape)}: copies are of "
+                    "the same network"
+                )
+
+
+def unscale(scaler: torch.amp.GradScaler, optimizers: Sequence[torch.optim.Optimizer]) -> float:
+    """Unscale the gradients of optimizers unless that is done; return the factor of the loss."""
+    for optimizer in optimizers:
+        try:
+            scaler.unscale_(optimizer)
+        except RuntimeError as error:
+            if "already been called" not in str(error):
+                raise
+    return float(scaler.get_scale())
+
+
+def _shape(model: nn.Module, name: str) -> object:
+    try:
+        return tensor_of(model, name).shape
+    except AttributeError:
+        return None
