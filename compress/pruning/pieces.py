@@ -42,7 +42,8 @@ def analyse(model: nn.Module, example: Any) -> ChannelGraph:
         ModelError: the network cannot be captured.
     """
     inputs = example if isinstance(example, Example) else Example.of(example)
-    return tried_graph(inner_network(model), inputs.pair())
+    network = inner_network(model)
+    return tried_graph(network, inputs.pair().beside(network))
 
 
 def importance(

@@ -150,7 +150,7 @@ class Pruner:
         self.copies = tuple(map(inner_network, copies))
         self.callback, self.world = callback or (lambda kind, facts: None), current()
         if graph is None:
-            graph = tried_graph(self.model, self.example.pair())
+            graph = tried_graph(self.model, self.example.pair().beside(self.model))
             report_dense(graph)
         self.dense_graph = self.graph = graph
         self.allowed = prunable(self.model, graph, self.settings)
