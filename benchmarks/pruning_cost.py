@@ -165,8 +165,12 @@ class Bench:
         if self.options.memory == "prune":
             self.prune_and_shrink()
         trainer = trainer_for(self.model)
+        scores = self.options.memory == "score"
+        pruner = self.pruner(trainer, interval=10**9) if scores else None
         for _ in range(2):
-            trainer.step(self.batch)
+            trainer.step(self.batch, judge=pruner)
+            if pruner is not None:
+                pruner.step()
         return peak_memory(self.device)
 
 
@@ -183,7 +187,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--memory", choices=["plain", "prune"], help=argparse.SUPPRESS)
+    parser.add_argument("--memory", choices=["plain", "score", "prune"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     with computing(ComputeConfig()):  # as every run does
         measure(options)
@@ -213,8 +217,9 @@ def measure(options: argparse.Namespace) -> None:
     times = Bench(options).finetune_step()
     ratios = [a / b for a, b in zip(times["pruned"], times["dense"], strict=True)]
     print(f"| finetune step, half the MACs / dense | {statistics.median(ratios):.3f} | 0.6 |")
-    plain, pruned = memory_of("plain"), memory_of("prune")
+    plain, scored, pruned = (memory_of(mode) for mode in ("plain", "score", "prune"))
     print(f"| peak memory of plain training | {plain:.0f} MiB | |")
+    print(f"| peak memory of training with a pruner / plain | {scored / plain:.3f} | 1.01 |")
     print(f"| peak memory of pruning / plain | {pruned / plain:.3f} | 1.1 |")
 
 

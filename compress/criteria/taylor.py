@@ -37,10 +37,15 @@ class FoldedGate:
         gradient = torch.zeros(self.num_units, dtype=first.dtype, device=first.device)
         for weight, dim, units in self.readers:
             if weight.grad is not None:
-                product = weight * weight.grad
-                others = [d for d in range(product.dim()) if d != dim]
-                gradient.index_add_(0, units, product.sum(others))
+                gradient.index_add_(0, units, sum_but(weight * weight.grad, dim))
         return gradient
+
+
+def sum_but(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """Sum over all dimensions but one, (length,): leading ones first, whose rows lie together."""
+    if dim:
+        values = values.flatten(0, dim - 1).sum(0)
+    return values.flatten(1).sum(1) if values.dim() > 1 else values
 
 
 class BlockGate:

@@ -19,7 +19,7 @@ from compress.checkpoints.recipe import Recipe, recipe_from_cuts
 from compress.config import PruneConfig
 from compress.criteria import bind
 from compress.criteria.scoring import Context, Scoring
-from compress.distributed.world import current
+from compress.distributed.world import World, current
 from compress.errors import CheckpointError, RunError, UsageError
 from compress.networks import cost
 from compress.networks.capture import Example
@@ -148,7 +148,7 @@ class Pruner:
         self.example = example if isinstance(example, Example) else Example.of(example)
         self.optimizers = inner_optimizers(optimizer)
         self.copies = tuple(map(inner_network, copies))
-        self.callback, self.world = callback or (lambda kind, facts: None), current()
+        self.callback = callback or (lambda kind, facts: None)
         if graph is None:
             graph = tried_graph(self.model, self.example.pair().beside(self.model))
             report_dense(graph)
@@ -158,7 +158,8 @@ class Pruner:
         require_trained(self.model, graph, self.optimizers, self.copies)
         self.at = Progress(graph.everything(), graph.everything())
         self.importance = Importance(graph.num_units, momentum=self.settings.momentum)
-        self.reshaped = self._scored = False
+        self.reshaped = self._scored = self._reached = False
+        self._counted: Mask | None = None
         self._loss: list[float | torch.Tensor] = [0.0, 0]
         self.largest_difference = 0.0
         self.seconds = {"decide": 0.0, "shrink": 0.0, "proof": 0.0}
@@ -170,12 +171,20 @@ class Pruner:
     @property
     def reached(self) -> bool:
         """Whether the budget holds."""
-        return self.goal.cost_of(self.at.kept) <= self.goal.limit
+        if self._counted is not self.at.kept:  # asked at every minibatch, and counting takes time
+            self._counted = self.at.kept
+            self._reached = self.goal.cost_of(self.at.kept) <= self.goal.limit
+        return self._reached
 
     @property
     def done(self) -> bool:
         """Whether pruning is over and all that was removed is physically gone."""
         return (self.reached or self.at.ended) and bool((self.at.kept == self.at.shrunk).all())
+
+    @property
+    def world(self) -> World:
+        """The processes that train the network together."""
+        return current()
 
     @property
     def due(self) -> bool:

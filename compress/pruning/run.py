@@ -262,7 +262,7 @@ class _PruneRun:
         self.accuracy = state.facts["accuracy"]
 
     def _of_version_1(self, state: State) -> dict[str, torch.Tensor]:
-        """Return the pruner's state as releases before 0.2 wrote it, among facts and tensors."""
+        """Return the pruner's state as earlier versions wrote it, among facts and tensors."""
         facts, own = state.facts, self.pruner.state_dict()
         if len(state.tensors["kept"]) != self.graph.num_units:
             raise CheckpointError(OTHER_NETWORK)
