@@ -15,7 +15,18 @@ from compress.networks.groups import ChannelGraph
 
 
 def inner_network(model: nn.Module) -> nn.Module:
-    """Return the network inside of what compiles, joins or averages it."""
+    """Return the network inside of what compiles, joins or averages it.
+
+    Raises:
+        UsageError: it is no network, or its parameters are spread over processes.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model is a {type(model).__name__} and no torch.nn.Module")
+    if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+        raise UsageError(
+            f"the parameters of {type(model).__name__} are sharded over processes, so no process "
+            "holds a whole channel: prune before they are, or with DistributedDataParallel"
+        )
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel, AveragedModel)):
             model = model.module

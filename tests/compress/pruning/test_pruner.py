@@ -464,6 +464,8 @@ def test_optimizers_and_copies_that_cannot_follow_are_refused() -> None:
         compress.Pruner(model, images, optimizer=None, copies=[nn.Linear(2, 2)])
     with refused(UsageError, "without a tensor"):
         compress.Pruner(model, 224, optimizer=None)
+    with refused(UsageError, "model is a str"):
+        compress.Pruner("resnet18", images, optimizer=None)  # type: ignore[arg-type]
 
 
 def test_an_unknown_state_of_an_optimizer_is_refused_and_changes_nothing() -> None:
