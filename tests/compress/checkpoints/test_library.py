@@ -195,7 +195,7 @@ def test_a_child_named_module_is_no_prefix(tmp_path: Path) -> None:
     shown = inspect_checkpoint(tmp_path / "a.safetensors")
     (norm,) = (entry for entry in shown["tensors"] if entry["name"] == "norm.weight")
     assert norm["dense"] == [12]
-    assert norm["now"] == [smaller.module.width]  # type: ignore[union-attr]
+    assert norm["now"] == [smaller.module.norm.num_features]  # type: ignore[union-attr]
 
 
 def test_the_file_keeps_facts(tmp_path: Path) -> None:
