@@ -10,7 +10,6 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,32 +30,6 @@ if TYPE_CHECKING:
 NEWEST_OPSET = 20
 """The newest opset that torch's TorchScript exporter writes; a target's ceiling may be higher."""
 TRACED_BATCH = 2  # at 1 an exporter may take the batch for a dimension to squeeze away
-
-
-def export_onnx(
-    model: nn.Module,
-    path: Path,
-    *,
-    target: Target,
-    input_size: tuple[int, int, int],
-    metadata: Mapping[str, str],
-) -> OnnxFacts:
-    """Write a network as float32 ONNX in evaluation mode and verify the written file.
-
-    Args:
-        model: the network; its mode and that of every submodule are put back.
-        path: the file; it is written whole or not at all.
-        target: whose ceilings the file must respect.
-        input_size: (C, H, W) of one image.
-        metadata: stored in the file's ``metadata_props``.
-
-    Raises:
-        ModelError: the network cannot be traced, or not expressed for the target.
-        OutputError: the file cannot be written.
-    """
-    proto = onnx_from_network(model, target=target, input_size=input_size)
-    with staged_onnx(proto, path, target=target, metadata=metadata) as facts:
-        return replace(facts, path=path)
 
 
 def onnx_from_network(

@@ -8,11 +8,11 @@ import onnx
 import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnx_models import export_classifier
 from torch import nn
 from torch.nn import functional
 
 from compress.config.targets import load_target
-from export.onnx_export import export_onnx
 from export.onnx_fold import fold_constants
 
 
@@ -81,7 +81,7 @@ class PaddedShortcut(nn.Module):
 def test_a_padded_shortcut_has_constant_pads(tmp_path: Path) -> None:
     model = PaddedShortcut()
     path = tmp_path / "model.onnx"
-    export_onnx(model, path, target=load_target("v100"), input_size=(3, 8, 8), metadata={})
+    export_classifier(model, path, target=load_target("v100"), input_size=(3, 8, 8), metadata={})
     proto = onnx.load(path)
     census = Counter(node.op_type for node in proto.graph.node)
     assert census == {"Slice": 2, "Pad": 1, "Conv": 1, "Add": 1, "ReduceMean": 1}
