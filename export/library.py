@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,7 +181,7 @@ def _batches(call: Call, sizes: Sequence[int]) -> list[Outputs]:
     lengths = {len(tensor) if tensor.dim() else 0 for tensor in call.tensors}
     if len(lengths) != 1 or 0 in lengths:
         shapes = ", ".join(
-            f"{name} {'x'.join(map(str, tensor.shape)) or 'without dimensions'}"
+            f"{name} of {_written(tensor.shape)}"
             for name, tensor in zip(call.names, call.tensors, strict=True)
         )
         raise ConfigError(
@@ -212,8 +212,8 @@ def _computed(model: nn.Module, call: Call, tensors: Outputs) -> Any:
     try:
         return _returned(model, call, tensors)
     except Exception as error:  # the user's forward may raise anything
-        size, own = len(tensors[0]), tensors is call.tensors
-        raise ModelError(_refusal(model, call, error, None if own else size)) from error
+        size = None if tensors is call.tensors else len(tensors[0])
+        raise ModelError(_refusal(model, call, error, size)) from error
 
 
 def _returned(model: nn.Module, call: Call, tensors: Outputs) -> Any:
@@ -237,8 +237,12 @@ def _refusal(model: nn.Module, call: Call, error: Exception, size: int | None) -
             size = None
     if size is not None:
         return f"{name} does not compute a batch of {size} ({why}): set dynamic_batch=False"
-    shapes = " and ".join("x".join(map(str, tensor.shape)) for tensor in call.tensors)
+    shapes = " and ".join(_written(tensor.shape) for tensor in call.tensors)
     return f"{name} does not accept inputs of {shapes}: {why}"
+
+
+def _written(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape)) or "no dimensions"
 
 
 def _shapes(model: nn.Module, names: Sequence[str], batches: Sequence[Outputs]) -> dict[str, Shape]:

@@ -192,6 +192,10 @@ def test_a_fixed_batch(tmp_path: Path) -> None:
     assert not path.exists()
     facts = export_onnx(Fixed(), path, example=example, dynamic_batch=False)
     assert (facts.inputs, facts.outputs) == ({"x": (2, 12)}, {"output": (2, 3, 4)})
+    facts = export_onnx(nn.ReLU(), path, example=torch.tensor(1.0), dynamic_batch=False)
+    assert (facts.inputs, facts.outputs) == ({"input": ()}, {"output": ()})
+    with pytest.raises(ModelError, match="Linear does not accept inputs of no dimensions: "):
+        export_onnx(nn.Linear(2, 2), path, example=torch.tensor(1.0), dynamic_batch=False)
 
 
 def test_wrappers_are_taken_off(tmp_path: Path) -> None:
@@ -253,9 +257,9 @@ IMAGES = torch.rand(2, 3)
             Many(),
             {"example": (IMAGES, torch.ones(1))},
             ConfigError,
-            r"no batch .*\(images\.0 2x3, ",
+            r"no batch .*\(images\.0 of 2x3, ",
         ),
-        (nn.ReLU(), {"example": torch.tensor(1.0)}, ConfigError, "input without dimensions"),
+        (nn.ReLU(), {"example": torch.tensor(1.0)}, ConfigError, "input of no dimensions"),
         (nn.ReLU(), {"input_names": ["a", "b"]}, ConfigError, "has 2 names and .* 1 inputs: input"),
         (nn.ReLU(), {"output_names": "out"}, ConfigError, "is a list of names, not 'out'"),
         (nn.ReLU(), {"output_names": ["input"]}, ConfigError, "'input' names more than one"),
