@@ -101,7 +101,7 @@ def export_onnx(
     with in_mode(network), unchanged(network):
         batches = _batches(call, COMPARED_BATCHES) if dynamic_batch else [call.tensors]
         traced = _batches(call, (TRACED_BATCH,))[0] if dynamic_batch else call.tensors
-        computed = [_computed(network, call, tensors) for tensors in batches]
+        *computed, _ = [_computed(network, call, tensors) for tensors in (*batches, traced)]
         paths = [place for place, _ in named_tensors(computed[0])]
         expected = [[tensor for _, tensor in named_tensors(output)] for output in computed]
         ins = checked_names("input", input_names, call.names)

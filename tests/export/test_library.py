@@ -224,6 +224,13 @@ class Random(nn.Module):
         return x + torch.rand(3)
 
 
+class Broadcasting(nn.Module):
+    """It takes a batch of 1 and of 3, and no other."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.ones(3, 3)
+
+
 class Squeezing(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.squeeze()
@@ -248,6 +255,12 @@ IMAGES = torch.rand(2, 3)
         (ByValue(), {}, ModelError, r"a decision by the value of a tensor at test_library\.py"),
         (Random(), {}, ParityError, r"disagree about 'output' at batch size 1: .* exceeds the lim"),
         (Squeezing(), {}, ModelError, "tensors of other dimensions for a batch of 1 than for .* 3"),
+        (
+            Broadcasting(),
+            {"example": IMAGES[:1]},
+            ModelError,
+            r"a batch of 2 \(RuntimeError: The si",
+        ),
         (Silent(), {}, ModelError, "Silent returns dict, in which there is no tensor"),
         (Failing(), {}, ModelError, r"not accept inputs of 2x3: RuntimeError: .* at test_library"),
         (Two(), {}, ConfigError, r"does not fit Two\.forward\(.*: missing a required argument"),
