@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.errors import CheckpointError, ModelError
-from export.signature import CLASSIFIER, Shape, Signature
+from export.signature import BATCH, Shape, Signature
 
 if TYPE_CHECKING:
     import onnx
 
     from compress.config.targets import Target
 
+INPUT = "input"
+OUTPUT = "logits"
+CLASSIFIER = Signature({INPUT: (BATCH, None, None, None)}, {OUTPUT: (BATCH, None)})
+"""What ``compress export`` writes: images (N, C, H, W) to logits (N, classes)."""
 STANDARD_DOMAINS = ("", "ai.onnx")
 
 

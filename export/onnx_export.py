@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from compress.errors import ModelError, writing
 from compress.files import staged, write_flushed
 from export.adaptive_pool import exportable_pools
-from export.onnx_check import OnnxFacts, first_line, inspect_onnx
+from export.onnx_check import CLASSIFIER, OnnxFacts, first_line, inspect_onnx
 from export.onnx_fold import fold_constants
-from export.signature import CLASSIFIER, Call, Signature, named_tensors
+from export.signature import Call, Signature, named_tensors
 
 if TYPE_CHECKING:
     import onnx

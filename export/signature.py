@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 BATCH = "batch"
 """Name of the dimension along which examples lie."""
-INPUT = "input"
-OUTPUT = "logits"
 Shape = tuple[int | str | None, ...]
 """Lengths: a number, the name of a dimension of any length, or None where it does not matter."""
 
@@ -43,10 +41,6 @@ class Signature:
             name: {i: length for i, length in enumerate(shape) if isinstance(length, str)}
             for name, shape in (*self.inputs.items(), *self.outputs.items())
         }
-
-
-CLASSIFIER = Signature({INPUT: (BATCH, None, None, None)}, {OUTPUT: (BATCH, None)})
-"""What ``compress export`` writes: images (N, C, H, W) to logits (N, classes)."""
 
 
 class Call:
