@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.errors import CheckpointError, ModelError
+from export.signature import BATCH, Shape, Signature
 
 if TYPE_CHECKING:
     import onnx
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 INPUT = "input"
 OUTPUT = "logits"
+CLASSIFIER = Signature({INPUT: (BATCH, None, None, None)}, {OUTPUT: (BATCH, None)})
+"""What ``compress export`` writes: images (N, C, H, W) to logits (N, classes)."""
 STANDARD_DOMAINS = ("", "ai.onnx")
 
 
@@ -43,11 +46,11 @@ class OnnxFacts:
     """Digest of the file, in hexadecimal."""
 
 
-def inspect_onnx(path: Path, *, target: Target) -> OnnxFacts:
+def inspect_onnx(path: Path, *, target: Target, signature: Signature = CLASSIFIER) -> OnnxFacts:
     """Read an ONNX file, prove that it fits a target and return what it holds.
 
-    The file must pass the full onnx checker, carry all its weights, have one ``input`` and one
-    ``logits`` with a symbolic batch dimension, and use only what the target reads.
+    The file must pass the full onnx checker, carry all its weights, have the inputs and outputs of
+    a signature and no others, and use only what the target reads.
 
     Raises:
         CheckpointError: the file is missing or is not ONNX.
@@ -65,7 +68,7 @@ def inspect_onnx(path: Path, *, target: Target) -> OnnxFacts:
         raise CheckpointError(f"{path} is damaged or is not an ONNX file") from error
     if not model.graph.node:  # an empty file decodes to an empty model
         raise CheckpointError(f"{path} holds no network")
-    fault = find_fault(model, target=target)
+    fault = find_fault(model, target=target, signature=signature)
     if fault:
         raise ModelError(f"this network cannot be expressed for target {target.name}: {fault}")
     return OnnxFacts(
@@ -78,7 +81,9 @@ def inspect_onnx(path: Path, *, target: Target) -> OnnxFacts:
     )
 
 
-def find_fault(model: onnx.ModelProto, *, target: Target) -> str | None:
+def find_fault(
+    model: onnx.ModelProto, *, target: Target, signature: Signature = CLASSIFIER
+) -> str | None:
     """Return the first rule of ``inspect_onnx`` that a model breaks, as half a sentence."""
     checks = (
         _external_data(model),
@@ -86,7 +91,8 @@ def find_fault(model: onnx.ModelProto, *, target: Target) -> str | None:
         _too_new(model, target),
         _unfit_node(model, target),
         _unfolded_norm(model.graph),
-        _wrong_ends(model.graph),
+        _wrong_ends("input", model.graph.input, signature.inputs),
+        _wrong_ends("output", model.graph.output, signature.outputs),
     )
     return next(filter(None, checks), None)
 
@@ -186,17 +192,23 @@ def _unfolded_norm(graph: onnx.GraphProto) -> str | None:
     return None
 
 
-def _wrong_ends(graph: onnx.GraphProto) -> str | None:
-    ends = (("input", INPUT, graph.input, 4), ("output", OUTPUT, graph.output, 2))
-    for role, name, values, rank in ends:
-        if [value.name for value in values] != [name]:
-            found = ", ".join(value.name for value in values) or "none"
-            return f"it must have the one {role} {name!r} and has {found}"
-        dimensions = values[0].type.tensor_type.shape.dim
-        if len(dimensions) != rank:
-            return f"{role} {name!r} has {len(dimensions)} dimensions instead of {rank}"
-        if not dimensions[0].dim_param:
-            return f"the batch dimension of {role} {name!r} is fixed"
+def _wrong_ends(
+    role: str, values: Iterable[onnx.ValueInfoProto], shapes: Mapping[str, Shape]
+) -> str | None:
+    found = {value.name: value.type.tensor_type.shape.dim for value in values}
+    if list(found) != list(shapes):
+        named = f"{role}s {', '.join(map(repr, shapes))}"
+        wanted = named if len(shapes) != 1 else f"one {role} {next(iter(shapes))!r}"
+        return f"it must have the {wanted} and has {', '.join(found) or 'none'}"
+    for name, shape in shapes.items():
+        dimensions = found[name]
+        if len(dimensions) != len(shape):
+            return f"{role} {name!r} has {len(dimensions)} dimensions instead of {len(shape)}"
+        for i, length in enumerate(shape):
+            if isinstance(length, str) and not dimensions[i].dim_param:
+                return f"the {length} dimension of {role} {name!r} is fixed"
+            if isinstance(length, int) and dimensions[i].dim_value != length:
+                return f"dimension {i} of {role} {name!r} is not of length {length}"
     return None
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from compress.config.targets import load_target
-from export.onnx_export import onnx_from_network
+from compress.config.targets import Target, load_target
+from export.onnx_check import OnnxFacts
+from export.onnx_export import onnx_from_network, staged_onnx
 
 TARGETS = {17: "cpu", 20: "rtx"}
 """A target for each opset."""
@@ -24,6 +28,20 @@ def exported(model: nn.Module, size: tuple[int, int, int], opset: int = 17) -> o
     (entry,) = proto.opset_import
     assert entry.version == opset
     return proto
+
+
+def export_classifier(
+    model: nn.Module,
+    path: Path,
+    *,
+    target: Target,
+    input_size: tuple[int, int, int],
+    metadata: Mapping[str, str],
+) -> OnnxFacts:
+    """Write a classifier as ``compress export`` writes it in float32, without its sidecar."""
+    proto = onnx_from_network(model, target=target, input_size=input_size)
+    with staged_onnx(proto, path, target=target, metadata=metadata) as facts:
+        return replace(facts, path=path)
 
 
 def handmade(

@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import nn
 
 import compress
 from compress.checkpoints.description import (
     FORMAT_VERSION,
-    METADATA_KEY,
     Description,
     GroupFacts,
+    Header,
+    Saved,
     Structure,
-    read_description,
+    read_header,
 )
-from compress.checkpoints.gated import is_gate
 from compress.checkpoints.permission import how_to_allow, is_allowed, remember
 from compress.checkpoints.recipe import cuts_from_recipe, mask_from_groups, recipe_from_cuts
 from compress.checkpoints.tensors import read_state_dict, read_tensors, without_prefixes
+from compress.checkpoints.weights import COUNTERS, assign, encoded, with_tied
 from compress.config import ModelConfig
 from compress.errors import CheckpointError, ModelError
 from compress.files import sha256_of, write_atomically
@@ -48,8 +48,10 @@ from compress.networks.shrink import shrink_
 
 ANY_NETWORK = 2**30
 """Bytes: more than any architecture takes by itself, so that more of them are claimed by a file."""
-COUNTERS = "num_batches_tracked"
-"""Files from before PyTorch 0.4.1 lack these buffers; nothing computed depends on them."""
+NEW_HEAD = (
+    "give the data that it was trained on, or add --set model.new_head=true for a classifier that "
+    "begins anew"
+)
 
 
 @dataclass(frozen=True)
@@ -123,12 +125,7 @@ def save_checkpoint(
         written["recipe"] = recipe_from_cuts(cuts_of(graph, kept))
         written["structure"] = structure_of(graph, kept)
     document = description.model_copy(update=written)
-    # Copies, because safetensors refuses tensors that share memory (tied weights).
-    tensors = {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in model.state_dict().items()
-    }
-    data = safetensors.torch.save(tensors, {METADATA_KEY: document.model_dump_json()})
+    data = encoded(model.state_dict(), document)
     write_atomically(path, data)
     remember(document.model, data)
 
@@ -162,7 +159,12 @@ def load_checkpoint(path: Path, typed: ModelConfig | None = None) -> Checkpoint:
     Raises:
         CheckpointError: the file is missing, damaged, or of a network that is not allowed.
     """
-    description = read_description(path)
+    description = read_header(path)
+    if isinstance(description, Saved):
+        raise CheckpointError(
+            f"{path} does not say which network it holds: in Python, compress.load reads it with "
+            "the function that builds the network, and compress.export_onnx writes its ONNX file"
+        )
     if description is None:
         raise CheckpointError(
             f"{path} holds weights only, not what compress needs to rebuild the network: "
@@ -174,7 +176,7 @@ def load_checkpoint(path: Path, typed: ModelConfig | None = None) -> Checkpoint:
             f"{how_to_allow(description.model)}"
         )
     network, structure = _skeleton(path, description)
-    _assign(network, read_tensors(path), path)
+    assign(network, read_tensors(path), path)
     return Checkpoint(network.eval(), description, sha256_of(path), structure)
 
 
@@ -192,13 +194,14 @@ def load_weights(path: Path, model: nn.Module, *, without: Collection[str] = ())
         CheckpointError: the file is missing, damaged, a pickle that needs code execution, or of
             another architecture or class count.
     """
-    description = read_description(path) if path.suffix == ".safetensors" else None
-    if description and description.recipe:
+    header = read_header(path) if path.suffix == ".safetensors" else None
+    if header and header.recipe:
         raise CheckpointError(f"{path} is pruned already: prune its dense parent instead")
     own = model.state_dict()
     short = zip(own, without_prefixes(own).items(), strict=True)
     kept = dict(item for name, item in short if name in without)
-    _assign(model, {**read_state_dict(path), **kept}, path)
+    state = with_tied(read_state_dict(path), header)
+    assign(model, {**state, **kept}, path, classes=NEW_HEAD)
 
 
 def require_claims(
@@ -269,11 +272,31 @@ def structure_of(graph: ChannelGraph, kept: Mask) -> Structure:
     )
 
 
+def cut_(network: nn.Module, header: Header) -> Structure | None:
+    """Cut a dense network in place, as the header of a file describes.
+
+    Nothing is captured, which other threads would notice, but for a file of version 1.
+
+    Returns:
+        Costs and groups, where the file or the way to read it tells.
+
+    Raises:
+        CheckpointError: the recipe does not fit the network.
+        ModelError: the network of a file of version 1 cannot be analysed.
+    """
+    description = header if isinstance(header, Description) else None
+    if description and description.format_version == 1 and header.recipe:
+        graph = analyse(network, description.input_size, whole_groups=True)
+        kept = mask_from_groups(graph, header.recipe)
+        shrink_(network, graph, kept)
+        return structure_of(graph, kept)
+    apply_cuts_(network, cuts_from_recipe(network, header.recipe))
+    return description.structure if description else None
+
+
 def _skeleton(path: Path, description: Description) -> tuple[nn.Module, Structure | None]:
     """Build the shrunk network; of one that is built in, no memory is taken before its shapes are
     checked.
-
-    Nothing is captured, which other threads would notice, but for a file of version 1.
     """
     try:
         network = build_skeleton(
@@ -281,15 +304,9 @@ def _skeleton(path: Path, description: Description) -> tuple[nn.Module, Structur
             num_classes=description.num_classes,
             in_channels=description.input_size[0],
         )
-        if description.format_version == 1 and description.recipe:
-            graph = analyse(network, description.input_size, whole_groups=True)
-            kept = mask_from_groups(graph, description.recipe)
-            shrink_(network, graph, kept)
-            return network, structure_of(graph, kept)
-        apply_cuts_(network, cuts_from_recipe(network, description.recipe))
+        return network, cut_(network, description)
     except (CheckpointError, ModelError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return network, description.structure
 
 
 @cache
@@ -301,61 +318,3 @@ def _builtin_shapes(name: str, num_classes: int, in_channels: int) -> dict[str, 
 
 def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.items() if not name.endswith(COUNTERS)}
-
-
-def _assign(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Put tensors into a network after every name and shape has been compared."""
-    names = model.state_dict()
-    own = without_prefixes(names)
-    missing = sorted(k for k in set(own) - set(state) if not k.endswith(COUNTERS))
-    extra = sorted(set(state) - set(own))
-    if missing or extra:
-        raise CheckpointError(_names_message(path, model, missing, extra))
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise CheckpointError(_shape_message(path, name, tensor, own[name]))
-    for full_name, (name, tensor) in zip(names, own.items(), strict=True):
-        value = state.get(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
-        # A copy: safetensors gives views of the file, at addresses that change how sums round.
-        _set_tensor(model, full_name, value.to(tensor.dtype, copy=True))
-
-
-def _set_tensor(model: nn.Module, name: str, value: torch.Tensor) -> None:
-    owner, _, attribute = name.rpartition(".")
-    module = model.get_submodule(owner)
-    current = getattr(module, attribute)
-    if not current.is_meta:
-        current.data = value.to(current.device)  # in place: tied weights stay tied
-    elif isinstance(current, nn.Parameter):
-        setattr(module, attribute, nn.Parameter(value, requires_grad=current.requires_grad))
-    else:
-        setattr(module, attribute, value)
-
-
-def _names_message(path: Path, model: nn.Module, missing: list[str], extra: list[str]) -> str:
-    parts = [
-        f"{len(names)} tensors {verb} (first {names[0]!r})"
-        for names, verb in ((missing, "are missing"), (extra, "do not belong"))
-        if names
-    ]
-    if any(map(is_gate, extra)):
-        return (
-            f"{path} has the gates of the research code of 2019: take them out with compress import"
-        )
-    return f"{path} is of another architecture than {type(model).__name__}: {' and '.join(parts)}"
-
-
-def _shape_message(path: Path, name: str, found: torch.Tensor, wanted: torch.Tensor) -> str:
-    classifier = found.shape[1:] == wanted.shape[1:] and not name.endswith(
-        ("running_mean", "running_var")
-    )
-    if classifier and name.startswith(("fc.", "classifier", "head")):
-        return (
-            f"{path} has {found.shape[0]} classes and {wanted.shape[0]} are needed: "
-            "give the data that it was trained on, or add --set model.new_head=true for a "
-            "classifier that begins anew"
-        )
-    return (
-        f"{path} is of another architecture: {name!r} is {list(found.shape)} "
-        f"there and {list(wanted.shape)} in the network"
-    )

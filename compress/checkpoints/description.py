@@ -53,12 +53,34 @@ class Structure(BaseModel):
     unknown_operations: tuple[str, ...] = ()
 
 
-class Description(BaseModel):
-    """The JSON document in the header of a file of weights."""
+class Header(BaseModel):
+    """The JSON document in the header of any file of weights that this tool wrote."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: int = FORMAT_VERSION
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    """The cuts that made the network from its dense one; empty for a dense network."""
+    tools: dict[str, str] = Field(default_factory=dict)
+
+
+class Saved(Header):
+    """The header of a network that only its user's code builds; nothing but the cuts is needed."""
+
+    metadata: dict[str, Any]
+    """Whatever its user wants to keep with it."""
+    tied: dict[str, str] = Field(default_factory=dict)
+    """Other names of tensors, and the name under which the file holds each."""
+    classes: tuple[str, ...] | None = None
+    input_size: tuple[int, ...] | None = None
+    """Of one example, as its user counts."""
+    mean: tuple[FiniteFloat, ...] | None = None
+    std: tuple[FiniteFloat, ...] | None = None
+
+
+class Description(Header):
+    """The header of a classifier that a name rebuilds."""
+
     architecture: str
     options: dict[OptionName, Option] = Field(default_factory=dict)
     """What it is called with, besides the classes and the channels of the images."""
@@ -70,13 +92,11 @@ class Description(BaseModel):
     mean: tuple[FiniteFloat, ...]
     """Per channel, of images scaled to [0, 1]."""
     std: tuple[Deviation, ...]
-    recipe: dict[str, Any] = Field(default_factory=dict)
     structure: Structure | None = None
     """Of a network that was analysed; a file of version 1 has none."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     parent_sha256: str | None = None
     """Digest of the file of the dense network that this one was pruned from."""
-    tools: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_for_each_channel(self) -> Description:
@@ -96,6 +116,16 @@ class Description(BaseModel):
 
 
 def read_description(path: Path) -> Description | None:
+    """Return what a safetensors file says of its classifier; None if it does not name one.
+
+    Raises:
+        CheckpointError: as ``read_header``.
+    """
+    header = read_header(path)
+    return header if isinstance(header, Description) else None
+
+
+def read_header(path: Path) -> Description | Saved | None:
     """Return the header document of a safetensors file; None if the file holds weights alone.
 
     Raises:
@@ -110,13 +140,15 @@ def read_description(path: Path) -> Description | None:
     if text is None:
         return None
     try:
-        version = json.loads(text).get("format_version")
+        document = json.loads(text)
+        version = document.get("format_version")
         if version not in READABLE:
             raise CheckpointError(
                 f"{path} is of format version {version} and this tool reads "
                 f"{' and '.join(map(str, READABLE))}"
             )
-        return Description.model_validate_json(text)
+        kind = Saved if "metadata" in document else Description
+        return kind.model_validate_json(text)
     except (ValidationError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} has a header that cannot be understood") from error
 

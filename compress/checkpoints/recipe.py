@@ -12,7 +12,7 @@ which only the analysis of the dense network can find again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,34 @@ def cuts_from_recipe(model: nn.Module, recipe: Mapping[str, Any]) -> tuple[Cut, 
     Raises:
         CheckpointError: the recipe does not fit this network.
     """
+    return _fitting(model, recipe, lambda cut: cut.size)
+
+
+def cuts_of_result(model: nn.Module, recipe: Mapping[str, Any]) -> tuple[Cut, ...]:
+    """Return the cuts that a recipe of version 2 describes, checked against what they have left.
+
+    Raises:
+        CheckpointError: the recipe does not end in this network.
+    """
+    return _fitting(model, recipe, lambda cut: len(cut.kept))
+
+
+def _fitting(
+    model: nn.Module, recipe: Mapping[str, Any], length: Callable[[Cut], int]
+) -> tuple[Cut, ...]:
+    """Return cuts if every dimension that they are of has the length that a cut says."""
+    cuts, modules = cuts_in(recipe), dict(model.named_modules())
+    for cut in cuts:
+        _require_fit(modules, cut, length(cut))
+    return cuts
+
+
+def cuts_in(recipe: Mapping[str, Any]) -> tuple[Cut, ...]:
+    """Return the cuts that a recipe of version 2 describes, whatever network they are for.
+
+    Raises:
+        CheckpointError: it is none.
+    """
     if not recipe:
         return ()
     kept, named = recipe.get("kept"), recipe.get("cuts")
@@ -54,23 +82,14 @@ def cuts_from_recipe(model: nn.Module, recipe: Mapping[str, Any]) -> tuple[Cut, 
     indices = {
         key: _indices(f"entry {key!r}", entry, "indices", fewest=0) for key, entry in kept.items()
     }
-    modules, cuts = dict(model.named_modules()), []
+    cuts = []
     for tensor, by_dim in named.items():
-        lengths = _lengths(modules, tensor)
         for dim, key in by_dim.items() if isinstance(by_dim, Mapping) else ():
-            place = next((i for i in range(len(lengths)) if str(i) == dim), None)
             entry = indices.get(key) if isinstance(key, str) else None
-            if place is None or entry is None:
+            if not (isinstance(dim, str) and dim.isdecimal() and entry and str(int(dim)) == dim):
                 raise CheckpointError(f"the recipe cuts dimension {dim!r} of {tensor!r} in no way")
             size, left = entry
-            if size != lengths[place]:
-                raise CheckpointError(
-                    f"the recipe gives {tensor!r} a width of {size} and this network has "
-                    f"{lengths[place]}"
-                )
-            if not left and not _is_width(modules, tensor):
-                raise CheckpointError(f"the recipe leaves nothing of {tensor!r}")
-            cuts.append(Cut(tensor, place, size, np.array(left, np.int64)))
+            cuts.append(Cut(tensor, int(dim), size, np.array(left, np.int64)))
     return tuple(cuts)
 
 
@@ -96,17 +115,20 @@ def mask_from_groups(graph: ChannelGraph, recipe: Mapping[str, Any]) -> Mask:
     return kept
 
 
-def _lengths(modules: Mapping[str, nn.Module], name: str) -> tuple[int, ...]:
-    """Return the lengths of what may be cut under a name: a tensor, or an integer of a module."""
-    value = Place.of(modules, name).value
+def _require_fit(modules: Mapping[str, nn.Module], cut: Cut, length: int) -> None:
+    """Refuse a cut of what has another length; it is a tensor, or an integer of a module."""
+    name, value = cut.tensor, Place.of(modules, cut.tensor).value
     if value is None:
         raise CheckpointError(f"the recipe cuts {name!r}, which this network does not have")
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else (value,)
-
-
-def _is_width(modules: Mapping[str, nn.Module], name: str) -> bool:
-    """Whether a name is that of an integer, which may become 0, as padding does."""
-    return isinstance(Place.of(modules, name).value, int)
+    lengths = tuple(value.shape) if isinstance(value, torch.Tensor) else (value,)
+    if cut.dim >= len(lengths):
+        raise CheckpointError(f"the recipe cuts dimension '{cut.dim}' of {name!r} in no way")
+    if lengths[cut.dim] != length:
+        raise CheckpointError(
+            f"the recipe gives {name!r} a width of {length} and this network has {lengths[cut.dim]}"
+        )
+    if not len(cut.kept) and isinstance(value, torch.Tensor):  # padding may become 0
+        raise CheckpointError(f"the recipe leaves nothing of {name!r}")
 
 
 def _indices(name: str, entry: Any, key: str, *, fewest: int) -> tuple[int, list[int]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,11 @@ from compress.checkpoints.checkpoint import (
     require_claims,
     structure_of,
 )
-from compress.checkpoints.description import Structure, read_description
-from compress.checkpoints.tensors import read_state_dict
+from compress.checkpoints.description import Saved, Structure, read_header
+from compress.checkpoints.recipe import cuts_in
+from compress.checkpoints.tensors import read_state_dict, read_tensors, without_prefixes
 from compress.config import ModelConfig
-from compress.errors import CheckpointError
+from compress.errors import CheckpointError, one_line
 from compress.files import sha256_of
 from compress.networks.models import SMALL_IMAGE_MODELS, build_network, ends_in
 from compress.networks.registries import usual_images
@@ -34,15 +38,19 @@ def inspect_checkpoint(path: Path, typed: ModelConfig | None = None) -> dict[str
     Args:
         path: a file of this tool, or a dense ``.pth`` or safetensors state dict.
         typed: the network that the user asked for, where the file does not say which it is and it
-            cannot be recognised, or where it is not built in.
+            cannot be recognised, or where it is not built in. What a library's user saved is
+            described by its tensors alone.
 
     Raises:
         CheckpointError: the file is missing, damaged or of no known architecture.
     """
-    if path.suffix == ".safetensors" and (description := read_description(path)):
+    header = read_header(path) if path.suffix == ".safetensors" else None
+    if isinstance(header, Saved):
+        return _weights(path, header)
+    if header is not None:
         checkpoint = load_checkpoint(path, typed)
-        about = description.model_dump(exclude={"recipe", "classes", "structure"})
-        document = {**about, "num_classes": description.num_classes, "sha256": checkpoint.sha256}
+        about = header.model_dump(exclude={"recipe", "classes", "structure"})
+        document = {**about, "num_classes": header.num_classes, "sha256": checkpoint.sha256}
         return document | (checkpoint.structure or _structure(checkpoint)).model_dump()
     state = read_state_dict(path)
     name = identify(state) if typed is None else typed.name
@@ -69,19 +77,12 @@ def inspect_checkpoint(path: Path, typed: ModelConfig | None = None) -> dict[str
 
 def render_summary(document: dict[str, Any]) -> RenderableType:
     """Return what ``compress inspect`` prints."""
+    named = "groups" in document
     facts = Table.grid(padding=(0, 2))
     facts.add_column()
     facts.add_column(overflow="fold")  # a digest that is cut short is of no use
-    shape = "x".join(map(str, document["input_size"]))
-    dense, now = document["dense"], document["now"]
-    classes = f"{document['num_classes']} classes"
-    rows = {
-        "architecture": f"{document['architecture']}, {classes}, input {shape}",
-        "MACs": _change(dense["macs"], now["macs"], 1e6, "M"),
-        "parameters": _change(dense["params"], now["params"], 1e3, "k"),
-        "channels": _change(dense["channels"], now["channels"], 1, ""),
-        "sha256": document["sha256"],
-    }
+    rows = _network_rows(document) if named else _weights_rows(document)
+    rows["sha256"] = document["sha256"]
     if document.get("parent_sha256"):
         rows["pruned from"] = document["parent_sha256"]
     for stage, figures in document.get("metrics", {}).items():
@@ -90,17 +91,85 @@ def render_summary(document: dict[str, Any]) -> RenderableType:
     if document.get("tools"):
         rows["written by"] = ", ".join(f"{k} {v}" for k, v in document["tools"].items())
     for name, text in rows.items():
-        facts.add_row(Text(name, style="bold"), text)
+        facts.add_row(Text(name, style="bold"), Text(text))
+    parts = [facts, _groups_table(document) if named else _tensors_table(document)]
+    if document.get("unknown_operations"):
+        names = ", ".join(document["unknown_operations"])
+        parts.append(Text(f"operations that are not known and keep channels dense: {names}"))
+    return Stack(*parts)
+
+
+def _network_rows(document: dict[str, Any]) -> dict[str, str]:
+    dense, now = document["dense"], document["now"]
+    classes = f"{document['num_classes']} classes"
+    shape = _by_x(document["input_size"])
+    return {
+        "architecture": f"{document['architecture']}, {classes}, input {shape}",
+        "MACs": _change(dense["macs"], now["macs"], 1e6, "M"),
+        "parameters": _change(dense["params"], now["params"], 1e3, "k"),
+        "channels": _change(dense["channels"], now["channels"], 1, ""),
+    }
+
+
+def _weights_rows(document: dict[str, Any]) -> dict[str, str]:
+    dense, now = (
+        sum(math.prod(tensor[when]) for tensor in document["tensors"]) for when in ("dense", "now")
+    )
+    rows = {
+        "network": "of its user's own code, as compress.load builds it",
+        "tensors": str(len(document["tensors"])),
+        "numbers in them": _change(dense, now, 1e3, "k"),
+    }
+    if document["input_size"]:
+        rows["input"] = _by_x(document["input_size"])
+    if document["num_classes"]:
+        rows["classes"] = str(document["num_classes"])
+    for key, value in document["metadata"].items():
+        rows[f"metadata, {one_line(key, 40)}"] = one_line(json.dumps(value), 200)
+    return rows
+
+
+def _groups_table(document: dict[str, Any]) -> RenderableType:
     groups = Table("group", "dense", "kept", "readers", "note", title_justify="left")
     for group in document["groups"]:
         note = group["frozen"] or ("residual stream" if group["residual"] else "")
         cells = (group["dense"], group["kept"], group["readers"])
         groups.add_row(group["name"], *map(str, cells), note)
-    parts: list[RenderableType] = [facts, groups]
-    if document["unknown_operations"]:
-        names = ", ".join(document["unknown_operations"])
-        parts.append(Text(f"operations that are not known and keep channels dense: {names}"))
-    return Stack(*parts)
+    return groups
+
+
+def _tensors_table(document: dict[str, Any]) -> RenderableType:
+    table = Table("tensor", "dense", "now")
+    for tensor in document["tensors"]:
+        if tensor["dense"] != tensor["now"]:
+            table.add_row(Text(tensor["name"]), _by_x(tensor["dense"]), _by_x(tensor["now"]))
+    return table if table.row_count else Text("no tensor is pruned")
+
+
+def _weights(path: Path, header: Saved) -> dict[str, Any]:
+    """Describe a file whose network only its user's code builds."""
+    shapes = {name: list(tensor.shape) for name, tensor in read_tensors(path).items()}
+    dense = {name: list(shape) for name, shape in shapes.items()}
+    try:
+        cuts = cuts_in(header.recipe)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    inner = without_prefixes({cut.tensor: cut.tensor for cut in cuts})
+    short = {full: name for name, full in inner.items()}
+    for cut in cuts:
+        name = cut.tensor if cut.tensor in dense else short[cut.tensor]
+        name = header.tied.get(name, name)
+        if cut.dim < len(dense.get(name, ())):
+            dense[name][cut.dim] = cut.size
+    about = header.model_dump(exclude={"recipe", "classes"})
+    return {
+        **about,
+        "num_classes": len(header.classes) if header.classes else None,
+        "sha256": sha256_of(path),
+        "tensors": [
+            {"name": name, "dense": dense[name], "now": shape} for name, shape in shapes.items()
+        ],
+    }
 
 
 def _structure(checkpoint: Checkpoint) -> Structure:
@@ -124,3 +193,7 @@ def _change(dense: int, now: int, scale: float, unit: str) -> str:
         f"{value / scale:,.2f} {unit}" if unit else f"{value:,}" for value in (dense, now)
     )
     return before if dense == now else f"{after}, {100 * now / dense:.1f} % of {before}"
+
+
+def _by_x(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape)) or "one number"

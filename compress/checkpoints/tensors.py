@@ -11,7 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import safetensors.torch
 import torch
@@ -19,6 +19,7 @@ import torch
 from compress.checkpoints.description import require_header
 from compress.errors import CheckpointError
 
+T = TypeVar("T")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 
@@ -55,7 +56,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def without_prefixes(state: Mapping[str, T]) -> dict[str, T]:
     """Take off the prefixes that wrappers such as DistributedDataParallel give to every name."""
     names = list(state)
     while names and all(re.match(r"(module|_orig_mod)\.", name) for name in names):

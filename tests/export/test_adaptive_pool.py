@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx_models import export_classifier
 from torch import nn
 from torch.nn import functional
 
 from compress.config.targets import load_target
 from export.adaptive_pool import exportable_pools
-from export.onnx_export import export_onnx
 from export.runners import OnnxRunner
 
 
@@ -42,7 +42,7 @@ def test_a_pool_that_does_not_divide_its_map_is_exported(tmp_path: Path, size: i
         nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(196, 5)
     ).eval()
     path, target = tmp_path / "model.onnx", load_target("v100")
-    facts = export_onnx(model, path, target=target, input_size=(3, size, size), metadata={})
+    facts = export_classifier(model, path, target=target, input_size=(3, size, size), metadata={})
     assert facts.nodes["MatMul"] == 2
     images = torch.randn(3, 3, size, size)
     with OnnxRunner(path) as runner, torch.no_grad():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import lived_in, random_mask
 from engine_files import NETWORK
+from onnx_models import export_classifier
 from torch import nn
 
 from compress.config import ExportConfig
@@ -24,7 +25,6 @@ from export.engines import sidecar
 from export.engines.api import load_tensorrt
 from export.engines.build import build_engine
 from export.engines.gpu import find_gpu
-from export.onnx_export import export_onnx
 from export.runners import EngineRunner
 
 pytestmark = pytest.mark.tensorrt
@@ -57,7 +57,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 
 def built(model: nn.Module, target: Target, folder: Path, **options: Any) -> Path:
     onnx_path, path = folder / "model.onnx", folder / "model.engine"
-    export_onnx(copy.deepcopy(model), onnx_path, target=target, input_size=SIZE, metadata={})
+    export_classifier(copy.deepcopy(model), onnx_path, target=target, input_size=SIZE, metadata={})
     build_engine(
         onnx_path,
         path,

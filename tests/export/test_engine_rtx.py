@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import lived_in, random_mask
 from engine_files import build_with, write_onnx
+from onnx_models import export_classifier
 from torch import nn
 
 from compress.config.targets import load_target
@@ -22,7 +23,6 @@ from export.engines import build
 from export.engines.api import load_tensorrt
 from export.engines.sidecar import read_engine_sidecar
 from export.engines.timing_cache import save_cache, use_cache
-from export.onnx_export import export_onnx
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 RTX = "rtx-installed"
@@ -63,7 +63,9 @@ def test_dense_and_pruned_networks_build(kind: type[nn.Module], tmp_path: Path) 
         ("pruned", shrink(model, graph, random_mask(graph, 1))),
     ):
         onnx_path = tmp_path / f"{name}.onnx"
-        export_onnx(network, onnx_path, target=load_target("rtx"), input_size=size, metadata={})
+        export_classifier(
+            network, onnx_path, target=load_target("rtx"), input_size=size, metadata={}
+        )
         build_rtx(onnx_path, tmp_path / f"{name}.engine", batch=(1, 4))
         assert read_engine_sidecar(tmp_path / f"{name}.engine")["onnx"]["file"] == onnx_path.name
 

@@ -9,13 +9,13 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from onnx_models import export_classifier
 from torch import nn
 from torchvision import models
 
 from compress.config.targets import load_target
 from compress.errors import ModelError, OutputError
 from export.onnx_check import OnnxFacts
-from export.onnx_export import export_onnx
 
 V100 = load_target("v100")
 
@@ -32,7 +32,9 @@ def tiny(channels: int = 5, classes: int = 7) -> nn.Sequential:
 
 
 def export(model: nn.Module, path: Path, size: int = 8, **metadata: str) -> OnnxFacts:
-    return export_onnx(model, path, target=V100, input_size=(3, size, size), metadata=metadata)
+    return export_classifier(
+        model, path, target=V100, input_size=(3, size, size), metadata=metadata
+    )
 
 
 def test_resnet18_as_it_lies_on_disk(tmp_path: Path) -> None:
@@ -82,7 +84,9 @@ def test_every_submodule_gets_its_mode_back(tmp_path: Path) -> None:
 def test_modes_come_back_after_a_failure_too(tmp_path: Path) -> None:
     model = tiny().train()
     with pytest.raises(ModelError, match=r"target v100: .*channels"):
-        export_onnx(model, tmp_path / "a.onnx", target=V100, input_size=(1, 8, 8), metadata={})
+        export_classifier(
+            model, tmp_path / "a.onnx", target=V100, input_size=(1, 8, 8), metadata={}
+        )
     assert all(module.training for module in model.modules())
 
 
@@ -134,7 +138,7 @@ def test_a_full_disk_keeps_the_earlier_file(
 
 def test_a_target_with_an_older_ceiling_is_honoured(tmp_path: Path) -> None:
     target = V100.model_copy(update={"opset": 13, "ir_version": 7})
-    facts = export_onnx(
+    facts = export_classifier(
         tiny(), tmp_path / "model.onnx", target=target, input_size=(3, 8, 8), metadata={}
     )
     assert (facts.opset, facts.ir_version) == (13, 7)
@@ -142,7 +146,7 @@ def test_a_target_with_an_older_ceiling_is_honoured(tmp_path: Path) -> None:
 
 def test_a_target_with_a_newer_ceiling_gets_what_the_exporter_has(tmp_path: Path) -> None:
     target = V100.model_copy(update={"opset": 23, "ir_version": 11, "two_input_reduce_mean": True})
-    facts = export_onnx(
+    facts = export_classifier(
         tiny(), tmp_path / "model.onnx", target=target, input_size=(3, 8, 8), metadata={}
     )
     assert facts.opset == 20

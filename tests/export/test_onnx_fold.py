@@ -8,11 +8,11 @@ import onnx
 import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnx_models import export_classifier
 from torch import nn
 from torch.nn import functional
 
 from compress.config.targets import load_target
-from export.onnx_export import export_onnx
 from export.onnx_fold import fold_constants
 
 
@@ -81,7 +81,7 @@ class PaddedShortcut(nn.Module):
 def test_a_padded_shortcut_has_constant_pads(tmp_path: Path) -> None:
     model = PaddedShortcut()
     path = tmp_path / "model.onnx"
-    export_onnx(model, path, target=load_target("v100"), input_size=(3, 8, 8), metadata={})
+    export_classifier(model, path, target=load_target("v100"), input_size=(3, 8, 8), metadata={})
     proto = onnx.load(path)
     census = Counter(node.op_type for node in proto.graph.node)
     assert census == {"Slice": 2, "Pad": 1, "Conv": 1, "Add": 1, "ReduceMean": 1}
@@ -92,3 +92,57 @@ def test_a_padded_shortcut_has_constant_pads(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(images).numpy()
     np.testing.assert_allclose(run(proto, images.numpy()), expected, atol=1e-5)
+
+
+class Shuffled(nn.Module):
+    """Channels in two groups, interleaved as ShuffleNet does, over a grid of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1) for _ in range(3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        for conv in self.convs:
+            n, c, h, w = images.shape
+            images = conv(images).view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+            images = images + torch.arange(h * w).view(h, w) * 0.1
+        return images.mean((2, 3))
+
+
+def test_lengths_that_are_the_same_for_every_batch_are_constants(tmp_path: Path) -> None:
+    model, path = Shuffled(), tmp_path / "model.onnx"
+    export_classifier(model, path, target=load_target("v100"), input_size=(6, 4, 5), metadata={})
+    proto = onnx.load(path)
+    census = Counter(node.op_type for node in proto.graph.node)
+    # Of the lengths, that of the batch alone is asked for, once for each block.
+    assert census["Shape"] == census["Gather"] == 3
+    assert not census.keys() & {"Div", "Mul", "Cast", "Range"}
+    images = torch.randn(3, 6, 4, 5)
+    with torch.no_grad():
+        expected = model(images).numpy()
+    np.testing.assert_allclose(run(proto, images.numpy()), expected, atol=1e-5)
+
+
+def test_a_constant_is_not_blown_up() -> None:
+    nodes = [
+        helper.make_node("Expand", ["one", "many"], ["ones"]),
+        helper.make_node("Expand", ["one", "few"], ["some"]),
+        helper.make_node("Mul", ["input", "ones"], ["scaled"]),
+        helper.make_node("Mul", ["scaled", "some"], ["logits"]),
+    ]
+    weights = {
+        "one": np.ones(1, np.float32),
+        "many": np.array([1, 2**17], np.int64),
+        "few": np.array([1, 2**17 // 2**10, 1], np.int64),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 2**17])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 128, 2**17])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    fold_constants(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["Expand", "Mul", "Mul"]

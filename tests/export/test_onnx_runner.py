@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from host_gpu import HostGpu, fresh_host_gpu
+from onnx_models import export_classifier
 from torch import nn
 from torchvision import models
 
@@ -21,7 +22,6 @@ from compress.errors import (
     EnvironmentUnfitError,
     ModelError,
 )
-from export.onnx_export import export_onnx
 from export.runners import OnnxRunner, stages_of
 
 CPU = "CPUExecutionProvider"
@@ -64,7 +64,7 @@ def images(count: int, size: int = 64, seed: int = 0) -> np.ndarray:
 
 def exported(model: nn.Module, folder: Path) -> Path:
     path = folder / "model.onnx"
-    export_onnx(model, path, target=load_target("cpu"), input_size=(3, 64, 64), metadata={})
+    export_classifier(model, path, target=load_target("cpu"), input_size=(3, 64, 64), metadata={})
     return path
 
 

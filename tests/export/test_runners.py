@@ -9,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from onnx_models import export_classifier
 from torch import nn
 
 from compress.checkpoints.checkpoint import load_checkpoint, save_checkpoint
@@ -16,7 +17,6 @@ from compress.checkpoints.description import Description
 from compress.config.targets import load_target
 from compress.errors import ConfigError
 from compress.networks.models import build_model
-from export.onnx_export import export_onnx
 from export.runners import (
     RUNTIMES,
     EngineRunner,
@@ -48,7 +48,7 @@ def network() -> nn.Module:
 @pytest.fixture(scope="module")
 def file(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("file") / "model.onnx"
-    export_onnx(network, path, target=load_target("cpu"), input_size=SIZE, metadata={})
+    export_classifier(network, path, target=load_target("cpu"), input_size=SIZE, metadata={})
     return path
 
 

@@ -14,13 +14,13 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx_models import export_classifier
 from torch import nn
 
 from compress.config.targets import load_target
 from compress.errors import CheckpointError, ConfigError, OutputError
 from export import triton
 from export.engines.network import Shapes
-from export.onnx_export import export_onnx
 from export.runners import OnnxRunner
 from export.triton import (
     TritonModel,
@@ -347,7 +347,7 @@ def test_the_configuration_names_the_ends_and_shapes_of_a_real_export(tmp_path: 
         nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
     )
     path = tmp_path / "net.onnx"
-    export_onnx(network, path, target=load_target("cpu"), input_size=(3, 32, 48), metadata={})
+    export_classifier(network, path, target=load_target("cpu"), input_size=(3, 32, 48), metadata={})
     facts = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     model = TritonModel(path, {**NETWORK, "onnx": facts}, load_target("cpu"), (1, 2))
     version = write_model_repository(tmp_path / "r", networks={"net": model})["net"]

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import numpy_helper
+from onnx_models import export_classifier
 from torch import nn
 
 from compress.config import ParityLimits
 from compress.config.targets import load_target
 from compress.errors import ConfigError, DataError, ParityError
-from export.onnx_export import export_onnx
 from export.runners import OnnxRunner, TorchRunner
 from export.verify import ParityResult, check_parity
 
@@ -162,7 +162,7 @@ def test_the_figures_against_their_formulas(expected: np.ndarray, actual: np.nda
 def test_one_perturbed_weight_is_detected(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     path = tmp_path / "model.onnx"
-    export_onnx(model, path, target=load_target("cpu"), input_size=(3, 8, 8), metadata={})
+    export_classifier(model, path, target=load_target("cpu"), input_size=(3, 8, 8), metadata={})
     images = np.random.default_rng(0).standard_normal((8, 3, 8, 8)).astype(np.float32)
     with TorchRunner(model) as reference:
         with OnnxRunner(path) as candidate:
