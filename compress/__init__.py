@@ -12,8 +12,10 @@ from compress.errors import CompressError
 
 if TYPE_CHECKING:
     from compress.checkpoints.checkpoint import load_model
+    from compress.checkpoints.library import load, save
     from compress.pruning.pieces import analyse, choose, importance, shrink
     from compress.pruning.pruner import Pruner
+    from export.library import export_onnx
 
 __all__ = [
     "CompressError",
@@ -21,8 +23,11 @@ __all__ = [
     "__version__",
     "analyse",
     "choose",
+    "export_onnx",
     "importance",
+    "load",
     "load_model",
+    "save",
     "shrink",
 ]
 
@@ -32,8 +37,11 @@ _ROOMS = {
     "Pruner": "compress.pruning.pruner",
     "analyse": "compress.pruning.pieces",
     "choose": "compress.pruning.pieces",
+    "export_onnx": "export.library",
     "importance": "compress.pruning.pieces",
+    "load": "compress.checkpoints.library",
     "load_model": "compress.checkpoints.checkpoint",
+    "save": "compress.checkpoints.library",
     "shrink": "compress.pruning.pieces",
 }
 """Where the public names live; they are loaded on first use, so that importing stays fast."""

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from compress.networks.capture import Example
-
 COMPARED_BATCHES = (1, 3)
 """Batch sizes of the proof; neither is that of the trace."""
 Outputs = list["torch.Tensor"]
@@ -86,18 +84,19 @@ def export_onnx(
         ModelError: the network does not take the example, decides by values, or cannot be
             expressed for the target.
         ParityError: ONNX Runtime computes something else.
-        ConfigError: the example, a name, the path or the target is none.
+        ConfigError: a name, the path or the target is none.
+        UsageError: the example holds no tensor.
         OutputError: the file cannot be written; an earlier one is kept.
     """
-    from compress.checkpoints.wrappers import unwrapped
-    from compress.networks.capture import in_mode, unchanged
+    from compress.networks.capture import Example, in_mode, unchanged
+    from compress.networks.wrappers import unwrapped
 
     path, aim = Path(path), load_target(target)
     aim.require("fp32")
     if path.suffix != ".onnx":
         raise ConfigError(f"an ONNX file is named *.onnx, not {path.name!r}")
     network = _in_float32(unwrapped(model))
-    call = Call(network, _example(example).beside(network))
+    call = Call(network, Example.of(example).beside(network))
     with in_mode(network), unchanged(network):
         batches = _batches(call, COMPARED_BATCHES) if dynamic_batch else [call.tensors]
         traced = _batches(call, (TRACED_BATCH,))[0] if dynamic_batch else call.tensors
@@ -122,26 +121,6 @@ def export_onnx(
     return OnnxExport(
         *(path, facts.sha256, facts.bytes, facts.opset),
         *(dict(signature.inputs), dict(signature.outputs), error),
-    )
-
-
-def _example(given: Any) -> Example:
-    """Return the arguments of ``forward`` that an example stands for."""
-    import torch
-
-    from compress.networks.capture import Example
-
-    if isinstance(given, Example):
-        return given
-    if isinstance(given, torch.Tensor):
-        return Example((given,))
-    if isinstance(given, tuple):
-        return Example(given)
-    if isinstance(given, Mapping) and all(isinstance(key, str) for key in given):
-        return Example((), dict(given))
-    raise ConfigError(
-        f"example is {type(given).__name__}: give a tensor, a tuple of the arguments of forward, "
-        "or a dictionary of them by name"
     )
 
 

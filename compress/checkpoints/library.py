@@ -24,9 +24,9 @@ from compress.checkpoints.permission import is_allowed
 from compress.checkpoints.recipe import cuts_of_result, recipe_from_cuts
 from compress.checkpoints.tensors import read_tensors, without_prefixes
 from compress.checkpoints.weights import assign, encoded, with_tied
-from compress.checkpoints.wrappers import unwrapped
 from compress.errors import CheckpointError, ConfigError, ModelError
 from compress.files import write_atomically
+from compress.networks.wrappers import unwrapped
 
 HOW_TO_BUILD = "give build, a callable without arguments that returns the dense network"
 

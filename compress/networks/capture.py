@@ -60,13 +60,15 @@ class Example:
         Raises:
             UsageError: there is no tensor in it.
         """
-        if isinstance(inputs, Mapping):
+        if isinstance(inputs, Example):
+            example = inputs
+        elif isinstance(inputs, Mapping) and all(isinstance(key, str) for key in inputs):
             example = Example((), dict(inputs))
         else:
             example = Example(inputs if isinstance(inputs, tuple) else (inputs,))
         if not example.tensors:
             raise UsageError(
-                f"the example is a {type(inputs).__name__} without a tensor: give what forward "
+                f"the example ({type(inputs).__name__}) holds no tensor: give what forward "
                 "takes, a tensor, a tuple of arguments or a dictionary of keywords"
             )
         return example

@@ -41,9 +41,8 @@ def analyse(model: nn.Module, example: Any) -> ChannelGraph:
     Raises:
         ModelError: the network cannot be captured.
     """
-    inputs = example if isinstance(example, Example) else Example.of(example)
     network = inner_network(model)
-    return tried_graph(network, inputs.pair().beside(network))
+    return tried_graph(network, Example.of(example).pair().beside(network))
 
 
 def importance(

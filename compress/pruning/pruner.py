@@ -145,7 +145,7 @@ class Pruner:
         """
         self.settings = prune_settings(settings, of="Pruner")
         self.model, self.seed, self.patience = inner_network(model), seed, patience
-        self.example = example if isinstance(example, Example) else Example.of(example)
+        self.example = Example.of(example)
         self.optimizers = inner_optimizers(optimizer)
         self.copies = tuple(map(inner_network, copies))
         self.callback = callback or (lambda kind, facts: None)

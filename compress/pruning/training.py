@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from compress.errors import UsageError
 from compress.networks.cuts import tensor_of
 from compress.networks.groups import ChannelGraph
+from compress.networks.wrappers import unwrapped
 
 
 def inner_network(model: nn.Module) -> nn.Module:
@@ -27,13 +26,7 @@ def inner_network(model: nn.Module) -> nn.Module:
             f"the parameters of {type(model).__name__} are sharded over processes, so no process "
             "holds a whole channel: prune before they are, or with DistributedDataParallel"
         )
-    while True:
-        if isinstance(model, (DistributedDataParallel, DataParallel, AveragedModel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
+    return unwrapped(model)
 
 
 def inner_optimizers(

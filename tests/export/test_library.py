@@ -20,7 +20,7 @@ from conftest import lived_in
 from torch import nn
 from torch.nn import functional
 
-from compress.errors import ConfigError, ModelError, OutputError, ParityError
+from compress.errors import ConfigError, ModelError, OutputError, ParityError, UsageError
 from compress.networks.capture import Example
 from export.library import export_onnx
 from export.onnx_parity import largest_error
@@ -264,8 +264,8 @@ IMAGES = torch.rand(2, 3)
         (Silent(), {}, ModelError, "Silent returns dict, in which there is no tensor"),
         (Failing(), {}, ModelError, r"not accept inputs of 2x3: RuntimeError: .* at test_library"),
         (Two(), {}, ConfigError, r"does not fit Two\.forward\(.*: missing a required argument"),
-        (nn.ReLU(), {"example": [IMAGES]}, ConfigError, "example is list: give a tensor, a tuple"),
-        (nn.ReLU(), {"example": (3,)}, ConfigError, "example of ReLU must hold its tensors alone"),
+        (nn.ReLU(), {"example": 3}, UsageError, r"the example \(int\) holds no tensor"),
+        (nn.ReLU(), {"example": (3,)}, UsageError, r"the example \(tuple\) holds no tensor"),
         (
             Many(),
             {"example": (IMAGES, torch.ones(1))},

@@ -462,7 +462,7 @@ def test_optimizers_and_copies_that_cannot_follow_are_refused() -> None:
         compress.Pruner(model, images, optimizer=model)  # type: ignore[arg-type]
     with refused(UsageError, "a copy has no"):
         compress.Pruner(model, images, optimizer=None, copies=[nn.Linear(2, 2)])
-    with refused(UsageError, "without a tensor"):
+    with refused(UsageError, "holds no tensor"):
         compress.Pruner(model, 224, optimizer=None)
     with refused(UsageError, "model is a str"):
         compress.Pruner("resnet18", images, optimizer=None)  # type: ignore[arg-type]
