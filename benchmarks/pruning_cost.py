@@ -132,11 +132,12 @@ class Bench:
         return importance(self.model, self.graph)
 
     def prune_and_shrink(self) -> dict[str, float]:
-        """Take all pruning steps of a run to half of the MACs, one minibatch apart."""
+        """Take all pruning steps of a run to half of the MACs, by one minibatch's gradients."""
         trainer = trainer_for(self.model)
+        trainer.step(self.batch)
         pruner = self.pruner(trainer, interval=1)
         while not pruner.done:
-            trainer.step(self.batch, judge=pruner)
+            pruner.score()
             pruner.step()
         return pruner.seconds
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from compress.criteria.scoring import Context, Scoring, placing
+from compress.criteria.scoring import NO_PASS, Context, Scoring, placing
 from compress.errors import UsageError
 from compress.networks.gates import GatedNetwork
 
@@ -33,8 +33,10 @@ class GateHessian:
     def __call__(self, loss: torch.Tensor) -> None:
         """Differentiate the loss twice; its graph stays for the training step's backward."""
         gates = self.network.gates
+        (gradient,) = torch.autograd.grad(loss, gates, create_graph=True, allow_unused=True)
+        if gradient is None:
+            raise UsageError(NO_PASS)
         self.losses += 1
-        (gradient,) = torch.autograd.grad(loss, gates, create_graph=True)
         self.gradient = self.gradient + gradient.detach()
         diagonal = self._estimate(gradient) if self.samples else self._exact(gradient)
         self.diagonal = self.diagonal + diagonal

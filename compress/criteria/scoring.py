@@ -14,7 +14,7 @@ from compress.networks.gates import UnplacedError, WatchedNetwork
 from compress.networks.groups import ChannelGraph, Units
 
 NO_PASS = (
-    "the criterion has seen no activation with its gradient: call score() after loss.backward() of "
+    "the criterion has seen no activation with its gradient: score after loss.backward() of "
     "a loss that was computed by calling the network itself"
 )
 

@@ -158,12 +158,17 @@ class WatchedNetwork(nn.Module):
         model: the network.
         graph: its channel graph.
         sites: see ``Insertions``.
+
+    Attributes:
+        compiled: whether torch.compile ran the last pass of an attached network, which was then
+            run without insertions.
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, sites: str) -> None:
         super().__init__()
         self.network = model
         self.places = Insertions(model, graph, sites)
+        self.compiled = False
 
     def insert(self, x: torch.Tensor, units: torch.Tensor, dim: int) -> torch.Tensor:
         """Return what takes an activation's place; see ``Insertion``."""
@@ -189,7 +194,10 @@ class WatchedNetwork(nn.Module):
         entered: list[Inserting] = []
 
         def enter(module: nn.Module, args: Any) -> None:
-            if module is self.network and torch.is_grad_enabled():  # and no copy of it
+            if module is not self.network or not torch.is_grad_enabled():  # a copy of it
+                return
+            self.compiled = torch.compiler.is_compiling()
+            if not self.compiled:  # the compiler would trace something else than what happens
                 self.begin()
                 mode = Inserting(self.places, self.insert)
                 mode.__enter__()  # type: ignore[no-untyped-call]

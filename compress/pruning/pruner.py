@@ -211,6 +211,7 @@ class Pruner:
             loss: of the minibatch, or of a part of it, before it is scaled.
         """
         if self._listens and self.scoring.before_backward:
+            self._require_watched()
             self.scoring.before_backward(loss)
 
     def score(self, scaler: torch.amp.GradScaler | None = None) -> None:
@@ -223,7 +224,8 @@ class Pruner:
             scaler: what scaled the loss, if anything; gradients are unscaled if that is not done.
 
         Raises:
-            UsageError: there are no gradients, or they were scored already.
+            UsageError: there are no gradients, or they were scored already, or the criterion
+                watches a network that is compiled.
         """
         if not self._listens:
             return
@@ -240,6 +242,7 @@ class Pruner:
             )
         if next(iter(self._bound.values())).device != self._device:
             self._bind()  # the network was moved
+        self._require_watched()
         scale = unscale(scaler, self.optimizers) if scaler is not None else 1.0
         self.importance.add(self.scoring.score(scale))
         self._scored = True
@@ -444,6 +447,14 @@ class Pruner:
         }
         if self.scoring.network is not None:
             self._detach = self.scoring.network.attach()
+
+    def _require_watched(self) -> None:
+        if self.scoring.network is not None and self.scoring.network.compiled:
+            raise UsageError(
+                f"the criterion {self.settings.criterion} watches the network run, which it cannot "
+                "in a compiled one: train the network itself, or use taylor-gate with "
+                "residual_gate='read'"
+            )
 
     def _require_unchanged(self) -> None:
         """Refuse a network in which somebody else exchanged or resized parameters."""

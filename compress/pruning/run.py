@@ -16,7 +16,7 @@ from compress.criteria import bind
 from compress.data.batches import ImageData, first_images
 from compress.data.loading import Batch
 from compress.distributed.world import current
-from compress.errors import CheckpointError
+from compress.errors import CheckpointError, ConfigError
 from compress.networks import cost
 from compress.networks.trial import tried_graph
 from compress.plots import plot_history, plot_widths, widths_of
@@ -75,13 +75,18 @@ def check_budget(config: RunConfig, data: ImageData) -> None:
     Raises:
         BudgetError: it cannot; the message names the closest that can be reached.
         ModelError: there is nothing to prune, or the network cannot be built or traced.
-        ConfigError: the criterion is not known, or has no use for residual_gate.
+        ConfigError: the criterion is not known, cannot score this network, or not a compiled one.
     """
     model = fresh_network(config, data)
     graph = tried_graph(model, data.input_size)
     report_dense(graph)
     goal_for(graph, config.prune.budget, prunable(model, graph, config.prune))
-    bind(config.prune.criterion, context_of(model, graph, config.prune, config.seed))
+    scoring = bind(config.prune.criterion, context_of(model, graph, config.prune, config.seed))
+    if config.compute.compiled and scoring.network is not None:
+        raise ConfigError(
+            f"the criterion {config.prune.criterion} watches the network run, which it cannot in a "
+            "compiled one: set compute.compiled = false, or take taylor-gate at the readers"
+        )
 
 
 class _PruneRun:

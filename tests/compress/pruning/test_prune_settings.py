@@ -25,7 +25,7 @@ from runs import (
 )
 from torch.nn import functional as F
 
-from compress.config import RunConfig
+from compress.config import ComputeConfig, RunConfig
 from compress.criteria import CRITERIA, bind
 from compress.criteria.scoring import Context
 from compress.data.loading import Batch
@@ -228,6 +228,13 @@ def test_a_criterion_that_cannot_serve_is_refused_before_any_training() -> None:
     with pytest.raises(ConfigError, match="bn-scale cannot score this network") as refused:
         check_budget(config, DATA)
     assert "taylor-gate-fg" in str(refused.value)
+
+
+def test_a_criterion_that_watches_is_refused_for_a_compiled_network() -> None:
+    config = config_of("networks:PreActivation", criterion="obd")
+    config = config.model_copy(update={"compute": ComputeConfig(compiled=True)})
+    with pytest.raises(ConfigError, match="obd watches the network run"):
+        check_budget(config, DATA)
 
 
 @pytest.mark.parametrize("criterion", sorted(set(CRITERIA) - {"random"}))

@@ -405,9 +405,30 @@ def test_criteria_that_watch_say_what_they_miss() -> None:
     with refused(UsageError, "computed by calling the network itself"):
         loop.pruner.score()
     loop = Loop(OPTIMIZERS["SGD"], criterion="obd")
+    with refused(UsageError, "computed by calling the network itself"):
+        loop.pruner.before_backward(F.cross_entropy(loop.model.forward(images), labels))
     F.cross_entropy(loop.model(images), labels).backward()  # type: ignore[no-untyped-call]
     with refused(UsageError, r"call before_backward\(loss\)"):
         loop.pruner.score()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch's own tracer
+@pytest.mark.parametrize("criterion", ["taylor-gate", "taylor-gate-fg", "obd"])
+def test_a_compiled_network_is_pruned_alike_or_refused(criterion: str) -> None:
+    """The compiler runs the graphs that it captures as they are."""
+    compiled = functools.partial(torch.compile, backend="eager")
+    loop = Loop(OPTIMIZERS["SGD"], steps=3, shrink_at=0.01, criterion=criterion, wrap=compiled)
+    try:
+        if criterion != "taylor-gate":
+            with refused(UsageError, "watches the network run, which it cannot in a compiled one"):
+                loop.train()
+            return
+        loop.until_done()
+        plain = Loop(OPTIMIZERS["SGD"], steps=3, shrink_at=0.01)
+        plain.until_done()
+        assert loop.pruner.recipe == plain.pruner.recipe
+    finally:
+        torch.compiler.reset()
 
 
 def test_max_loss_needs_the_loss_and_patience_ends_it() -> None:
