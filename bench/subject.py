@@ -1,40 +1,59 @@
-"""What is measured: a network of a run as one runtime reads it, and what its sidecar says."""
+"""What is measured: a network as one runtime reads it, and what is known of it."""
 
 from __future__ import annotations
 
+import hashlib
 import shlex
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from bench.reports.schema import Artefact, ParityRecord
+from bench.reports.schema import Artefact, GroupRecord, ParityRecord
 from compress.config import BenchConfig, ModelConfig, Precision, Runtime
 from compress.config.targets import load_target
 from compress.documents import named_files
 from compress.errors import CheckpointError, ConfigError
+from compress.files import sha256_of
+from export.runners import Runner, TensorSpec, artefact_suffix, open_runner
 
 if TYPE_CHECKING:
-    from compress.checkpoints.checkpoint import Checkpoint
-    from export.runners import Runner
+    from torch import nn
 
-_SAME_IMAGES = ("precision", "num_classes", "input_size", "mean", "std")
-_SAME_PARENT = ("architecture", "target", *_SAME_IMAGES)
+    from compress.checkpoints.checkpoint import Checkpoint
+
+Facts = dict[str, Any]
+"""What a sidecar or the header of a checkpoint says; a key that nobody tells is absent."""
+
+USUAL: dict[str, Runtime] = {
+    ".onnx": "onnxruntime-cpu",
+    ".engine": "tensorrt",
+    ".safetensors": "torch-cpu",
+}
+"""What runs each kind of file, unless another runtime is asked for that reads it."""
+_SAME_IMAGES = ("num_classes", "mean", "std")
+_SAME_RUN = ("precision", "input_size", *_SAME_IMAGES)
+_SAME_PARENT = ("architecture", "target", *_SAME_RUN)
+_IN_TORCH = ("channels_last", "compiled")
 
 
 @dataclass(frozen=True)
 class Subject:
     """One network as a runtime reads it."""
 
-    path: Path
-    """A checkpoint, an ONNX file or an engine."""
-    onnx: Path
-    """The ONNX file of the same network."""
-    facts: dict[str, Any]
-    """What the sidecar of the export says of the network."""
+    path: Path | None
+    """A checkpoint, an ONNX file or an engine; None of a network in memory."""
+    onnx: Path | None
+    """The ONNX file of the same network, if there is one."""
+    facts: Facts
+    """What is known of the network."""
     config: BenchConfig
     """In what, and how, it runs."""
     typed: ModelConfig | None = None
     """The network that the user asked for, where it is not built in."""
+    module: nn.Module | None = field(default=None, repr=False)
+    """A network in memory."""
 
     @property
     def runtime(self) -> Runtime:
@@ -42,48 +61,54 @@ class Subject:
         return self.config.runtime
 
     @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.path.name if self.path else type(self.module).__name__
+
+    @property
     def channel_multiple(self) -> int:
-        """What its target wants channels to be a multiple of; 1 for a target without a name."""
-        name, precision = self.facts["target"], self.facts["precision"]
+        """What its target wants channels to be a multiple of; 1 where nothing tells the target."""
+        name, precision = self.facts.get("target"), self.facts.get("precision")
         if name not in named_files("targets"):
             return 1
-        return load_target(name).channel_multiple.get(precision, 1)
+        return load_target(str(name)).channel_multiple.get(precision, 1)  # type: ignore[arg-type]
 
     @property
     def artefact(self) -> Artefact:
         """The network as a report names it."""
         facts = self.facts
         return Artefact(
-            onnx_sha256=facts["onnx"]["sha256"],
-            weights_sha256=facts["weights_sha256"],
-            bytes=self.path.stat().st_size,
-            macs=facts["macs"],
-            params=facts["params"],
+            onnx_sha256=facts.get("onnx", {}).get("sha256"),
+            weights_sha256=self.digest,
+            bytes=self.path.stat().st_size if self.path else None,
+            file=self.name if self.path else None,
+            macs=facts.get("macs"),
+            params=facts.get("params"),
             parity=tuple(
                 ParityRecord(**{name: found[name] for name in ParityRecord.model_fields})
-                for found in facts["parity"] or ()
+                for found in facts.get("parity") or ()
             ),
         )
 
-    def open(self, threads: int) -> Runner:
-        """Return a runner of the network, not yet entered."""
-        from export.runners import open_runner
-
-        config = self.config
-        return open_runner(
-            self.source,
-            config.runtime,
-            threads=threads,
-            precision=self.torch_precision,
-            cuda_graph=config.cuda_graph,
-            channels_last=config.channels_last,
-            compiled=config.compiled,
-        )
-
     @property
-    def source(self) -> Path | Checkpoint:
+    def groups(self) -> tuple[GroupRecord, ...]:
+        """Channel groups, without those that may not be pruned."""
+        return tuple(GroupRecord(**group) for group in self.facts.get("groups") or ())
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells this network from others."""
+        if "weights_sha256" in self.facts:
+            return str(self.facts["weights_sha256"])
+        return sha256_of(self.path) if self.path else _digest_of(self.module)
+
+    @cached_property
+    def source(self) -> Path | Checkpoint | nn.Module:
         """What the runtime reads: torch a network that is built anew, the others a file."""
-        if not self.config.runtime.startswith("torch"):
+        if self.path is None:
+            assert self.module is not None
+            return self.module
+        if not self.runtime.startswith("torch"):
             return self.path
         from compress.checkpoints.checkpoint import load_checkpoint
 
@@ -92,8 +117,42 @@ class Subject:
     @property
     def torch_precision(self) -> Literal["fp32", "fp16"]:
         """In which torch computes it; ONNX files and engines bring their own."""
-        torch = self.config.runtime.startswith("torch")
-        return "fp16" if torch and self.facts["precision"] == "fp16" else "fp32"
+        torch = self.runtime.startswith("torch")
+        return "fp16" if torch and self.facts.get("precision") == "fp16" else "fp32"
+
+    def open(self, threads: int) -> Runner:
+        """Return a runner of the network, not yet entered."""
+        config = self.config
+        size = self.facts.get("input_size")
+        inputs = None if size is None else (TensorSpec("input", "float32", (None, *size)),)
+        return open_runner(
+            self.source,
+            self.runtime,
+            threads=threads,
+            precision=self.torch_precision,
+            cuda_graph=config.cuda_graph,
+            channels_last=config.channels_last,
+            compiled=config.compiled,
+            inputs=inputs,
+        )
+
+
+class Pair(NamedTuple):
+    """What is compared."""
+
+    reference: Subject
+    pruned: Subject
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What messages call both."""
+        ours, theirs = (
+            subject.name if subject.path else f"{role} ({subject.name})"
+            for subject, role in zip(self, ("the reference", "the candidate"), strict=True)
+        )
+        return (
+            (ours, theirs) if ours != theirs else (f"the reference {ours}", f"the other {theirs}")
+        )
 
 
 def subjects(
@@ -103,7 +162,7 @@ def subjects(
     precision: Precision,
     against: Path | None = None,
     typed: ModelConfig | None = None,
-) -> dict[str, Subject]:
+) -> Pair:
     """Find the pruned network of a run directory and its reference, and check that they compare.
 
     The reference is the dense network of the same run, or the pruned network of the run
@@ -113,51 +172,220 @@ def subjects(
         CheckpointError: an export is missing or damaged, or the two do not belong together.
         ConfigError: the runtime does not compute the precision.
     """
-    if config.runtime.startswith("torch") and precision == "int8":
-        raise ConfigError("torch does not run the INT8 network; choose another bench.runtime")
-    places = {
-        "reference": (run_dir, "dense") if against is None else (against, "pruned"),
-        "pruned": (run_dir, "pruned"),
-    }
-    found = {
-        slot: replace(_subject(folder, name, config=config, precision=precision), typed=typed)
-        for slot, (folder, name) in places.items()
-    }
-    _check_pair(found["reference"], found["pruned"], dense=against is None)
+    reference = (run_dir, "dense") if against is None else (against, "pruned")
+    found = Pair(
+        *(
+            _of_run(folder, name, config=config, precision=precision, typed=typed)
+            for folder, name in (reference, (run_dir, "pruned"))
+        )
+    )
+    if against is None:
+        why = "one is not the parent of the other; export both again"
+        _check_pair(found, _SAME_PARENT, why)
+    else:
+        _check_pair(found, _SAME_RUN, "the two runs cannot be compared on the same images")
     return found
 
 
-def _subject(run_dir: Path, name: str, *, config: BenchConfig, precision: Precision) -> Subject:
+def any_subjects(
+    reference: Path | nn.Module,
+    pruned: Path | nn.Module,
+    *,
+    config: BenchConfig,
+    runtime: Runtime | None = None,
+    precision: Precision | None = None,
+    typed: ModelConfig | None = None,
+) -> Pair:
+    """Take any two of ONNX file, engine, checkpoint, run directory and network in memory.
+
+    Each runs in ``runtime`` where that reads it, else in the usual one of its kind. Of a run
+    directory it is the pruned network: in the kind of file that the runtime, or else the other
+    network, asks for.
+
+    Raises:
+        ConfigError: a file of no such kind, or one of which the runtime reads neither.
+        CheckpointError: one is missing or damaged, or the two do not compare.
+    """
+    given = (reference, pruned)
+    kinds = [_suffix(one) for one in given]
+    asked = artefact_suffix(runtime) if runtime else None
+    if runtime and asked not in kinds and None not in kinds:
+        names = " nor ".join(_named(one) for one in given)
+        raise ConfigError(f"runtime {runtime} reads a file *{asked}, and that is neither {names}")
+    found = []
+    for one, kind, other in zip(given, kinds, reversed(kinds), strict=True):
+        kind = kind or asked or other or ".onnx"
+        used = runtime if runtime and asked == kind else USUAL[kind]
+        found.append(_any(one, config=_for(config, used), precision=precision, typed=typed))
+    pair = Pair(*found)
+    _check_pair(pair, _SAME_IMAGES, "they cannot be compared on the same inputs")
+    return pair
+
+
+def missing_facts(pair: Pair) -> tuple[str, ...]:
+    """Return what is not known of two networks for want of a sidecar, as notes of a report."""
+    lacking = [
+        name
+        for subject, name in zip(pair, pair.names, strict=True)
+        if "architecture" not in subject.facts
+    ]
+    if not lacking:
+        return ()
+    return (
+        f"There is no sidecar of {' and '.join(lacking)}, so architecture, target, MACs, "
+        "parameters, parity with torch and channel groups are left out.",
+    )
+
+
+def _suffix(given: Path | nn.Module) -> str | None:
+    """Return the kind of a file; None of a run directory, which has several."""
+    if not isinstance(given, Path):
+        return ".safetensors"
+    if given.is_dir():
+        return None
+    if given.suffix not in USUAL:
+        raise ConfigError(
+            f"{given} is none of the files that can be compared: {', '.join(USUAL)}, or a run "
+            "directory"
+        )
+    return given.suffix
+
+
+def _named(given: Path | nn.Module) -> str:
+    return given.name if isinstance(given, Path) else "a network in memory"
+
+
+def _for(config: BenchConfig, runtime: Runtime) -> BenchConfig:
+    """Return how one side is measured: what is for torch alone does not concern the other."""
+    update: dict[str, Any] = {"runtime": runtime}
+    if not runtime.startswith("torch"):
+        update |= dict.fromkeys(_IN_TORCH, False)
+    return config.model_copy(update=update)
+
+
+def _any(
+    given: Path | nn.Module,
+    *,
+    config: BenchConfig,
+    precision: Precision | None,
+    typed: ModelConfig | None,
+) -> Subject:
+    if not isinstance(given, Path):
+        facts = {"precision": precision} if precision else {}
+        return Subject(None, None, facts, config, module=given)
+    if given.is_dir():
+        from compress.runs.rundirectory import RunDirectory
+
+        exported = precision or RunDirectory(given).saved_config().export.precision
+        return _of_run(given, "pruned", config=config, precision=exported, typed=typed)
+    if not given.is_file():
+        raise CheckpointError(f"there is no file {given}")
+    if given.suffix == ".engine":
+        from export.engines.sidecar import read_engine_sidecar
+
+        return Subject(given, None, read_engine_sidecar(given), config)
+    if given.suffix == ".onnx":
+        from export.sidecar import read_sidecar
+
+        known = given.with_suffix(".json").exists()
+        return Subject(given, given, read_sidecar(given) if known else _bare(given), config)
+    return _checkpoint(given, config=config, precision=precision, typed=typed)
+
+
+def _bare(path: Path) -> Facts:
+    """Return what an ONNX file without a sidecar tells: which one it is."""
+    return {"onnx": {"sha256": sha256_of(path)}}
+
+
+def _checkpoint(
+    path: Path, *, config: BenchConfig, precision: Precision | None, typed: ModelConfig | None
+) -> Subject:
+    """Take a checkpoint by itself; what a sidecar would tell is in its header."""
+    from compress.checkpoints.checkpoint import load_checkpoint
+    from export.exporter import pruning_facts
+
+    found = load_checkpoint(path, typed)
+    facts: Facts = {
+        **found.costs,
+        "architecture": found.architecture,
+        "num_classes": found.num_classes,
+        "classes": list(found.classes),
+        "input_size": list(found.input_size),
+        "mean": list(found.mean),
+        "std": list(found.std),
+        "weights_sha256": found.sha256,
+        "precision": precision or "fp32",
+        **pruning_facts(found.description, found.structure),
+    }
+    return Subject(path, None, facts, config, typed)
+
+
+def _of_run(
+    run_dir: Path,
+    name: str,
+    *,
+    config: BenchConfig,
+    precision: Precision,
+    typed: ModelConfig | None,
+) -> Subject:
     from export.exporter import engine_path, onnx_path
     from export.sidecar import read_sidecar
 
+    if config.runtime.startswith("torch") and precision == "int8":
+        raise ConfigError("torch does not run the INT8 network; choose another bench.runtime")
     command = f"compress export {shlex.quote(str(run_dir))} --precision {precision}"
     onnx = onnx_path(run_dir / "export", name, precision)
     if config.runtime == "tensorrt":
         from export.engines.sidecar import read_engine_sidecar, sidecar_path
 
         path = engine_path(run_dir / "export", name, precision)
-        _require(path, sidecar_path(path), command=f"{command} --engine --target TARGET")
-        return Subject(path, onnx, read_engine_sidecar(path), config)
-    _require(onnx, onnx.with_suffix(".json"), command=command)
-    torch = config.runtime.startswith("torch")
-    path = run_dir / f"{name}.safetensors" if torch else onnx
-    return Subject(path, onnx, read_sidecar(onnx), config)
+        _require((path, sidecar_path(path)), command=f"{command} --engine --target TARGET")
+        facts = _with_pruning(read_engine_sidecar(path), run_dir / f"{name}.safetensors")
+        return Subject(path, onnx, facts, config, typed)
+    _require((onnx, onnx.with_suffix(".json")), command=command)
+    checkpoint = run_dir / f"{name}.safetensors"
+    path = checkpoint if config.runtime.startswith("torch") else onnx
+    return Subject(path, onnx, _with_pruning(read_sidecar(onnx), checkpoint), config, typed)
 
 
-def _require(*files: Path, command: str) -> None:
+def _with_pruning(facts: Facts, checkpoint: Path) -> Facts:
+    """Add what sidecars of earlier versions do not tell, from the header of the checkpoint."""
+    if "groups" in facts or not checkpoint.is_file():
+        return facts
+    from compress.checkpoints.description import read_description
+    from export.exporter import pruning_facts
+
+    description = read_description(checkpoint)
+    return facts | (pruning_facts(description, description.structure) if description else {})
+
+
+def _require(files: Sequence[Path], *, command: str) -> None:
     """Refuse an export that was never made, or of which a file is gone."""
     for file in files:
         if not file.exists():
             raise CheckpointError(f"there is no {file}; write it with: {command}")
 
 
-def _check_pair(reference: Subject, pruned: Subject, *, dense: bool) -> None:
-    why = "one is not the parent of the other; export both again"
-    if not dense:
-        why = "the two runs cannot be compared on the same images"
-    for key in _SAME_PARENT if dense else _SAME_IMAGES:
-        ours, theirs = pruned.facts[key], reference.facts[key]
-        if ours != theirs:
-            names = f"{reference.path.name} and {pruned.path.name}"
+def _check_pair(pair: Pair, keys: Sequence[str], why: str) -> None:
+    """Refuse two networks of which something differs that is known of both."""
+    for key in keys:
+        theirs, ours = (subject.facts.get(key) for subject in pair)
+        if ours != theirs and None not in (ours, theirs):
+            names = f"{pair.reference.name} and {pair.pruned.name}"
             raise CheckpointError(f"{names} differ in {key} ({theirs} and {ours}), so {why}")
+
+
+def _digest_of(module: nn.Module | None) -> str:
+    assert module is not None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.flatten().view(dtype=_bytes()).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _bytes() -> Any:
+    import torch
+
+    return torch.uint8

@@ -397,7 +397,7 @@ class TestAgainst:
         def measured(*_: object, **__: object) -> None:
             raise AssertionError("this should have been refused before")
 
-        monkeypatch.setattr("bench.measurement.benchmark", measured)
+        monkeypatch.setattr("bench.subject.Subject.open", measured)
 
     @pytest.mark.usefixtures("never_measured")
     def test_a_stored_report_of_another_model_is_refused_before_it_measures(
@@ -488,7 +488,7 @@ class TestTrouble:
         assert after.keys() == before.keys()
 
     @pytest.mark.parametrize(
-        "moment", ["bench.benchmark.measure_latency", "bench.benchmark.profile_layers"]
+        "moment", ["bench.comparison.measure_latency", "bench.comparison.profile_layers"]
     )
     def test_ctrl_c_while_it_measures(
         self, moment: str, copied: Path, monkeypatch: pytest.MonkeyPatch

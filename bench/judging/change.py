@@ -60,11 +60,11 @@ def change_against(report: Report, stored: Report) -> Change:
 def require_same_model(
     stored: Report,
     *,
-    architecture: str,
+    architecture: str | None,
     reference: Sha256,
     config: BenchConfig,
-    precision: Precision,
-    target: str,
+    precision: Precision | None,
+    target: str | None,
     against: Against,
 ) -> None:
     """Refuse a stored report that a measurement, made or still to be made, does not compare with.
@@ -90,7 +90,11 @@ def require_same_model(
         "target": (stored.target, target),
         "kind of reference": (stored.against, against),
     }
-    other = [f"{name} {then} and not {now}" for name, (then, now) in facts.items() if then != now]
+    other = [
+        f"{name} {then or 'unknown'} and not {now or 'unknown'}"
+        for name, (then, now) in facts.items()
+        if then != now
+    ]
     if other:
         raise CheckpointError(
             f"the stored report of {stored.created:%Y-%m-%d %H:%M} UTC is not of the same model as "

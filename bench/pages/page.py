@@ -91,8 +91,8 @@ def render_page(report: Report, verdicts: Sequence[Verdict], others: Sequence[Re
 
 def _header(report: Report, title: str) -> Iterator[str]:
     facts = (
-        f"target {report.target}",
-        report.precision,
+        *((f"target {report.target}",) if report.target else ()),
+        *((report.precision,) if report.precision else ()),
         report.runtime,
         f"{report.created:%Y-%m-%d %H:%M} UTC",
     )
@@ -126,7 +126,13 @@ def _tiles(report: Report) -> Iterator[str]:
 def _accuracy_tile(report: Report) -> str:
     accuracy, networks = report.comparison.accuracy, report.networks
     if accuracy is None:
-        return _tile("top-1", NOT_MEASURED)
+        agreement = report.comparison.agreement
+        share = agreement.same_top1 if agreement else None
+        if share is None:
+            return _tile("top-1", NOT_MEASURED)
+        interval = units.interval(units.share, share.low, share.high)
+        below = f"{interval} at {units.level(share.confidence)}"
+        return _tile("same top-1", units.share(share.share), below, f"of {share.count} inputs")
     drop = accuracy.drop
     interval = units.interval("{:+.2f}".format, -drop.high_pp, -drop.low_pp)
     return _tile(

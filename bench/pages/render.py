@@ -29,7 +29,7 @@ def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
 
     sheet, judged = comparison_sheet(report), verdict_sheet(verdicts)
     layers = (f"Batch {times.batch_size}: {explain(times)}" for times in report.layers)
-    notes = "\n".join((*judged.notes, *layers))
+    notes = "\n".join((*sheet.notes, *judged.notes, *layers))
     table = Table(
         title=headline(report),
         caption=Text(notes) if notes else None,

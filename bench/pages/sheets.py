@@ -6,34 +6,29 @@ from collections.abc import Callable, Iterator, Sequence
 
 from bench import units
 from bench.judging.verdicts import Verdict
+from bench.measuring.agreement import AgreementRecord
 from bench.pages import timing_sheets as timing
 from bench.reports.schema import Change, NetworkRecord, Report
 from bench.statistics.paired import PairedDrop
+from bench.statistics.shares import Share
 from bench.statistics.stats import RatioInterval
 from compress.sheet import Row, Sheet
 
 NOT_MEASURED = "not measured"
 
+_Both = tuple[float | None, float | None]
+"""A figure of the reference and of the pruned network."""
+
 
 def comparison_sheet(report: Report) -> Sheet:
     """Return the main table: reference, pruned and the change, one figure a row."""
-    networks, comparison = report.networks, report.comparison
-    reference, pruned = networks.reference, networks.pruned
     rows = (
-        (
-            "top-1",
-            _known(units.share, reference.top1),
-            _known(units.share, pruned.top1),
-            _gain(report),
-        ),
-        _cost_row("MACs", units.count, (reference.macs, pruned.macs), comparison.macs_ratio),
-        _cost_row(
-            "parameters", units.count, (reference.params, pruned.params), comparison.params_ratio
-        ),
-        _cost_row("file size", units.size, (reference.bytes, pruned.bytes), comparison.bytes_ratio),
+        *_answer_rows(report),
+        *_cost_rows(report),
         *_latency_rows(report),
     )
-    return Sheet("Comparison", ("", reference_name(report), "pruned", "change"), rows)
+    names = (reference_name(report), pruned_name(report))
+    return Sheet("Comparison", ("", *names, "change"), rows, report.notes)
 
 
 def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
@@ -57,8 +52,11 @@ def sheets(report: Report, verdicts: Sequence[Verdict]) -> Iterator[Sheet]:
         yield verdict_sheet(verdicts)
     if report.comparison.accuracy is not None:
         yield _accuracy_sheet(report)
+    if report.comparison.agreement is not None:
+        yield _agreement_sheet(report, report.comparison.agreement)
     if report.comparison.latency:
-        yield from timing.latency_sheets(report, reference_name(report))
+        names = (reference_name(report), pruned_name(report))
+        yield from timing.latency_sheets(report, names)
     yield from map(timing.layer_sheet, report.layers)
     if report.change is not None:
         yield _change_sheet(report, report.change)
@@ -69,25 +67,41 @@ def sheets(report: Report, verdicts: Sequence[Verdict]) -> Iterator[Sheet]:
 
 def headline(report: Report) -> str:
     """Return what the report is about, in a line."""
-    precision = "" if report.precision == "fp32" else f", {report.precision}"
-    name = reference_name(report)
-    return f"{report.architecture} for {report.target}{precision}: pruned against {name}"
+    name, other = reference_name(report), pruned_name(report)
+    precision = f", {report.precision}" if report.precision not in (None, "fp32") else ""
+    if report.against == "file":
+        networks = report.networks
+        return (
+            f"{networks.pruned.file or other} against {networks.reference.file or name}{precision}"
+        )
+    return f"{report.architecture} for {report.target}{precision}: {other} against {name}"
 
 
 def reference_name(report: Report) -> str:
-    """Return what the reference is called: the dense network, or another run."""
-    return {"dense": "dense", "run": "other run"}[report.against]
+    """Return what the reference is called: the dense network, another run, or just that."""
+    return {"dense": "dense", "run": "other run", "file": "reference"}[report.against]
+
+
+def pruned_name(report: Report) -> str:
+    """Return what the network that is compared with it is called."""
+    return "candidate" if report.against == "file" else "pruned"
 
 
 def measured_on(report: Report) -> str:
     """Return when, where and on what it was measured, and what the marks in the tables mean."""
     validation = report.validation
     skipped = f" ({validation.skipped} unreadable)" if validation.skipped else ""
+    kind = {
+        "labelled": "validation images" if report.against != "file" else "labelled inputs",
+        "images": "images without labels",
+        "arrays": "inputs without labels",
+        "random": "random inputs",
+    }[validation.kind]
     return (
         f"Measured {report.created:%Y-%m-%d %H:%M} UTC in {report.runtime} on {validation.images} "
-        f"validation images{skipped}; set {validation.identity[:12]}. "
+        f"{kind}{skipped}; set {validation.identity[:12]}. "
         f"Intervals hold {units.level(report.config.confidence)}; those of verdicts are one-sided. "
-        f"x is pruned over {reference_name(report)}; MB is 10^6 bytes; "
+        f"x is {pruned_name(report)} over {reference_name(report)}; MB is 10^6 bytes; "
         "a multiply-add counts as one MAC."
     )
 
@@ -95,25 +109,54 @@ def measured_on(report: Report) -> str:
 def both_networks(report: Report) -> tuple[tuple[str, NetworkRecord], tuple[str, NetworkRecord]]:
     """Return what is compared, by name."""
     networks = report.networks
-    return (reference_name(report), networks.reference), ("pruned", networks.pruned)
+    return (reference_name(report), networks.reference), (pruned_name(report), networks.pruned)
 
 
 def _drop(drop: PairedDrop) -> str:
     return f"{units.points(drop.drop_pp)} {units.interval(units.points, drop.low_pp, drop.high_pp)}"
 
 
-def _gain(report: Report) -> str:
+def _answer_rows(report: Report) -> Iterator[Row]:
+    """Yield accuracy where there are labels, else how far the two networks agree."""
+    networks, agreement = report.networks, report.comparison.agreement
     accuracy = report.comparison.accuracy
-    if accuracy is None:
-        return NOT_MEASURED
-    drop = accuracy.drop
+    if accuracy is not None or agreement is None:
+        tops = (_known(units.share, each.top1) for each in (networks.reference, networks.pruned))
+        yield ("top-1", *tops, _gain(accuracy.drop) if accuracy else NOT_MEASURED)
+        return
+    if agreement.same_top1 is not None:
+        yield ("same top-1", "", "", _share(agreement.same_top1))
+    errors = [output.relative_error for output in agreement.outputs]
+    worst = None if None in errors else max(filter(None, errors), default=0.0)
+    yield ("relative error", "", "", _known(units.error, worst))
+
+
+def _gain(drop: PairedDrop) -> str:
     return f"{-drop.drop_pp:+.2f} pp [{-drop.high_pp:+.2f}, {-drop.low_pp:+.2f}]"
+
+
+def _share(found: Share) -> str:
+    return f"{units.share(found.share)} {units.interval(units.share, found.low, found.high)}"
+
+
+def _cost_rows(report: Report) -> Iterator[Row]:
+    """Yield what is counted; of any two files, what is known of one at least."""
+    networks, comparison = report.networks, report.comparison
+    one, other = networks.reference, networks.pruned
+    costs: tuple[tuple[str, Callable[[float], str], _Both, float | None], ...] = (
+        ("MACs", units.count, (one.macs, other.macs), comparison.macs_ratio),
+        ("parameters", units.count, (one.params, other.params), comparison.params_ratio),
+        ("file size", units.size, (one.bytes, other.bytes), comparison.bytes_ratio),
+    )
+    for name, write, values, ratio in costs:
+        if report.against != "file" or any(value is not None for value in values):
+            yield _cost_row(name, write, values, ratio)
 
 
 def _cost_row(
     name: str,
     write: Callable[[float], str],
-    values: tuple[float | None, float | None],
+    values: _Both,
     ratio: float | None,
 ) -> Row:
     reference, pruned = values
@@ -144,7 +187,7 @@ def _accuracy_sheet(report: Report) -> Sheet:
     drop, networks = accuracy.drop, report.networks
     rows = (
         (f"top-5, {reference_name(report)}", _known(units.share, networks.reference.top5)),
-        ("top-5, pruned", _known(units.share, networks.pruned.top5)),
+        (f"top-5, {pruned_name(report)}", _known(units.share, networks.pruned.top5)),
         ("top-1 drop", _drop(drop)),
         ("top-5 drop", _drop(accuracy.top5_drop)),
         ("images right to wrong", str(drop.flips_to_wrong)),
@@ -154,6 +197,20 @@ def _accuracy_sheet(report: Report) -> Sheet:
         ("smallest drop these images can rule out", units.points(drop.resolution_pp)),
     )
     return Sheet("Accuracy", ("", "value"), rows)
+
+
+def _agreement_sheet(report: Report, agreement: AgreementRecord) -> Sheet:
+    rows = tuple(
+        (
+            output.name,
+            _known(units.error, output.relative_error),
+            f"{output.cosine:.6f}",
+            _share(output.same_top1) if output.same_top1 else "",
+        )
+        for output in agreement.outputs
+    )
+    title = f"Agreement of {pruned_name(report)} with {reference_name(report)}"
+    return Sheet(title, ("output", "relative error", "cosine", "same top-1"), rows)
 
 
 def _parity_sheet(report: Report) -> Sheet:

@@ -64,6 +64,7 @@ def test_the_document_says_what_it_is(report: Report, tmp_path: Path) -> None:
     assert document["created"] == "2026-01-02T03:04:05Z"
     assert document["pruning"] == {"criterion": "taylor-gate"}
     assert document["validation"] == {
+        "kind": "labelled",
         "identity": report.validation.identity,
         "images": 2000,
         "skipped": 3,
@@ -269,7 +270,7 @@ def test_units(written: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["bench.judging.quality_gate", "bench.reports.report", "bench.benchmark"]
+    "module", ["bench.judging.quality_gate", "bench.reports.report", "bench.comparison"]
 )
 def test_import_is_light(module: str) -> None:
     heavy = "('torch', 'torchvision', 'onnx', 'onnxruntime', 'scipy', 'rich')"

@@ -69,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def use(run: Path) -> None:
     """Do with both sidecars what a measurement does before it loads a network."""
     found = subjects(run, config=BenchConfig(), precision="fp32")
-    for subject in found.values():
+    for subject in found:
         assert subject.artefact.bytes == 7
         assert subject.channel_multiple >= 1
 
