@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.budgets import Budgets, require_judgeable
-from bench.inputs.sources import Batch, Inputs
+from bench.inputs.sources import Arrays, Batch, Inputs
 from bench.inputs.wiring import Wiring, wired
 from bench.judging.change import change_against, require_same_model
 from bench.measuring.answers import Answers, ask_both
@@ -18,14 +18,12 @@ from bench.measuring.environment import default_threads, fingerprint
 from bench.measuring.latency import Call, LatencyResult, measure_latency
 from bench.measuring.layers import profile_layers
 from bench.reports.report import build_report
-from bench.reports.schema import Against, Artefact, Report, ValidationSet
-from bench.subject import Pair, Subject
+from bench.reports.schema import Against, Report, ValidationSet
+from bench.subject import Pair
 from compress.config import BenchConfig
 from compress.errors import ModelError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from bench.inputs.wiring import Specs
     from bench.measuring.layer_records import LayerTimes
     from compress.progress import Progress
@@ -78,49 +76,35 @@ def measure(pair: Pair, source: Source, plan: Plan, *, progress: Progress | None
         EnvironmentUnfitError: a runtime cannot work here.
         ModelError: a network cannot be computed, or answers with NaN.
     """
-    tell = progress or (lambda step, share: None)
     _refuse_stored(pair, plan)
+    tell = progress or (lambda step, share: None)
     threads = plan.config.threads or default_threads()
     # Before anything runs: the load average must not show our own work.
     environment = fingerprint(threads=threads)
-    with ExitStack() as stack:
-        runners = {
-            slot: stack.enter_context(subject.open(threads))
-            for slot, subject in (*pair._asdict().items(), ("control", pair.reference))
-        }
-        wiring = wired(
-            runners["reference"].inputs or plan.given, runners["pruned"].inputs, pair.names
-        )
-        sizes = wiring.batch_sizes(plan.batch_sizes, plan.config.batch_sizes, pair.names)
-        inputs = source(wiring)
-        _refuse_budgets(plan, inputs)
-        answers = _ask(runners, wiring, inputs, pair=pair, plan=plan, tell=tell)
-        feeds = {size: inputs.first(size, wiring) for size in sizes}
-        latency = _time(runners, wiring, feeds, plan=plan, tell=tell)
-        names = runners["reference"].name, runners["pruned"].name
+    found = _run(pair, source, plan, threads=threads, tell=tell)
     # Afterwards: a profiler disturbs whatever else is timed.
-    layers, unprofiled = _profile(pair, wiring, feeds, plan=plan, threads=threads, tell=tell)
-    facts = pair.pruned.facts
+    layers, unprofiled = _profile(pair, found, plan=plan, threads=threads, tell=tell)
+    facts, inputs, answers = pair.pruned.facts, found.inputs, found.answers
     report = build_report(
         architecture=facts.get("architecture"),
         target=facts.get("target"),
         precision=facts.get("precision"),
         against=plan.against,
-        runtime=" against ".join(dict.fromkeys(reversed(names))),
+        runtime=found.runtime,
         validation=ValidationSet(
             kind=inputs.kind,
             identity=inputs.identity(),
             images=answers.agreement.inputs,
             skipped=answers.skipped,
         ),
-        artefacts=(_artefact(pair.reference, names[0]), _artefact(pair.pruned, names[1])),
+        artefacts=(pair.reference.artefact, pair.pruned.artefact),
         predictions=answers.predictions,
         accuracy=answers.accuracy,
         agreement=answers.agreement,
-        latency=latency,
+        latency=found.latency,
         environment=environment,
         config=plan.config.model_copy(
-            update={"runtime": pair.pruned.runtime, "batch_sizes": tuple(sizes)}
+            update={"runtime": pair.pruned.runtime, "batch_sizes": tuple(found.feeds)}
         ),
         notes=(*plan.notes, *inputs.notes, *unprofiled),
         layers=layers,
@@ -131,8 +115,36 @@ def measure(pair: Pair, source: Source, plan: Plan, *, progress: Progress | None
     return report.model_copy(update={"budgets": plan.budgets, "change": change})
 
 
-def _artefact(subject: Subject, runtime: str) -> Artefact:
-    return subject.artefact.model_copy(update={"runtime": runtime})
+@dataclass(frozen=True)
+class _Found:
+    """What was measured while both networks were loaded."""
+
+    wiring: Wiring
+    inputs: Inputs
+    answers: Answers
+    feeds: dict[int, Arrays]
+    """What was timed, by batch size."""
+    latency: list[LatencyResult]
+    runtime: str
+
+
+def _run(pair: Pair, source: Source, plan: Plan, *, threads: int, tell: Progress) -> _Found:
+    """Load both networks, the reference twice, let them answer and time them."""
+    with ExitStack() as stack:
+        runners = {
+            slot: stack.enter_context(subject.open(threads))
+            for slot, subject in (*pair._asdict().items(), ("control", pair.reference))
+        }
+        reference, pruned = runners["reference"], runners["pruned"]
+        wiring = wired(reference.inputs or plan.given, pruned.inputs, pair.names)
+        sizes = wiring.batch_sizes(plan.batch_sizes, plan.config.batch_sizes, pair.names)
+        inputs = source(wiring)
+        _refuse_budgets(plan, inputs)
+        answers = _ask((reference, pruned), wiring, inputs, pair=pair, plan=plan, tell=tell)
+        feeds = {size: inputs.first(size, wiring) for size in sizes}
+        latency = _time(runners, wiring, feeds, plan=plan, tell=tell)
+        names = dict.fromkeys((pruned.name, reference.name))
+    return _Found(wiring, inputs, answers, feeds, latency, " against ".join(names))
 
 
 def _refuse_stored(pair: Pair, plan: Plan) -> None:
@@ -144,7 +156,7 @@ def _refuse_stored(pair: Pair, plan: Plan) -> None:
         plan.stored,
         architecture=facts.get("architecture"),
         reference=pair.reference.digest,
-        config=pair.pruned.config,
+        runtimes=(pair.reference.runtime, pair.pruned.runtime),
         precision=facts.get("precision"),
         target=facts.get("target"),
         against=plan.against,
@@ -165,7 +177,7 @@ def _refuse_budgets(plan: Plan, inputs: Inputs) -> None:
 
 
 def _ask(
-    runners: dict[str, Runner],
+    both: tuple[Runner, Runner],
     wiring: Wiring,
     inputs: Inputs,
     *,
@@ -174,11 +186,9 @@ def _ask(
     tell: Progress,
 ) -> Answers:
     """Let both networks answer to all inputs, in batches that both take."""
-    reference, pruned = runners["reference"], runners["pruned"]
-    most = [each for each in (wiring.fixed, reference.most, pruned.most) if each]
+    # A fixed batch must be full, and of an engine the largest is sure to lie within its bounds.
+    most = [each for each in (wiring.fixed, *(runner.most for runner in both)) if each]
     size = min(most, default=plan.at_once)
-    # Batches of an engine lie between bounds, and full ones do; elsewhere only a fixed one must be.
-    size = size if wiring.fixed else min(size, plan.at_once)
     what = "accuracy" if inputs.kind == "labelled" else "agreement"
 
     def told() -> Iterator[Batch]:
@@ -191,8 +201,7 @@ def _ask(
         tell(what, 1.0)
 
     return ask_both(
-        reference,
-        pruned,
+        *both,
         wiring,
         told(),
         size=size if most else None,
@@ -205,7 +214,7 @@ def _ask(
 def _time(
     runners: dict[str, Runner],
     wiring: Wiring,
-    feeds: dict[int, dict[str, np.ndarray]],
+    feeds: dict[int, Arrays],
     *,
     plan: Plan,
     tell: Progress,
@@ -244,18 +253,17 @@ def _gpu_of(runner: Runner) -> int | None:
 
 def _profile(
     pair: Pair,
-    wiring: Wiring,
-    feeds: dict[int, dict[str, np.ndarray]],
+    found: _Found,
     *,
     plan: Plan,
     threads: int,
     tell: Progress,
 ) -> tuple[list[LayerTimes], tuple[str, ...]]:
     """Find out where the time goes, as far as the runtime tells, or why it does not."""
-    if not plan.config.layer_calls or not _is_profiled(pair, wiring):
+    if not plan.config.layer_calls or not _is_profiled(pair, found.wiring):
         return [], ()
     profiles = []
-    for size, batch in feeds.items():
+    for size, batch in found.feeds.items():
         tell(f"layers, batch {size}", 0.0)
         try:
             profile = profile_layers(

@@ -82,6 +82,7 @@ class Subject:
             weights_sha256=self.digest,
             bytes=self.path.stat().st_size if self.path else None,
             file=self.name if self.path else None,
+            runtime=self.runtime,
             macs=facts.get("macs"),
             params=facts.get("params"),
             parity=tuple(

@@ -14,9 +14,9 @@ import numpy as np
 
 from bench import units
 from bench.pages import bars, pareto
-from bench.pages.sheets import pruned_name, reference_name
 from bench.pages.svg import PAPER, WIDTH
 from bench.reports.schema import LatencyRecord, NetworkRecord, Report
+from bench.reports.summary import pruned_name, reference_name
 from bench.statistics.stats import QUANTILES
 from compress.plots import BLUE, FAINT, GREEN, VERMILION
 

@@ -14,16 +14,10 @@ from bench import units
 from bench.judging.verdicts import EXIT_CODES, Status, Verdict
 from bench.pages.figures import Plot, plots
 from bench.pages.page_style import STYLE
-from bench.pages.sheets import (
-    NOT_MEASURED,
-    headline,
-    measured_on,
-    reference_name,
-    sheets,
-    verdict_sheet,
-)
+from bench.pages.sheets import measured_on, sheets, verdict_sheet
 from bench.pages.svg import default_style, inline_svg, plain
 from bench.reports.schema import LatencyComparison, Report
+from bench.reports.summary import NOT_MEASURED, headline, reference_name
 from compress.sheet import Row, Sheet
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

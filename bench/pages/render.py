@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from bench.judging.verdicts import Status, Verdict
 from bench.measuring.layers import explain
-from bench.pages.sheets import comparison_sheet, headline, measured_on, sheets, verdict_sheet
+from bench.pages.sheets import measured_on, sheets, verdict_sheet
 from bench.reports.schema import Report
+from bench.reports.summary import comparison_sheet, headline
 from compress.sheet import Sheet, fill, markdown_lines
 
 if TYPE_CHECKING:

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from bench import units
 from bench.judging.verdicts import Verdict
 from bench.measuring.agreement import AgreementRecord
 from bench.pages import timing_sheets as timing
 from bench.reports.schema import Change, NetworkRecord, Report
+from bench.reports.summary import (
+    NOT_MEASURED,
+    comparison_sheet,
+    known,
+    pruned_name,
+    reference_name,
+    told_share,
+)
 from bench.statistics.paired import PairedDrop
-from bench.statistics.shares import Share
 from bench.statistics.stats import RatioInterval
 from compress.sheet import Row, Sheet
-
-NOT_MEASURED = "not measured"
-
-_Both = tuple[float | None, float | None]
-"""A figure of the reference and of the pruned network."""
-
-
-def comparison_sheet(report: Report) -> Sheet:
-    """Return the main table: reference, pruned and the change, one figure a row."""
-    rows = (
-        *_answer_rows(report),
-        *_cost_rows(report),
-        *_latency_rows(report),
-    )
-    names = (reference_name(report), pruned_name(report))
-    return Sheet("Comparison", ("", *names, "change"), rows, report.notes)
 
 
 def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
@@ -37,7 +28,7 @@ def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
     for verdict in verdicts:
         write = units.budget(verdict.budget)
         where = f", batch {verdict.batch_size}" if verdict.batch_size is not None else ""
-        measured = _known(write, verdict.measured)
+        measured = known(write, verdict.measured)
         if verdict.interval is not None:
             measured += f" {units.interval(write, *verdict.interval)}"
         rows.append((verdict.budget + where, write(verdict.limit), measured, verdict.status))
@@ -63,28 +54,6 @@ def sheets(report: Report, verdicts: Sequence[Verdict]) -> Iterator[Sheet]:
     if report.networks.reference.parity or report.networks.pruned.parity:
         yield _parity_sheet(report)
     yield timing.environment_sheet(report.environment)
-
-
-def headline(report: Report) -> str:
-    """Return what the report is about, in a line."""
-    name, other = reference_name(report), pruned_name(report)
-    precision = f", {report.precision}" if report.precision not in (None, "fp32") else ""
-    if report.against == "file":
-        networks = report.networks
-        return (
-            f"{networks.pruned.file or other} against {networks.reference.file or name}{precision}"
-        )
-    return f"{report.architecture} for {report.target}{precision}: {other} against {name}"
-
-
-def reference_name(report: Report) -> str:
-    """Return what the reference is called: the dense network, another run, or just that."""
-    return {"dense": "dense", "run": "other run", "file": "reference"}[report.against]
-
-
-def pruned_name(report: Report) -> str:
-    """Return what the network that is compared with it is called."""
-    return "candidate" if report.against == "file" else "pruned"
 
 
 def measured_on(report: Report) -> str:
@@ -116,78 +85,13 @@ def _drop(drop: PairedDrop) -> str:
     return f"{units.points(drop.drop_pp)} {units.interval(units.points, drop.low_pp, drop.high_pp)}"
 
 
-def _answer_rows(report: Report) -> Iterator[Row]:
-    """Yield accuracy where there are labels, else how far the two networks agree."""
-    networks, agreement = report.networks, report.comparison.agreement
-    accuracy = report.comparison.accuracy
-    if accuracy is not None or agreement is None:
-        tops = (_known(units.share, each.top1) for each in (networks.reference, networks.pruned))
-        yield ("top-1", *tops, _gain(accuracy.drop) if accuracy else NOT_MEASURED)
-        return
-    if agreement.same_top1 is not None:
-        yield ("same top-1", "", "", _share(agreement.same_top1))
-    errors = [output.relative_error for output in agreement.outputs]
-    worst = None if None in errors else max(filter(None, errors), default=0.0)
-    yield ("relative error", "", "", _known(units.error, worst))
-
-
-def _gain(drop: PairedDrop) -> str:
-    return f"{-drop.drop_pp:+.2f} pp [{-drop.high_pp:+.2f}, {-drop.low_pp:+.2f}]"
-
-
-def _share(found: Share) -> str:
-    return f"{units.share(found.share)} {units.interval(units.share, found.low, found.high)}"
-
-
-def _cost_rows(report: Report) -> Iterator[Row]:
-    """Yield what is counted; of any two files, what is known of one at least."""
-    networks, comparison = report.networks, report.comparison
-    one, other = networks.reference, networks.pruned
-    costs: tuple[tuple[str, Callable[[float], str], _Both, float | None], ...] = (
-        ("MACs", units.count, (one.macs, other.macs), comparison.macs_ratio),
-        ("parameters", units.count, (one.params, other.params), comparison.params_ratio),
-        ("file size", units.size, (one.bytes, other.bytes), comparison.bytes_ratio),
-    )
-    for name, write, values, ratio in costs:
-        if report.against != "file" or any(value is not None for value in values):
-            yield _cost_row(name, write, values, ratio)
-
-
-def _cost_row(
-    name: str,
-    write: Callable[[float], str],
-    values: _Both,
-    ratio: float | None,
-) -> Row:
-    reference, pruned = values
-    return name, _known(write, reference), _known(write, pruned), _known(units.times, ratio)
-
-
-def _latency_rows(report: Report) -> Iterator[Row]:
-    reference, pruned = _medians(report.networks.reference), _medians(report.networks.pruned)
-    for comparison in report.comparison.latency:
-        size, ratio = comparison.batch_size, comparison.ratio
-        yield (
-            f"latency, batch {size}",
-            units.milliseconds(reference[size]),
-            units.milliseconds(pruned[size]),
-            f"{units.times(ratio.ratio)} {units.interval(units.ratio, ratio.low, ratio.high)}",
-        )
-        faster = units.interval(units.speed_up, 1 / ratio.high, 1 / ratio.low)
-        yield (f"speed-up, batch {size}", "", "", f"{units.speed_up(comparison.speed_up)} {faster}")
-
-
-def _medians(network: NetworkRecord) -> dict[int, float]:
-    return {record.batch_size: record.summary.median_ms for record in network.latency}
-
-
 def _accuracy_sheet(report: Report) -> Sheet:
     accuracy = report.comparison.accuracy
     assert accuracy is not None
     drop, networks = accuracy.drop, report.networks
     rows = (
-        (f"top-5, {reference_name(report)}", _known(units.share, networks.reference.top5)),
-        (f"top-5, {pruned_name(report)}", _known(units.share, networks.pruned.top5)),
+        (f"top-5, {reference_name(report)}", known(units.share, networks.reference.top5)),
+        (f"top-5, {pruned_name(report)}", known(units.share, networks.pruned.top5)),
         ("top-1 drop", _drop(drop)),
         ("top-5 drop", _drop(accuracy.top5_drop)),
         ("images right to wrong", str(drop.flips_to_wrong)),
@@ -203,9 +107,9 @@ def _agreement_sheet(report: Report, agreement: AgreementRecord) -> Sheet:
     rows = tuple(
         (
             output.name,
-            _known(units.error, output.relative_error),
+            known(units.error, output.relative_error),
             f"{output.cosine:.6f}",
-            _share(output.same_top1) if output.same_top1 else "",
+            told_share(output.same_top1) if output.same_top1 else "",
         )
         for output in agreement.outputs
     )
@@ -249,7 +153,3 @@ def _change_sheet(report: Report, change: Change) -> Sheet:
 
 def _factor(found: RatioInterval) -> str:
     return f"{units.times(found.ratio)} {units.interval(units.ratio, found.low, found.high)}"
-
-
-def _known(write: Callable[[float], str], value: float | None) -> str:
-    return NOT_MEASURED if value is None else write(value)

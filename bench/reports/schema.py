@@ -23,7 +23,7 @@ from bench.measuring.layer_records import LayerTimes
 from bench.record import Record, Sha256
 from bench.reports.outcomes import Outcomes
 from bench.reports.soundness import Blocks, Drop, Interval, Stage, Summary, sound_drop, sound_share
-from compress.config import BenchConfig, Precision
+from compress.config import BenchConfig, Precision, Runtime
 
 SCHEMA_VERSION: Literal[2] = 2
 
@@ -58,8 +58,8 @@ class Artefact(Record):
     """Size of the file that the runtime reads; None of a network in memory."""
     file: str | None = None
     """Name of that file, without its folder."""
-    runtime: str | None = None
-    """What ran it, as the runner names it."""
+    runtime: Runtime | None = None
+    """What ran it; None where it is that of the configuration."""
     macs: int | None = Field(default=None, ge=1)
     """Per image; None if the export did not count them."""
     params: int | None = Field(default=None, ge=1)
@@ -220,6 +220,11 @@ class Report(Record):
     """How it was measured; verdicts read the precision and the confidence asked for from here."""
     pruning: dict[str, Any] | None = None
     """What the pruning stage said of itself, passed through."""
+
+    def __str__(self) -> str:
+        from bench.reports.summary import summary_text  # it is built on this module
+
+        return summary_text(self)
 
     @model_validator(mode="after")
     def _same_batch_sizes(self) -> Report:

@@ -431,7 +431,7 @@ def test_a_checkpoint_in_torch_against_onnx(lenet: tuple[Path, nn.Module], tmp_p
     path, model = lenet
     found = run(path, exported(model, tmp_path / "same.onnx", (1, 16, 16)))
     assert found.runtime == "ONNX Runtime (CPU) against torch (cpu)"
-    assert found.networks.reference.runtime == "torch (cpu)"
+    assert found.networks.reference.runtime == "torch-cpu"
     assert found.networks.reference.params == sum(p.numel() for p in model.parameters())
     assert found.networks.pruned.params is None
     assert found.comparison.agreement is not None

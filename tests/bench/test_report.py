@@ -19,11 +19,12 @@ from bench.budgets import load_budgets
 from bench.judging.quality_gate import judge
 from bench.judging.verdicts import Verdict
 from bench.pages.render import render_markdown, render_table
-from bench.pages.sheets import comparison_sheet, verdict_sheet
+from bench.pages.sheets import verdict_sheet
 from bench.reports.json_schema import report_schema
 from bench.reports.outcomes import Outcomes
 from bench.reports.report import load_report, save_report, sealed
 from bench.reports.schema import Report
+from bench.reports.summary import comparison_sheet
 from compress.errors import CheckpointError, OutputError
 
 ROOT = Path(__file__).parents[2]
