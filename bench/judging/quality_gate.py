@@ -79,7 +79,8 @@ def _judge_accuracy(report: Report, budget: AccuracyBudget) -> Iterator[Verdict]
         )
         if drop is None:
             reason = change.no_accuracy if change and key == "max_regression_pp" else None
-            yield figure.skipped("was not measured", reason or "")
+            unlabelled = "" if report.validation.kind == "labelled" else "the inputs have no labels"
+            yield figure.skipped("was not measured", reason or unlabelled)
             continue
         check_resolvable(figure.budget, limit, drop.images, drop.confidence)
         bounds = (drop.at_least_pp, drop.at_most_pp)

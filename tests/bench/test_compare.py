@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def linear(
     )
 
 
-def run(reference: Any, candidate: Any, data: Any = None, **options: Any) -> Report:
+def compared(reference: Any, candidate: Any, data: Any = None, **options: Any) -> Report:
     if not options.keys() & {"batch_sizes"}:
         options["batch_sizes"] = None
     return compare(reference, candidate, data, **{**FAST, "layer_calls": 0, **options})
@@ -107,7 +108,7 @@ def eye(tmp_path: Path) -> Path:
 def test_two_files_on_random_inputs(eye: Path, tmp_path: Path) -> None:
     steps: set[str] = set()
     slightly = linear(tmp_path / "pruned.onnx", 1.001 * np.eye(6))
-    found = run(eye, slightly, layer_calls=2, progress=lambda step, share: steps.add(step))
+    found = compared(eye, slightly, layer_calls=2, progress=lambda step, share: steps.add(step))
     agreement = found.comparison.agreement
     assert agreement is not None
     (output,) = agreement.outputs
@@ -136,14 +137,14 @@ def test_two_files_on_random_inputs(eye: Path, tmp_path: Path) -> None:
 
 def test_random_inputs_follow_from_the_seed_alone(eye: Path, tmp_path: Path) -> None:
     other = linear(tmp_path / "b.onnx", np.random.default_rng(0).standard_normal((6, 6)))
-    first, again, another = (run(eye, other, seed=seed) for seed in (1, 1, 2))
+    first, again, another = (compared(eye, other, seed=seed) for seed in (1, 1, 2))
     assert first.comparison.agreement == again.comparison.agreement
     assert first.validation.identity == again.validation.identity != another.validation.identity
     assert first.comparison.agreement != another.comparison.agreement
 
 
 def test_the_report_is_read_back_and_shown(eye: Path, tmp_path: Path) -> None:
-    found = run(eye, linear(tmp_path / "b.onnx", np.eye(6)[:, ::-1]))
+    found = compared(eye, linear(tmp_path / "b.onnx", np.eye(6)[:, ::-1]))
     save_report(found, tmp_path / "report.json")
     assert load_report(tmp_path / "report.json") == found
     pages = (render_markdown(found, []), render_page(found, []))
@@ -157,7 +158,7 @@ def test_the_report_is_read_back_and_shown(eye: Path, tmp_path: Path) -> None:
 
 def test_reports_from_before_keep_loading(eye: Path, tmp_path: Path) -> None:
     """As an earlier version wrote them: without the keys that are new, under their own digest."""
-    document = sealed(run(eye, eye, arrays(), labels=np.zeros(40, dtype=np.int64)))
+    document = sealed(compared(eye, eye, arrays(), labels=np.zeros(40, dtype=np.int64)))
     for key in ("notes", "sha256"):
         del document[key]
     del document["validation"]["kind"]
@@ -193,9 +194,9 @@ def test_two_inputs_one_of_them_whole_numbers(tmp_path: Path, order: tuple[str, 
         return save(path, nodes, reads, {"y": (FLOAT, ["n", 6])}, weights)
 
     dense, pruned = network(tmp_path / "a.onnx", 1.0), network(tmp_path / "b.onnx", 0.5)
-    assert run(dense, pruned).validation.kind == "random"  # 0 and 1 are rows of any table
+    assert compared(dense, pruned).validation.kind == "random"  # 0 and 1 are rows of any table
     images, ids = arrays(10), np.array([0, 1] * 5, dtype=np.int32)
-    found = run(dense, pruned, {"images": images, "ids": ids})
+    found = compared(dense, pruned, {"images": images, "ids": ids})
     assert found.comparison.agreement is not None
     (output,) = found.comparison.agreement.outputs
     flat = images.reshape(10, 6)
@@ -207,14 +208,14 @@ def test_two_inputs_one_of_them_whole_numbers(tmp_path: Path, order: tuple[str, 
     assert output.same_top1 is not None
     assert output.same_top1.share == same
     np.savez(tmp_path / "in.npz", images=images, ids=ids, labels=expected.argmax(axis=1))
-    labelled = run(dense, pruned, tmp_path / "in.npz")
+    labelled = compared(dense, pruned, tmp_path / "in.npz")
     assert labelled.networks.reference.top1 == 1.0
     assert labelled.networks.pruned.top1 == same
     np.savez(tmp_path / "less.npz", images=images)
     with pytest.raises(DataError, match=r"less\.npz: there is no array 'ids' .* but images"):
-        run(dense, pruned, tmp_path / "less.npz")
+        compared(dense, pruned, tmp_path / "less.npz")
     with pytest.raises(DataError, match="one array was given, and the networks read"):
-        run(dense, pruned, images)
+        compared(dense, pruned, images)
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -225,7 +226,7 @@ def test_a_fixed_batch_is_measured_at_its_size(batch: int, tmp_path: Path) -> No
     pruned = linear(tmp_path / "pruned.onnx", blind)  # takes any number
     images = arrays(13)
     labels = images.reshape(13, 6).argmax(axis=1)
-    found = run(dense, pruned, images, labels=labels)
+    found = compared(dense, pruned, images, labels=labels)
     assert [one.batch_size for one in found.comparison.latency] == [batch]
     assert found.config.batch_sizes == (batch,)
     # 13 is no multiple of 8: what fills the last batch up is in no figure.
@@ -233,21 +234,21 @@ def test_a_fixed_batch_is_measured_at_its_size(batch: int, tmp_path: Path) -> No
     assert found.networks.reference.top1 == 1.0
     answers = (images.reshape(13, 6) @ blind).argmax(axis=1)
     assert found.networks.pruned.top1 == pytest.approx((answers == labels).mean())
-    assert run(dense, pruned, images, batch_sizes=(batch,)).config.batch_sizes == (batch,)
+    assert compared(dense, pruned, images, batch_sizes=(batch,)).config.batch_sizes == (batch,)
     with pytest.raises(ConfigError, match=f"takes batches of {batch} alone: ask for {batch}"):
-        run(dense, pruned, images, batch_sizes=(4,))
+        compared(dense, pruned, images, batch_sizes=(4,))
 
 
 def test_two_fixed_batches_that_differ(tmp_path: Path) -> None:
     files = [linear(tmp_path / f"{n}.onnx", np.eye(6), batch=n) for n in (1, 8)]
     with pytest.raises(DataError, match=r"1\.onnx takes batches of 1 and 8\.onnx of 8"):
-        run(*files)
+        compared(*files)
 
 
 def test_other_names_are_matched_by_order(eye: Path, tmp_path: Path) -> None:
     other = linear(tmp_path / "b.onnx", 2 * np.eye(6), names=("pixels", "scores"))
     for data in (arrays(), {"x": arrays()}, {"pixels": arrays()}):
-        found = run(eye, other, data)
+        found = compared(eye, other, data)
         assert found.comparison.agreement is not None
         (output,) = found.comparison.agreement.outputs
         assert (output.name, output.relative_error) == ("y", 1.0)
@@ -268,7 +269,7 @@ def test_several_outputs_each_have_their_agreement(tmp_path: Path) -> None:
     pruned = network(tmp_path / "b.onnx", ("other", "scores"), 4.0)
     images = arrays()
     labels = images.reshape(40, 6).argmax(axis=1)
-    found = run(dense, pruned, images, labels=labels)
+    found = compared(dense, pruned, images, labels=labels)
     assert found.comparison.agreement is not None
     by_name = {output.name: output for output in found.comparison.agreement.outputs}
     assert by_name.keys() == {"map", "logits"}
@@ -279,15 +280,15 @@ def test_several_outputs_each_have_their_agreement(tmp_path: Path) -> None:
     assert by_name["logits"].relative_error == 0
     assert found.networks.pruned.top1 == 1.0  # read from the output that is (N, classes)
     with pytest.raises(DataError, match="no output is named 'score'"):
-        run(dense, pruned, images, labels=labels, output="score")
+        compared(dense, pruned, images, labels=labels, output="score")
     with pytest.raises(DataError, match=r"labels need an output of shape \(N, classes\)"):
-        run(dense, pruned, images, labels=labels, output="map")
+        compared(dense, pruned, images, labels=labels, output="map")
 
 
 def test_floats_of_two_widths_are_fed_the_same(eye: Path, tmp_path: Path) -> None:
     half = linear(tmp_path / "half.onnx", np.eye(6), kind=HALF)
     images = arrays()
-    found = run(eye, half, images)
+    found = compared(eye, half, images)
     assert found.comparison.agreement is not None
     (output,) = found.comparison.agreement.outputs
     rounded = images.astype(np.float16).astype(np.float64)
@@ -307,9 +308,9 @@ def test_open_sizes_are_told_or_asked_for(tmp_path: Path) -> None:
     free, also = (network(tmp_path / f"{n}.onnx", ["h", "w"]) for n in "ab")
     told = network(tmp_path / "told.onnx", [8, 8])
     with pytest.raises(DataError, match=r"x float32 \(n, 3, h, w\).*set data.image_size"):
-        run(free, also)
-    sized = run(free, also, images={"image_size": 8})
-    assert sized.validation.identity == run(free, told).validation.identity
+        compared(free, also)
+    sized = compared(free, also, images={"image_size": 8})
+    assert sized.validation.identity == compared(free, told).validation.identity
 
 
 # Images from a folder
@@ -355,19 +356,19 @@ def test_accuracy_on_a_folder_of_classes(layout: str, photos: Path, tmp_path: Pa
             (halves / half).parent.mkdir(exist_ok=True)
             (halves / half).symlink_to(photos)
         photos = halves
-    found = run(dense, pruned, photos, images=how)
+    found = compared(dense, pruned, photos, images=how)
     assert found.validation.kind == "labelled"
     assert found.validation.images == 23
     assert found.networks.reference.top1 == 1.0
     assert found.networks.pruned.top1 == pytest.approx(19 / 23)  # 140, 150, 160 and 170 are lost
     assert not any("ImageNet" in note for note in found.notes)
-    assumed = run(dense, pruned, photos)
+    assumed = compared(dense, pruned, photos)
     assert any("ImageNet" in note for note in assumed.notes)
 
 
 def test_bytes_are_fed_as_they_are(photos: Path, tmp_path: Path) -> None:
     dense, pruned = (threshold(tmp_path / f"{at}.onnx", at, kind=BYTE) for at in (130, 175))
-    found = run(dense, pruned, photos)
+    found = compared(dense, pruned, photos)
     assert found.networks.reference.top1 == 1.0
     assert found.networks.pruned.top1 == pytest.approx(19 / 23)
 
@@ -380,7 +381,7 @@ def test_images_without_labels_tell_how_far_both_agree(photos: Path, tmp_path: P
     for image in photos.rglob("*.png"):
         image.rename(flat / image.name)
     (flat / "notes.txt").write_text("no image")
-    found = run(*files, flat, images=how)
+    found = compared(*files, flat, images=how)
     assert found.validation.kind == "images"
     assert found.comparison.accuracy is None
     assert found.comparison.agreement is not None
@@ -389,7 +390,7 @@ def test_images_without_labels_tell_how_far_both_agree(photos: Path, tmp_path: P
     assert (same.count, same.share) == (23, pytest.approx(19 / 23))
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="holds no image"):
-        run(*files, tmp_path / "none")
+        compared(*files, tmp_path / "none")
 
 
 # Two kinds of network
@@ -429,7 +430,7 @@ def exported(model: nn.Module, path: Path, size: tuple[int, int, int]) -> Path:
 
 def test_a_checkpoint_in_torch_against_onnx(lenet: tuple[Path, nn.Module], tmp_path: Path) -> None:
     path, model = lenet
-    found = run(path, exported(model, tmp_path / "same.onnx", (1, 16, 16)))
+    found = compared(path, exported(model, tmp_path / "same.onnx", (1, 16, 16)))
     assert found.runtime == "ONNX Runtime (CPU) against torch (cpu)"
     assert found.networks.reference.runtime == "torch-cpu"
     assert found.networks.reference.params == sum(p.numel() for p in model.parameters())
@@ -440,7 +441,7 @@ def test_a_checkpoint_in_torch_against_onnx(lenet: tuple[Path, nn.Module], tmp_p
     assert output.relative_error < 1e-5
     assert found.comparison.bytes_ratio is None  # two kinds of file
     assert any("no sidecar of same.onnx" in note for note in found.notes)
-    memory = run(model, tmp_path / "same.onnx", torch.from_numpy(arrays(10, (1, 16, 16))))
+    memory = compared(model, tmp_path / "same.onnx", torch.from_numpy(arrays(10, (1, 16, 16))))
     assert memory.networks.reference.bytes is None
     assert memory.validation.images == 10
 
@@ -451,18 +452,119 @@ def test_two_networks_in_memory() -> None:
             return {"map": images * 2, "logits": images.flatten(1) * scale}
 
     images, scale = torch.from_numpy(arrays(6)), torch.full((6, 1), 3.0)
-    found = run(Two(), Two(), {"images": images, "scale": scale})
+    found = compared(Two(), Two(), {"images": images, "scale": scale})
     assert found.comparison.agreement is not None
     assert [one.name for one in found.comparison.agreement.outputs] == ["map", "logits"]
     assert all(one.relative_error == 0 for one in found.comparison.agreement.outputs)
     with pytest.raises(DataError, match="do not say what they read"):
-        run(nn.Flatten(), nn.Flatten())
+        compared(nn.Flatten(), nn.Flatten())
     batches = [(images[:4], torch.tensor([0, 1, 2, 3])), (images[4:], torch.tensor([4, 5]))]
-    labelled = run(nn.Flatten(), nn.Flatten(), batches)
+    labelled = compared(nn.Flatten(), nn.Flatten(), batches)
     answers = images.flatten(1).argmax(dim=1).numpy()
     assert labelled.networks.reference.top1 == pytest.approx((answers == np.arange(6)).mean())
     with pytest.raises(DataError, match="an iterator is used up"):
-        run(nn.Flatten(), nn.Flatten(), iter(batches))
+        compared(nn.Flatten(), nn.Flatten(), iter(batches))
+
+
+def test_a_network_that_another_tool_pruned(tmp_path: Path) -> None:
+    """Pruned by Torch-Pruning, exported by torch.onnx: nothing in the files is ours."""
+    pruning = pytest.importorskip("torch_pruning", reason="Torch-Pruning is not installed")
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU()),
+        *(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
+    ).eval()
+    size = (3, 32, 32)
+    dense = exported(model, tmp_path / "dense.onnx", size)
+    images = arrays(40, size)
+    with torch.no_grad():
+        before = model(torch.from_numpy(images)).numpy()
+    importance = pruning.importance.MagnitudeImportance(p=2)
+    pruning.pruner.MagnitudePruner(
+        model, torch.zeros(1, *size), importance, pruning_ratio=0.75, ignored_layers=[model[-1]]
+    ).step()
+    assert model[3].weight.shape == (16, 16, 3, 3)  # type: ignore[union-attr]
+    pruned = exported(model, tmp_path / "pruned.onnx", size)
+    limits = {
+        "latency": {"max_ratio": 0.95, "batch_sizes": [8]},
+        "size": {"max_ratio": 0.2},
+        "agreement": {"max_relative_error": 10.0},
+    }
+    found = compared(
+        *(dense, pruned, images), limits=limits, max_seconds=2.0, layer_calls=3, min_blocks=8
+    )
+    verdicts = {verdict.budget: verdict for verdict in judge(found, limits)}
+    assert verdicts["size.max_ratio"].status == "PASS"
+    assert verdicts["agreement.max_relative_error"].status == "PASS"
+    # Sixteen times fewer multiplications; a machine may still be too busy to tell.
+    assert verdicts["latency.max_ratio"].status in ("PASS", "INCONCLUSIVE", "SKIPPED")
+    assert found.comparison.agreement is not None
+    (output,) = found.comparison.agreement.outputs
+    with torch.no_grad():
+        after = model(torch.from_numpy(images)).numpy()
+    error = np.abs(before - after).max() / np.abs(before).max()
+    assert output.relative_error == pytest.approx(error, rel=1e-3)
+    assert output.same_top1 is not None
+    assert output.same_top1.share == (before.argmax(axis=1) == after.argmax(axis=1)).mean()
+    counted = [layer for layer in found.layers[0].layers if layer.reference and layer.pruned]
+    macs = [(one.reference.macs, one.pruned.macs) for one in counted if one.reference.macs]  # type: ignore[union-attr]
+    assert macs == [
+        (1024 * 27 * 64, 1024 * 27 * 16),
+        (1024 * 9 * 64 * 64, 1024 * 9 * 16 * 16),
+        (640, 160),
+    ]
+
+
+# Runs
+
+
+def test_run_directories_and_their_files_are_networks_too(run: Path, tmp_path: Path) -> None:
+    """``dense`` of a run is its reference, whatever it is called by."""
+    fast = {**FAST, "layer_calls": 0, "batch_sizes": (1,)}
+    digits = {"dataset": "digits", "image_size": 8}
+    exports = run / "export"
+    by_file = compare(exports / "dense.onnx", run, images=digits, **fast)
+    whole = load_report(run / "report.json")
+    assert by_file.networks.pruned.outcomes == whole.networks.pruned.outcomes
+    assert by_file.networks.reference.top1 == whole.networks.reference.top1
+    assert by_file.validation.identity == whole.validation.identity
+    assert (by_file.groups, by_file.pruning) == (whole.groups, whole.pruning)
+    assert whole.groups
+    assert by_file.notes == ()
+    in_torch = compare(run / "dense.safetensors", run, images=digits, **fast)
+    assert in_torch.runtime == "torch (cpu)"
+    assert in_torch.networks.pruned.file == "pruned.safetensors"
+    assert in_torch.networks.pruned.macs == whole.networks.pruned.macs
+    assert in_torch.comparison.bytes_ratio is not None
+    two = compare(run, run, images=digits, runtime="torch-cpu", **fast)
+    assert two.networks.reference.file == "pruned.safetensors"
+    with pytest.raises(ConfigError, match=r"is neither dense\.onnx nor pruned\.onnx"):
+        compare(exports / "dense.onnx", exports / "pruned.onnx", runtime="torch-cpu", **fast)
+    copy = tmp_path / "pruned.onnx"
+    copy.write_bytes((exports / "pruned.onnx").read_bytes())
+    copy.with_suffix(".json").write_bytes((exports / "dense.json").read_bytes())
+    with pytest.raises(CheckpointError, match="is not the file that"):
+        compare(exports / "dense.onnx", copy, images=digits, **fast)
+
+
+def test_a_sidecar_from_before_groups_were_written(run: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(run, tmp_path / "old"))
+    for name in ("dense", "pruned"):
+        path = old / "export" / f"{name}.json"
+        sidecar = json.loads(path.read_text())
+        del sidecar["groups"], sidecar["pruning"]
+        path.write_text(json.dumps(sidecar))
+    whole = load_report(run / "report.json")
+    for network in (old, old / "export" / "pruned.onnx"):
+        digits = {"dataset": "digits", "image_size": 8}
+        found = compare(
+            *(old / "export" / "dense.onnx", network),
+            **{**FAST, "layer_calls": 0, "batch_sizes": (1,), "images": digits},
+        )
+        told = network is old  # by the header of the checkpoint in the run
+        assert found.groups == (whole.groups if told else ())
+        assert found.pruning == (whole.pruning if told else None)
 
 
 # Verdicts
@@ -471,7 +573,7 @@ def test_two_networks_in_memory() -> None:
 def test_agreement_is_judged_by_its_interval(eye: Path, tmp_path: Path) -> None:
     swapped = linear(tmp_path / "b.onnx", np.eye(6)[:, [1, 0, 2, 3, 4, 5]])
     images = arrays(200)
-    found = run(eye, swapped, images)
+    found = compared(eye, swapped, images)
     share = (images.reshape(200, 6).argmax(axis=1) >= 2).mean()
 
     def status(limit: float) -> str:
@@ -499,7 +601,7 @@ def test_what_nothing_tells_is_skipped(eye: Path) -> None:
         "params": {"max_ratio": 0.5},
         "parity": {"max_relative_error": 1e-4},
     }
-    found = run(eye, eye, limits=limits)
+    found = compared(eye, eye, limits=limits)
     assert found.budgets is not None
     assert [verdict.status for verdict in judge(found, found.budgets)] == ["SKIPPED"] * 4
 
@@ -507,24 +609,24 @@ def test_what_nothing_tells_is_skipped(eye: Path) -> None:
 def test_a_share_that_so_few_inputs_cannot_show_is_refused(eye: Path) -> None:
     limits = {"agreement": {"min_same_top1": 0.98}}
     with pytest.raises(ConfigError, match=r"min_same_top1 = 0.98 cannot be shown on 20 .* 149 inp"):
-        run(eye, eye, arrays(20), limits=limits)
-    assert judge(run(eye, eye, arrays(149), limits=limits), limits)[0].status == "PASS"
+        compared(eye, eye, arrays(20), limits=limits)
+    assert judge(compared(eye, eye, arrays(149), limits=limits), limits)[0].status == "PASS"
     for limit in ({"agreement": {"min_same_top1": 1.0}}, {"latency": {"max_regression": 1.1}}):
         with pytest.raises(ConfigError, match=r"no number of inputs can|without a baseline"):
-            run(eye, eye, arrays(149), limits=limit)
+            compared(eye, eye, arrays(149), limits=limit)
 
 
 def test_a_baseline_is_of_the_same_reference(eye: Path, tmp_path: Path) -> None:
-    first = run(eye, linear(tmp_path / "b.onnx", 2 * np.eye(6)), arrays())
+    first = compared(eye, linear(tmp_path / "b.onnx", 2 * np.eye(6)), arrays())
     save_report(first, tmp_path / "baseline.json")
-    again = run(
+    again = compared(
         eye, linear(tmp_path / "c.onnx", 3 * np.eye(6)), baseline=tmp_path / "baseline.json"
     )
     assert again.change is not None
     assert [one.batch_size for one in again.change.latency] == [1, 8]
     other = linear(tmp_path / "other.onnx", 4 * np.eye(6))
     with pytest.raises(CheckpointError, match="weights of the reference"):
-        run(other, eye, baseline=first)
+        compared(other, eye, baseline=first)
 
 
 # Bad input
@@ -534,9 +636,9 @@ def test_inputs_or_classes_that_differ(eye: Path, tmp_path: Path) -> None:
     larger = linear(tmp_path / "larger.onnx", np.eye(8)[:, :6], size=(1, 2, 4))
     whole = linear(tmp_path / "classes.onnx", np.eye(6)[:, :5])
     with pytest.raises(DataError, match=r"dense\.onnx reads x float32 \(n, 1, 2, 3\) and larger"):
-        run(eye, larger)
+        compared(eye, larger)
     with pytest.raises(DataError, match=r"names 6 classes at its output y and classes\.onnx 5"):
-        run(eye, whole)
+        compared(eye, whole)
 
 
 def test_files_that_cannot_be_compared(eye: Path, tmp_path: Path) -> None:
@@ -553,30 +655,30 @@ def test_files_that_cannot_be_compared(eye: Path, tmp_path: Path) -> None:
         ("folder", ConfigError, "is not a run directory"),
     ):
         with pytest.raises(kind, match=words):
-            run(eye, tmp_path / file)
+            compared(eye, tmp_path / file)
     for data, words in (
         ("x.npz", "cannot read"),
         ("x.txt", "neither a folder"),
         ("no.npz", "No such"),
     ):
         with pytest.raises(DataError, match=words):
-            run(eye, eye, tmp_path / data)
+            compared(eye, eye, tmp_path / data)
     with pytest.raises(ConfigError, match=r"torch-cpu reads a file \*\.safetensors, and that is"):
-        run(eye, eye, runtime="torch-cpu")
+        compared(eye, eye, runtime="torch-cpu")
     with pytest.raises(ConfigError, match="unknown key 'max_second'"):
-        run(eye, eye, max_second=1)
+        compared(eye, eye, max_second=1)
 
 
 def test_a_sidecar_of_another_file_is_an_error(eye: Path, tmp_path: Path) -> None:
     eye.with_suffix(".json").write_text("{}")
     with pytest.raises(CheckpointError, match="schema_version None"):
-        run(eye, eye)
+        compared(eye, eye)
 
 
 def test_pickled_arrays_are_not_loaded(eye: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="holds what is no array"):
-        run(eye, eye, tmp_path / "x.npy")
+        compared(eye, eye, tmp_path / "x.npy")
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -586,7 +688,7 @@ def test_answers_that_are_no_numbers(side: int, eye: Path, tmp_path: Path) -> No
     files = [eye, eye]
     files[side] = linear(tmp_path / "nan.onnx", weight)
     with pytest.raises(ModelError, match=r"nan\.onnx answers with NaN or infinity at its output y"):
-        run(*files)
+        compared(*files)
 
 
 # The command line

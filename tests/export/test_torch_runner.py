@@ -11,7 +11,7 @@ from host_gpu import HostGpu, fresh_host_gpu
 from torch import nn
 
 from compress.errors import ConfigError, DataError, EnvironmentUnfitError, ModelError
-from export.runners import Stages, TorchRunner, stages_of
+from export.runners import Stages, TensorSpec, TorchRunner, stages_of
 
 NO_GPU = not torch.cuda.is_available()
 
@@ -81,6 +81,31 @@ def test_what_returns_no_tensor() -> None:
         pytest.raises(ModelError, match=r"returns 2 tensors \(0, 1\)"),
     ):
         runner.infer(images(1))
+
+
+class Several(nn.Module):
+    def forward(self, images: torch.Tensor, ids: torch.Tensor) -> dict[str, object]:
+        rows = images.flatten(1)
+        return {"rows": rows, "more": [ids * 2, (rows[:, :1],)]}
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_several_arrays_are_handed_over_in_order(device: str) -> None:
+    specs = [TensorSpec("images", "float32"), TensorSpec("ids", "int64", (None,))]
+    with TorchRunner(Several(), device, inputs=specs) as runner:
+        for count in (2, 4):
+            batch = images(count)
+            # By name, whatever the order in which they are given.
+            found = runner.run({"ids": np.arange(count), "images": batch})
+            assert list(found) == ["rows", "more.0", "more.1.0"]
+            np.testing.assert_array_equal(found["rows"], batch.reshape(count, -1))
+            np.testing.assert_array_equal(found["more.0"], 2 * np.arange(count))
+        with pytest.raises(DataError, match="reads images, ids, and it was given images"):
+            runner.run({"images": batch})
+    with TorchRunner(nn.Identity(), device) as free:
+        (same,) = free.run({"anything": np.arange(3)}).values()
+        np.testing.assert_array_equal(same, np.arange(3))
 
 
 def test_channels_last_is_another_layout_of_the_same_network() -> None:
