@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 import shutil
 import warnings
 from pathlib import Path
@@ -29,6 +31,7 @@ from compress.checkpoints.description import Description
 from compress.errors import CheckpointError, ConfigError, DataError, ModelError
 from compress.networks.models import build_model
 
+ROOT = Path(__file__).parents[2]
 FAST: dict[str, Any] = {
     "threads": 1,
     "block_ms": 0.2,
@@ -721,3 +724,42 @@ def test_the_command_writes_where_it_says(
     ]
     refused(*arguments, "--against", "dense", code=2, says="--against is for one run directory")
     refused(*arguments, "--set", "prune.steps=3", code=2, says="unknown key 'prune'")
+
+
+DOCUMENTED = re.findall(
+    r"^    (compress bench dense\.onnx.*)$",
+    (ROOT / "docs/measuring.md").read_text().split("## Any two files")[1].split("## Latency")[0],
+    re.MULTILINE,
+)
+
+
+@pytest.fixture
+def as_documented(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the files that the page speaks of."""
+    threshold(tmp_path / "dense.onnx", 0.5)
+    threshold(tmp_path / "pruned.onnx", 0.5001)
+    np.savez(tmp_path / "inputs.npz", x=arrays(160, (3, 16, 16)))
+    (tmp_path / "budgets.toml").write_text("[agreement]\nmin_same_top1 = 0.9\n")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("as_documented")
+@pytest.mark.parametrize("command", DOCUMENTED)
+def test_the_commands_of_the_page_run(command: str) -> None:
+    fast = (word for key, value in FAST.items() for word in ("--set", f"bench.{key}={value}"))
+    _, *words = shlex.split(command)
+    result = invoke(*words, *fast)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.startswith("the report is in ")
+    assert Path(result.stderr.split()[-1], "report.html").is_file()
+
+
+@pytest.mark.usefixtures("as_documented")
+def test_the_lines_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs/measuring.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code.replace("max_seconds=5", "max_seconds=0.3, min_blocks=4"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "pruned.onnx against dense.onnx"
+    assert any(line.startswith("top-1 ") for line in printed)
+    assert printed[-1].split()[0] in ("PASS", "FAIL", "INCONCLUSIVE", "SKIPPED")
