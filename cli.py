@@ -787,7 +787,7 @@ def _bench_files(
             progress=show,
             **settings,
         )
-    return report, Path(f"bench-{reference.stem}-{candidate.stem}")
+    return report, Path(f"bench-{reference.resolve().stem}-{candidate.resolve().stem}")
 
 
 def _measure(

@@ -232,7 +232,7 @@ def require_baseline(budgets: Budgets, *, present: bool) -> None:
     if needing and not present:
         raise ConfigError(
             f"{' and '.join(needing)} cannot be judged without a baseline; name a stored report "
-            "with --baseline"
+            "of the same reference"
         )
 
 

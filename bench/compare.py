@@ -21,6 +21,7 @@ from bench.inputs.sources import (
     as_arrays,
     batch_inputs,
     file_inputs,
+    parts_of,
     random_inputs,
 )
 from bench.inputs.wiring import Wiring
@@ -75,8 +76,8 @@ def compare(
         candidate: likewise; the two may be of different kinds.
         data: what both are fed. A folder of images, in ``train/`` and ``val/``, in class folders,
             or without labels; an ``.npz`` or ``.npy``; an array or tensor (N, ...); a mapping of
-            arrays by the names of the inputs; a list or loader of (inputs, labels) batches. None
-            draws random inputs.
+            arrays by the names of the inputs; a list or loader of batches, (inputs, labels) or
+            inputs alone. None draws random inputs.
         labels: (N,) class indices of arrays.
         output: from which classes are read; default the first of shape (N, classes).
         runtime: what runs the files that it reads; default each in the usual runtime of its kind.
@@ -190,13 +191,10 @@ def given_specs(data: Any) -> Specs | None:
     """Return what arrays say of the inputs that they are for; None of anything else."""
     if data is None or isinstance(data, str | Path):
         return None
-    if isinstance(data, Mapping):
-        arrays = {str(name): as_array(value) for name, value in data.items()}
-    elif _is_array(data):
-        arrays = {"input": as_array(data)}
-    else:
-        first = next(iter(data), None)
-        arrays = {} if first is None else {"input": as_array(first[0])}
+    if not isinstance(data, Mapping) and not _is_array(data):
+        data = parts_of(next(iter(data), None))[0]
+    named = data if isinstance(data, Mapping) else {"input": data}
+    arrays = {str(name): as_array(value) for name, value in named.items() if value is not None}
     return tuple(
         TensorSpec(name, _usual_type(array), (None, *array.shape[1:]))
         for name, array in arrays.items()

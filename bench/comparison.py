@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from bench.budgets import Budgets, require_judgeable
 from bench.inputs.sources import Arrays, Batch, Inputs
@@ -32,8 +35,12 @@ if TYPE_CHECKING:
 Source = Callable[[Wiring], Inputs]
 """Returns what both networks are fed, once it is known what they read."""
 
-ANSWERED_AT_ONCE = 64
-"""Inputs in a batch that is answered and not timed."""
+_APART = (
+    "One network ran on a GPU and the other on the CPU, so the ratio of latencies is that of two "
+    "machines as well."
+)
+_MOST_AT_ONCE = 64
+_MOST_BYTES = 2**25  # of inputs answered at once; what is computed of them takes many times that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +51,8 @@ class Plan:
     against: Against
     batch_sizes: Sequence[int] | None = None
     """That were asked for; None leaves the choice to the files, then to the configuration."""
-    at_once: int = ANSWERED_AT_ONCE
-    """Inputs in a batch that is answered and not timed."""
+    at_once: int | None = None
+    """Inputs in a batch that is answered and not timed; default as many as memory will bear."""
     output: str | None = None
     """From which classes are read; default the first of shape (N, classes)."""
     budgets: Budgets | None = None
@@ -106,7 +113,7 @@ def measure(pair: Pair, source: Source, plan: Plan, *, progress: Progress | None
         config=plan.config.model_copy(
             update={"runtime": pair.pruned.runtime, "batch_sizes": tuple(found.feeds)}
         ),
-        notes=(*plan.notes, *inputs.notes, *unprofiled),
+        notes=(*plan.notes, *inputs.notes, *found.notes, *unprofiled),
         layers=layers,
         groups=pair.pruned.groups,
         pruning=facts.get("pruning"),
@@ -126,6 +133,7 @@ class _Found:
     """What was timed, by batch size."""
     latency: list[LatencyResult]
     runtime: str
+    notes: tuple[str, ...]
 
 
 def _run(pair: Pair, source: Source, plan: Plan, *, threads: int, tell: Progress) -> _Found:
@@ -144,7 +152,9 @@ def _run(pair: Pair, source: Source, plan: Plan, *, threads: int, tell: Progress
         feeds = {size: inputs.first(size, wiring) for size in sizes}
         latency = _time(runners, wiring, feeds, plan=plan, tell=tell)
         names = dict.fromkeys((pruned.name, reference.name))
-    return _Found(wiring, inputs, answers, feeds, latency, " against ".join(names))
+        apart = (reference.stages is None) != (pruned.stages is None)
+    notes = (_APART,) if apart else ()
+    return _Found(wiring, inputs, answers, feeds, latency, " against ".join(names), notes)
 
 
 def _refuse_stored(pair: Pair, plan: Plan) -> None:
@@ -188,7 +198,7 @@ def _ask(
     """Let both networks answer to all inputs, in batches that both take."""
     # A fixed batch must be full, and of an engine the largest is sure to lie within its bounds.
     most = [each for each in (wiring.fixed, *(runner.most for runner in both)) if each]
-    size = min(most, default=plan.at_once)
+    size = min(most) if most else plan.at_once or _at_once(wiring)
     what = "accuracy" if inputs.kind == "labelled" else "agreement"
 
     def told() -> Iterator[Batch]:
@@ -211,6 +221,16 @@ def _ask(
     )
 
 
+def _at_once(wiring: Wiring) -> int:
+    """Return how many inputs to answer at once: no more than memory will bear."""
+    sizes = (
+        np.dtype(spec.dtype).itemsize
+        * math.prod(size for size in (spec.shape or ())[1:] if isinstance(size, int))
+        for spec in wiring.inputs
+    )
+    return max(1, min(_MOST_AT_ONCE, _MOST_BYTES // max(1, sum(sizes))))
+
+
 def _time(
     runners: dict[str, Runner],
     wiring: Wiring,
@@ -219,7 +239,8 @@ def _time(
     plan: Plan,
     tell: Progress,
 ) -> list[LatencyResult]:
-    config, gpu = plan.config, _gpu_of(runners["pruned"])
+    config = plan.config
+    gpu = next((found for found in map(_gpu_of, runners.values()) if found is not None), None)
     found = []
     for size, batch in feeds.items():
         fed = {"reference": wiring.for_reference, "pruned": wiring.for_pruned}

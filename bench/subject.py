@@ -213,6 +213,7 @@ def any_subjects(
     if runtime and asked not in kinds and None not in kinds:
         names = " nor ".join(_named(one) for one in given)
         raise ConfigError(f"runtime {runtime} reads a file *{asked}, and that is neither {names}")
+    _require_precision(kinds, precision)
     found = []
     for one, kind, other in zip(given, kinds, reversed(kinds), strict=True):
         kind = kind or asked or other or ".onnx"
@@ -252,6 +253,16 @@ def _suffix(given: Path | nn.Module) -> str | None:
     return given.suffix
 
 
+def _require_precision(kinds: Sequence[str | None], precision: Precision | None) -> None:
+    """Refuse a precision that no side computes or that none would heed."""
+    if precision == "int8" and ".safetensors" in kinds:
+        raise ConfigError("torch does not run the INT8 network; name its ONNX file")
+    if precision is not None and None not in kinds and ".safetensors" not in kinds:
+        raise ConfigError(
+            f"precision {precision} would be ignored: ONNX files and engines bring their own"
+        )
+
+
 def _named(given: Path | nn.Module) -> str:
     return given.name if isinstance(given, Path) else "a network in memory"
 
@@ -284,13 +295,20 @@ def _any(
     if given.suffix == ".engine":
         from export.engines.sidecar import read_engine_sidecar
 
-        return Subject(given, None, read_engine_sidecar(given), config)
+        facts = read_engine_sidecar(given)
+        return Subject(given, _onnx_of(given, facts), facts, config)
     if given.suffix == ".onnx":
         from export.sidecar import read_sidecar
 
         known = given.with_suffix(".json").exists()
         return Subject(given, given, read_sidecar(given) if known else _bare(given), config)
     return _checkpoint(given, config=config, precision=precision, typed=typed)
+
+
+def _onnx_of(engine: Path, facts: Facts) -> Path | None:
+    """Return the ONNX file that an engine was built from, if it lies beside it."""
+    path = engine.with_suffix(".onnx")
+    return path if path.is_file() and sha256_of(path) == facts["onnx"]["sha256"] else None
 
 
 def _bare(path: Path) -> Facts:

@@ -37,8 +37,11 @@ class Agreement:
     _product: float = field(default=0.0, repr=False)
     _squares: tuple[float, float] = field(default=(0.0, 0.0), repr=False)
 
-    def add(self, expected: np.ndarray, actual: np.ndarray) -> None:
-        """Take in one batch of finite values; both are of one shape."""
+    def add(self, expected: np.ndarray, actual: np.ndarray, *, rows: int | None = None) -> None:
+        """Take in one batch of finite values; both are of one shape.
+
+        With ``rows`` only an output of so many rows is one of (N, classes).
+        """
         ours, theirs = (np.asarray(values, dtype=np.float64) for values in (expected, actual))
         self._difference = max(self._difference, float(np.abs(ours - theirs).max(initial=0)))
         self._scale = max(self._scale, float(np.abs(ours).max(initial=0)))
@@ -46,7 +49,7 @@ class Agreement:
         squares = zip(self._squares, (ours, theirs), strict=True)
         first, second = (total + float(np.vdot(values, values)) for total, values in squares)
         self._squares = first, second
-        if is_logits(expected):
+        if is_logits(expected, rows):
             self.rows += len(ours)
             self.classes = ours.shape[1]
             self.same += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
@@ -68,9 +71,10 @@ class Agreement:
         return min(1.0, max(-1.0, self._product / norms))
 
 
-def is_logits(output: np.ndarray) -> bool:
-    """Tell whether an output is one of (N, classes): rows of floating-point numbers."""
-    return output.ndim == 2 and output.shape[1] > 0 and output.dtype.kind == "f"
+def is_logits(output: np.ndarray, rows: int | None = None) -> bool:
+    """Tell whether an output is one of (N, classes): so many rows of floating-point numbers."""
+    shaped = output.ndim == 2 and output.shape[1] > 0 and output.dtype.kind == "f"
+    return shaped and rows in (None, len(output))
 
 
 @dataclass(frozen=True)

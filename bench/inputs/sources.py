@@ -171,27 +171,38 @@ def file_inputs(path: Path, wiring: Wiring) -> Inputs:
 
 
 def batch_inputs(batches: Iterable[Any], wiring: Wiring) -> Inputs:
-    """Take (inputs, labels) batches of the user's own, that can be read again and again.
+    """Take batches of the user's own: (inputs, labels), or inputs alone.
 
     Raises:
-        DataError: they can be read only once.
+        DataError: they can be read only once, or there is none.
     """
     if iter(batches) is batches:
         raise DataError(
             "inputs are read several times, and an iterator is used up by the first: give a list "
             "or a loader of batches"
         )
+    first = next(iter(batches), None)
+    if first is None:
+        raise DataError("networks are compared on inputs, and there is no batch of them")
     digests: list[str] = []  # of the readings that came to the end
 
     def read(size: int) -> Iterator[Batch]:
         seen = hashlib.sha256()
-        for images, labels in batches:
-            part = array_inputs(_alone(images, wiring), labels, wiring)
+        for batch in batches:
+            inputs, labels = parts_of(batch)
+            part = array_inputs(as_arrays(inputs, wiring), labels, wiring)
             seen.update(part.identity().encode())
             yield from part.read(size)
         digests.append(seen.hexdigest())
 
-    return Inputs("labelled", None, read, lambda: digests[0])
+    labelled = parts_of(first)[1] is not None
+    return Inputs("labelled" if labelled else "arrays", None, read, lambda: digests[0])
+
+
+def parts_of(batch: Any) -> tuple[Any, Any]:
+    """Return the inputs and the labels of a batch of the user's own; None where it has none."""
+    pair = isinstance(batch, tuple | list) and len(batch) == 2
+    return (batch[0], batch[1]) if pair else (batch, None)
 
 
 def as_arrays(data: Any, wiring: Wiring) -> Mapping[str, np.ndarray]:

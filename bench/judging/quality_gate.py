@@ -128,14 +128,12 @@ def _judge_agreement(report: Report, budget: AgreementBudget) -> Iterator[Verdic
             limit=budget.max_relative_error,
             allow_skipped=allowed,
         )
-        errors = [output.relative_error for output in found.outputs] if found else []
-        known = [error for error in errors if error is not None]
-        if not known or len(known) < len(errors):
-            yield figure.skipped(
-                "was not measured", "the reference answers zeros" if errors else ""
-            )
+        error = found.largest_error if found else None
+        if error is None:
+            why = "the reference answers nothing but zeros" if found else ""
+            yield figure.skipped("was not measured", why)
         else:
-            yield figure.exact(max(known))
+            yield figure.exact(error)
 
 
 def _judge_ratio(name: str, measured: float | None, budget: RatioBudget) -> Iterator[Verdict]:

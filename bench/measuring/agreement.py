@@ -36,6 +36,12 @@ class AgreementRecord(Record):
         """Share of inputs with the same class, by the first output that names one."""
         return next((found.same_top1 for found in self.outputs if found.same_top1), None)
 
+    @property
+    def largest_error(self) -> float | None:
+        """Largest relative error of any output; None where one has none."""
+        errors = [found.relative_error for found in self.outputs]
+        return None if None in errors else max(filter(None, errors), default=0.0)
+
 
 def output_agreement(name: str, found: Agreement, *, confidence: float) -> OutputAgreement:
     """Return the figures of one output; a single logit names no class."""

@@ -88,11 +88,11 @@ class _Course:
         for ours, theirs in self._pairs.items():
             values = expected[ours], actual[theirs]
             _require_alike(ours, values, self._names)
-            self._agreements.setdefault(ours, Agreement()).add(*values)
+            self._agreements.setdefault(ours, Agreement()).add(*values, rows=len(batch))
         self._count += len(batch)
         if batch.labels is None:
             return
-        name = chosen_output(expected, self._output)
+        name = chosen_output(expected, self._output, rows=len(batch))
         if name is None:
             raise DataError(
                 f"labels need an output of shape (N, classes), and {self._names[0]} has "
@@ -145,7 +145,7 @@ def paired_outputs(expected: Outputs, actual: Outputs, names: Names) -> dict[str
     )
 
 
-def chosen_output(outputs: Outputs, asked: str | None) -> str | None:
+def chosen_output(outputs: Outputs, asked: str | None, *, rows: int) -> str | None:
     """Return the output that classes are read from: the one asked for, else the first that can.
 
     Raises:
@@ -154,8 +154,8 @@ def chosen_output(outputs: Outputs, asked: str | None) -> str | None:
     if asked is not None:
         if asked not in outputs:
             raise DataError(f"no output is named {asked!r}: there is {_listed(outputs)}")
-        return asked if is_logits(outputs[asked]) else None
-    return next((name for name, values in outputs.items() if is_logits(values)), None)
+        return asked if is_logits(outputs[asked], rows) else None
+    return next((name for name, values in outputs.items() if is_logits(values, rows)), None)
 
 
 def _require_alike(name: str, values: tuple[np.ndarray, np.ndarray], names: Names) -> None:

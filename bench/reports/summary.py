@@ -82,9 +82,7 @@ def _answer_rows(report: Report) -> Iterator[Row]:
         return
     if agreement.same_top1 is not None:
         yield ("same top-1", "", "", told_share(agreement.same_top1))
-    errors = [output.relative_error for output in agreement.outputs]
-    worst = None if None in errors else max(filter(None, errors), default=0.0)
-    yield ("relative error", "", "", known(units.error, worst))
+    yield ("relative error", "", "", known(units.error, agreement.largest_error))
 
 
 def _gain(drop: PairedDrop) -> str:

@@ -469,6 +469,56 @@ def test_two_networks_in_memory() -> None:
         compared(nn.Flatten(), nn.Flatten(), iter(batches))
 
 
+def test_batches_without_labels_and_by_name() -> None:
+    images = torch.from_numpy(arrays(6))
+    for batches in ([images[:4], images[4:]], [{"input": images}], [(images, None)]):
+        found = compared(nn.Flatten(), nn.Flatten(), batches)
+        assert (found.validation.kind, found.validation.images) == ("arrays", 6)
+        assert found.comparison.accuracy is None
+    with pytest.raises(DataError, match="do not say what they read: give inputs"):
+        compared(nn.Flatten(), nn.Flatten(), [])
+
+
+def test_an_output_that_has_no_row_for_each_input_names_no_class() -> None:
+    class Grid(nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.ones(5, 2), images.flatten(1)
+
+    images = arrays(6)
+    found = compared(Grid(), Grid(), images, labels=images.reshape(6, 6).argmax(axis=1))
+    assert found.comparison.agreement is not None
+    first, second = found.comparison.agreement.outputs
+    assert first.same_top1 is None
+    assert second.same_top1 is not None
+    assert second.same_top1.count == 6
+    assert found.networks.reference.top1 == 1.0
+
+
+def test_a_precision_that_nothing_would_heed(eye: Path, run: Path) -> None:
+    with pytest.raises(ConfigError, match="precision fp16 would be ignored"):
+        compared(eye, eye, precision="fp16")
+    with pytest.raises(ConfigError, match="torch does not run the INT8 network"):
+        compared(run / "dense.safetensors", eye, precision="int8")
+
+
+def test_large_inputs_are_answered_a_few_at_once() -> None:
+    sizes: list[int] = []
+
+    class Noting(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            return images.mean(dim=(2, 3))
+
+    noting = Noting()
+    noting.__deepcopy__ = lambda memo: noting  # type: ignore[operator]
+    large = np.zeros((3, 3, 1400, 2000), np.float32)  # 33.6 MB each
+    compared(noting, noting, large, batch_sizes=(1,))
+    assert set(sizes) == {1}
+    sizes.clear()
+    compared(noting, noting, large[:, :, :10, :10], batch_sizes=(1,))
+    assert set(sizes) == {1, 3}
+
+
 def test_a_network_that_another_tool_pruned(tmp_path: Path) -> None:
     """Pruned by Torch-Pruning, exported by torch.onnx: nothing in the files is ours."""
     pruning = pytest.importorskip("torch_pruning", reason="Torch-Pruning is not installed")
