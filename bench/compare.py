@@ -25,8 +25,8 @@ from bench.inputs.sources import (
     random_inputs,
 )
 from bench.inputs.wiring import Wiring
+from bench.networks import any_subjects, missing_facts, subjects
 from bench.reports.report import load_report
-from bench.subject import any_subjects, missing_facts, subjects
 from compress.config import BenchConfig, DataConfig
 from compress.documents import Section, apply_setting, validated
 from compress.errors import ConfigError, DataError

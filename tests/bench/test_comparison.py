@@ -15,10 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from bench.comparison import Plan, measure
 from bench.inputs.sources import Batch, Inputs
 from bench.inputs.wiring import Wiring, wired
+from bench.networks import subjects
 from bench.pages.render import render_markdown
 from bench.reports.report import load_report, save_report
 from bench.reports.schema import Report
-from bench.subject import subjects
 from compress.config import BenchConfig
 from compress.errors import CheckpointError, ConfigError, DataError, EnvironmentUnfitError
 from export.runners import TensorSpec

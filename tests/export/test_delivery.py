@@ -15,7 +15,7 @@ from tensorrt_contract import fake_tensorrt
 
 from bench.comparison import Plan, measure
 from bench.inputs.images import dataset_inputs
-from bench.subject import subjects
+from bench.networks import subjects
 from compress.checkpoints.checkpoint import load_checkpoint
 from compress.config import BenchConfig, ExportConfig
 from compress.config.targets import load_target
