@@ -297,12 +297,14 @@ def export_command(
 
 @app.command("bench")
 def bench_command(
-    network: Annotated[
+    run: Annotated[
         Path,
-        typer.Argument(help="Run directory; or the reference: *.onnx, *.engine, *.safetensors."),
+        typer.Argument(
+            help="Run directory; or a reference: *.onnx, *.engine, *.safetensors.", metavar="RUN"
+        ),
     ],
     candidate: Annotated[
-        Path | None, typer.Argument(help="What is measured against the reference.")
+        Path | None, typer.Argument(help="Another network, measured against the reference.")
     ] = None,
     runtime: Annotated[
         str | None, typer.Option("--runtime", help="What runs the networks: onnxruntime-cpu, ...")
@@ -335,15 +337,17 @@ def bench_command(
         "bench.batch_sizes": sizes,
     }
     asked = _asked(settings, options)
+    if candidate is None and run.is_file():
+        raise ConfigError(f"{run} is one file: name what is measured against it as well")
     if candidate is None:
         report, folder = _bench_run(
-            *(network, against, asked, data, model), budgets=budgets, baseline=baseline
+            *(run, against, asked, data, model), budgets=budgets, baseline=baseline
         )
     elif against is not None:
         raise ConfigError("--against is for one run directory: name the two networks alone")
     else:
         report, folder = _bench_files(
-            *(network, candidate, asked, data, model), budgets=budgets, baseline=baseline
+            *(run, candidate, asked, data, model), budgets=budgets, baseline=baseline
         )
     verdicts = _judge(report)
     _publish(report, verdicts, output or folder)

@@ -137,22 +137,18 @@ class Pair(NamedTuple):
             subject.name if subject.path else f"{role} ({subject.name})"
             for subject, role in zip(self, ("the reference", "the candidate"), strict=True)
         )
-        return (
-            (ours, theirs) if ours != theirs else (f"the reference {ours}", f"the other {theirs}")
-        )
+        if ours == theirs:
+            return f"the reference {ours}", f"the candidate {theirs}"
+        return ours, theirs
 
 
 def _digest_of(module: nn.Module | None) -> str:
+    import torch
+
     assert module is not None
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.flatten().view(dtype=_bytes()).numpy().tobytes())
+        digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _bytes() -> Any:
-    import torch
-
-    return torch.uint8

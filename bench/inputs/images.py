@@ -30,6 +30,8 @@ def dataset_inputs(data: ImageData, wiring: Wiring, *, workers: int = 0) -> Inpu
     """
     spec = image_input(wiring)
     _require_size(spec, data.input_size)
+    if spec.dtype == "uint8":
+        raise DataError(f"the networks read {spec}, and a data set is normalised: name a folder")
     return _inputs(data.val, spec, data.identity, data.val_images, workers=workers)
 
 

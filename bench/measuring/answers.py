@@ -90,13 +90,13 @@ class _Course:
             _require_alike(ours, values, self._names)
             self._agreements.setdefault(ours, Agreement()).add(*values, rows=len(batch))
         self._count += len(batch)
+        name = chosen_output(expected, self._output, rows=len(batch))
         if batch.labels is None:
             return
-        name = chosen_output(expected, self._output, rows=len(batch))
         if name is None:
             raise DataError(
                 f"labels need an output of shape (N, classes), and {self._names[0]} has "
-                f"{_listed(expected)}: leave the labels away"
+                f"{_listed(expected)}: give inputs without labels"
             )
         labels = np.asarray(batch.labels, dtype=np.int64)
         for tally, logits in zip(

@@ -15,7 +15,6 @@ from compress.sheet import Sheet, fill, markdown_lines
 if TYPE_CHECKING:
     from rich.table import Table
 
-_LONG = 20  # letters that the first column of a terminal of 80 has room for
 _STYLES: dict[Status, str] = {
     "PASS": "green",
     "FAIL": "bold red",
@@ -43,14 +42,8 @@ def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
         table.add_row(*(Text(name, style="bold") for name in judged.header))
         for *cells, status in judged.rows:
             style = next(style for name, style in _STYLES.items() if name == status)
-            name, *figures = cells
-            table.add_row(_broken(name), *map(Text, figures), Text(status, style=style))
+            table.add_row(*map(Text, cells), Text(status, style=style))
     return table
-
-
-def _broken(name: str) -> str:
-    """Return a long budget on two lines, where it would else be broken within a word."""
-    return name.replace(".", ".\n", 1) if len(name.split(",")[0]) > _LONG else name
 
 
 def render_markdown(report: Report, verdicts: Sequence[Verdict]) -> str:

@@ -282,8 +282,12 @@ def test_several_outputs_each_have_their_agreement(tmp_path: Path) -> None:
     assert by_name["map"].same_top1 is None
     assert by_name["logits"].relative_error == 0
     assert found.networks.pruned.top1 == 1.0  # read from the output that is (N, classes)
-    with pytest.raises(DataError, match="no output is named 'score'"):
-        compared(dense, pruned, images, labels=labels, output="score")
+    for given in (labels, None):
+        with pytest.raises(DataError, match="no output is named 'score'"):
+            compared(dense, pruned, images, labels=given, output="score")
+    chosen = compared(dense, pruned, images, output="logits").comparison.agreement
+    assert chosen is not None
+    assert [output.name for output in chosen.outputs] == ["logits", "map"]
     with pytest.raises(DataError, match=r"labels need an output of shape \(N, classes\)"):
         compared(dense, pruned, images, labels=labels, output="map")
 
@@ -374,6 +378,22 @@ def test_bytes_are_fed_as_they_are(photos: Path, tmp_path: Path) -> None:
     found = compared(dense, pruned, photos)
     assert found.networks.reference.top1 == 1.0
     assert found.networks.pruned.top1 == pytest.approx(19 / 23)
+
+
+def test_images_that_the_networks_do_not_read(eye: Path, photos: Path, tmp_path: Path) -> None:
+    byte = threshold(tmp_path / "byte.onnx", 130, kind=BYTE)
+    digits = {"dataset": "digits", "image_size": 16}
+    with pytest.raises(DataError, match=r"the images are 1x16x16 and the networks read x uint8"):
+        compared(byte, byte, images=digits)
+    gray = linear(tmp_path / "gray.onnx", np.eye(256), kind=FLOAT, size=(1, 16, 16))
+    assert compared(gray, gray, images=digits).validation.images == 599
+    with pytest.raises(DataError, match=r"the images are 3x2x2 and the networks read x float32"):
+        compared(eye, eye, photos)
+    flat = linear(tmp_path / "flat.onnx", np.eye(6), size=(6,))
+    with pytest.raises(DataError, match=r"images are fed to one input of shape \(N, C, H, W\)"):
+        compared(flat, flat, photos)
+    with pytest.raises(ConfigError, match=r"images.*'image_sise'.*image_size"):
+        compared(gray, gray, photos, images={"image_sise": 8})
 
 
 def test_images_without_labels_tell_how_far_both_agree(photos: Path, tmp_path: Path) -> None:
@@ -772,6 +792,7 @@ def test_the_command_writes_where_it_says(
     assert [one["batch_size"] for one in document(machine)["report"]["comparison"]["latency"]] == [
         2
     ]
+    refused("bench", eye, code=2, says="is one file: name what is measured against it")
     refused(*arguments, "--against", "dense", code=2, says="--against is for one run directory")
     refused(*arguments, "--set", "prune.steps=3", code=2, says="unknown key 'prune'")
 

@@ -28,6 +28,8 @@ NETWORK: dict[str, Any] = {
     "target": "cpu",
     "precision": "fp32",
     "parity": [{"batch_size": 1, "relative_error": 1e-7, "cosine": 1.0, "top1_agreement": 1.0}],
+    "groups": [{"name": "conv1", "dense": 8, "kept": 5, "residual": False}],
+    "pruning": {"finetuned": {"top1": 90.0, "images": 100}},
 }
 DIGEST = hashlib.sha256(b"network").hexdigest()
 SIDECAR = {
@@ -72,6 +74,7 @@ def use(run: Path) -> None:
     for subject in found:
         assert subject.artefact.bytes == 7
         assert subject.channel_multiple >= 1
+        assert all(group.dense for group in subject.groups)
 
 
 @fuzzed
