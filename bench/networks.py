@@ -101,7 +101,7 @@ def missing_facts(pair: Pair) -> tuple[str, ...]:
     lacking = [
         name
         for subject, name in zip(pair, pair.names, strict=True)
-        if "architecture" not in subject.facts
+        if subject.path is not None and "architecture" not in subject.facts
     ]
     if not lacking:
         return ()
@@ -155,7 +155,8 @@ def _any(
     typed: ModelConfig | None,
 ) -> Subject:
     if not isinstance(given, Path):
-        facts = {"precision": precision} if precision else {}
+        facts: Facts = {"precision": precision} if precision else {}
+        facts["params"] = sum(parameter.numel() for parameter in given.parameters()) or None
         return Subject(None, None, facts, config, module=given)
     if given.is_dir():
         from compress.runs.rundirectory import RunDirectory

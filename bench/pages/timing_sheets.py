@@ -33,8 +33,8 @@ def latency_sheets(report: Report, names: tuple[str, str]) -> Iterator[Sheet]:
         for record in network.latency
     ]
     yield _latency_sheet(named)
-    if any(record.stages for _, record in named):
-        yield _stages_sheet(named, cuda_graph=report.config.cuda_graph)
+    if staged := [(name, record) for name, record in named if record.stages]:
+        yield _stages_sheet(staged, cuda_graph=report.config.cuda_graph)
     yield _control_sheet(report, names)
     watched = [
         (f"batch {found.batch_size}", found.conditions)

@@ -16,6 +16,7 @@ import onnx
 import pytest
 import torch
 from commands import document, invoke, refused
+from host_gpu import HostEvent, fresh_host_gpu
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
@@ -466,6 +467,7 @@ def test_a_checkpoint_in_torch_against_onnx(lenet: tuple[Path, nn.Module], tmp_p
     assert any("no sidecar of same.onnx" in note for note in found.notes)
     memory = compared(model, tmp_path / "same.onnx", torch.from_numpy(arrays(10, (1, 16, 16))))
     assert memory.networks.reference.bytes is None
+    assert memory.networks.reference.params == found.networks.reference.params
     assert memory.validation.images == 10
 
 
@@ -487,6 +489,48 @@ def test_two_networks_in_memory() -> None:
     assert labelled.networks.reference.top1 == pytest.approx((answers == np.arange(6)).mean())
     with pytest.raises(DataError, match="an iterator is used up"):
         compared(nn.Flatten(), nn.Flatten(), iter(batches))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.runners.torch_runner.Cuda", fresh_host_gpu())
+    monkeypatch.setattr("bench.measuring.device_timing._TorchEvent", HostEvent)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_several_tensors_on_a_gpu(cuda_graph: bool) -> None:
+    class Two(nn.Module):
+        def forward(self, images: torch.Tensor, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"rows": images.flatten(1) + ids[:, None], "ids": ids * 2}
+
+    feeds = {"images": arrays(7), "ids": np.arange(7)}
+    found = compared(Two(), Two(), feeds, runtime="torch-cuda", cuda_graph=cuda_graph)
+    assert found.comparison.agreement is not None
+    by_name = {output.name: output for output in found.comparison.agreement.outputs}
+    assert {name: output.relative_error for name, output in by_name.items()} == {
+        "rows": 0.0,
+        "ids": 0.0,
+    }
+    steps = {"h2d", "compute", "d2h", "enqueue", "host"}
+    for network in (found.networks.reference, found.networks.pruned):
+        assert [set(record.stages) for record in network.latency] == [steps, steps]
+    assert found.runtime == "torch (cuda)"
+    assert found.notes == ()
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_against_a_cpu_is_said(eye: Path) -> None:
+    module = nn.Flatten()
+    found = compared(eye, module, arrays(), runtime="torch-cuda")
+    assert found.runtime == "torch (cuda) against ONNX Runtime (CPU)"
+    assert found.config.runtime == "torch-cuda"
+    assert found.networks.reference.runtime == "onnxruntime-cpu"
+    assert any("on a GPU and the other on the CPU" in note for note in found.notes)
+    assert found.networks.pruned.latency[0].stages
+    assert not found.networks.reference.latency[0].stages
+    pages = (render_markdown(found, []), render_page(found, []))
+    assert all("torch (cuda) against ONNX Runtime (CPU)" in page for page in pages)
 
 
 def test_batches_without_labels_and_by_name() -> None:
