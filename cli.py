@@ -28,7 +28,6 @@ from compress.signals import sigterm_as_ctrl_c
 # Nothing else is imported up here: --help must not wait for torch.
 if TYPE_CHECKING:
     from bench.judging.verdicts import Verdict
-    from bench.measurement import Against
     from bench.reports.schema import Report
     from compress.config import ModelConfig, RunConfig
     from compress.data.batches import ImageData
@@ -94,6 +93,14 @@ Model = Annotated[
 Data = Annotated[
     Path | None,
     typer.Option("--data", help="Folder of the data set (image folder: train/, val/), or URL."),
+]
+BenchData = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Of two networks: images (train/ and val/, class folders, or without labels), or "
+        "arrays (*.npz, *.npy); default random inputs. Of a run: its data set.",
+    ),
 ]
 Criterion = Annotated[
     str | None,
@@ -290,40 +297,62 @@ def export_command(
 
 @app.command("bench")
 def bench_command(
-    run: Run,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Run directory; or a reference: *.onnx, *.engine, *.safetensors.", metavar="RUN"
+        ),
+    ],
+    candidate: Annotated[
+        Path | None, typer.Argument(help="Another network, measured against the reference.")
+    ] = None,
     runtime: Annotated[
         str | None, typer.Option("--runtime", help="What runs the networks: onnxruntime-cpu, ...")
     ] = None,
     precision: PrecisionName = None,
     batch: Annotated[str | None, typer.Option("--batch", help="Batch sizes: 1,8,32.")] = None,
     against: Annotated[
-        str, typer.Option("--against", help="dense, another run directory, or a stored report.")
-    ] = "dense",
+        str | None,
+        typer.Option(
+            "--against", help="Of a run: dense, another run directory, or a stored report."
+        ),
+    ] = None,
     budgets: BudgetFile = None,
     baseline: Baseline = None,
-    data: Data = None,
+    data: BenchData = None,
     model: Model = None,
     settings: Settings = None,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
-    """Measure latency and accuracy of the pruned network of a run against its dense parent."""
-    from bench.measurement import against_what
-    from compress.launch import existing, reading, typed_model
+    """Measure the pruned network of a run against its dense parent, or any network against another.
 
-    reference = against_what(against, baseline)
+    Two networks may be ONNX files, engines, checkpoints and run directories, from whoever made
+    them. Latency is measured, and accuracy on labelled images, or how far the two agree on others.
+    """
     sizes = None if batch is None else f"[{batch}]"
     options = {
         "bench.runtime": runtime,
         "export.precision": precision,
         "bench.batch_sizes": sizes,
     }
-    directory, resolved, images = existing(run, _asked(settings, options), data)
-    typed = typed_model(model, settings or ())
-    with reading(directory):
-        report = _measure(directory, resolved, images, reference, budgets=budgets, typed=typed)
-        verdicts = _judge(report)
-        _publish(report, verdicts, output or directory.path)
+    asked = _asked(settings, options)
+    if candidate is None and run.is_file():
+        raise ConfigError(f"{run} is one file: name what is measured against it as well")
+    if candidate is None:
+        report, folder = _bench_run(
+            *(run, against, asked, data, model), budgets=budgets, baseline=baseline
+        )
+    elif against is not None:
+        raise ConfigError("--against is for one run directory: name the two networks alone")
+    else:
+        report, folder = _bench_files(
+            *(run, candidate, asked, data, model), budgets=budgets, baseline=baseline
+        )
+    verdicts = _judge(report)
+    _publish(report, verdicts, output or folder)
+    if candidate is not None:
+        say(f"the report is in {output or folder}")
     _print_report(report, verdicts, as_json)
     raise typer.Exit(_exit_code(verdicts))
 
@@ -339,7 +368,7 @@ def gate_command(
 ) -> None:
     """Judge a report by budgets; the exit code is the verdict."""
     from bench.budgets import load_budgets
-    from bench.measurement import load_compared
+    from bench.judging.baseline import load_compared
 
     loaded = load_budgets(budgets or "default", settings or ())
     measured = load_compared(report, baseline).model_copy(update={"budgets": loaded})
@@ -717,26 +746,76 @@ def _export(
         )
 
 
+def _bench_run(
+    path: Path,
+    against: str | None,
+    asked: list[str],
+    data: Path | None,
+    model: str | None,
+    *,
+    budgets: str | None,
+    baseline: Path | None,
+) -> tuple[Report, Path]:
+    from compress.launch import existing, reading, typed_model
+
+    run, config, images = existing(path, asked, data)
+    typed = typed_model(model, asked)
+    with reading(run):
+        report = _measure(
+            *(run, config, images), against=against, baseline=baseline, budgets=budgets, typed=typed
+        )
+    return report, run.path
+
+
+def _bench_files(
+    reference: Path,
+    candidate: Path,
+    asked: list[str],
+    data: Path | None,
+    model: str | None,
+    *,
+    budgets: str | None,
+    baseline: Path | None,
+) -> tuple[Report, Path]:
+    from bench.compare import compare, read_settings
+    from compress.launch import typed_model
+    from compress.progress import percent_bar
+
+    settings = read_settings(asked)
+    with percent_bar("measuring") as show:
+        report = compare(
+            *(reference, candidate, data),
+            limits=budgets,
+            baseline=baseline,
+            model=typed_model(model, [one for one in asked if one.startswith("model.")]),
+            progress=show,
+            **settings,
+        )
+    return report, Path(f"bench-{reference.resolve().stem}-{candidate.resolve().stem}")
+
+
 def _measure(
     run: RunDirectory,
     config: RunConfig,
     data: ImageData,
-    against: Against | None = None,
     *,
+    against: str | None = None,
+    baseline: Path | None = None,
     budgets: str | None,
     typed: ModelConfig | None,
 ) -> Report:
     from bench.budgets import load_budgets
-    from bench.measurement import Against, measure_run
+    from bench.compare import DENSE, compare_run
     from compress.progress import percent_bar
 
     judged_by = load_budgets(budgets) if budgets else None
     with percent_bar("measuring") as show:
-        return measure_run(
+        return compare_run(
             run,
             config,
             data,
-            against=against or Against(),
+            against=against or DENSE,
+            baseline=baseline,
             budgets=judged_by,
             typed=typed,
             progress=show,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from bench import units
 from bench.statistics.paired import images_to_resolve, resolution
+from bench.statistics.shares import most_shown, trials_to_show
 from compress.config import Precision
 from compress.documents import Section, apply_setting, read_toml, validated
 from compress.errors import ConfigError
@@ -53,6 +55,15 @@ class AccuracyBudget(Judged):
     max_regression_pp: float | None = Field(default=None, ge=0, le=100)
     """Most top-1 accuracy that may be lost against the baseline, image by image, in percentage
     points."""
+
+
+class AgreementBudget(Judged):
+    """On what the two networks answer to the same inputs, labelled or not."""
+
+    min_same_top1: float | None = Field(default=None, ge=0, le=1)
+    """Least share of the inputs for which both name the same class."""
+    max_relative_error: float | None = Field(default=None, gt=0)
+    """Largest difference of a value of any output over the reference's largest value there."""
 
 
 class LatencyBudget(Judged):
@@ -118,12 +129,17 @@ class Budgets(Section):
     """What the pruned network must hold; a key that is absent is not judged."""
 
     accuracy: AccuracyBudget = AccuracyBudget()
+    agreement: AgreementBudget = AgreementBudget()
     latency: LatencyBudget = LatencyBudget()
     macs: RatioBudget = RatioBudget()
     params: RatioBudget = RatioBudget()
     size: RatioBudget = RatioBudget()
     """On the file that the runtime reads, in bytes."""
     parity: ParityBudget = ParityBudget()
+
+
+Limits = Budgets | Mapping[str, Any] | str | Path
+"""Budgets, or what they are read from: sections by name, or the name or path of a file."""
 
 
 def load_budgets(name: str, settings: Iterable[str] = ()) -> Budgets:
@@ -142,6 +158,21 @@ def load_budgets(name: str, settings: Iterable[str] = ()) -> Budgets:
     return budgets
 
 
+def budgets_of(limits: Limits) -> Budgets:
+    """Return budgets as a caller gives them: themselves, a mapping of sections, or a file.
+
+    Raises:
+        ConfigError: as ``load_budgets``.
+    """
+    if isinstance(limits, Budgets):
+        return limits
+    if isinstance(limits, str | Path):
+        return load_budgets(str(limits))
+    budgets = validated(Budgets, limits, source="limits")
+    require_any(budgets)
+    return budgets
+
+
 def require_any(budgets: Budgets) -> None:
     """Raise a ConfigError unless at least one budget is named."""
     if not any(section.limits for _, section in budgets):
@@ -151,20 +182,43 @@ def require_any(budgets: Budgets) -> None:
         )
 
 
-def require_judgeable(budgets: Budgets, *, images: int, confidence: float, baseline: bool) -> None:
+def require_judgeable(
+    budgets: Budgets, *, images: int, confidence: float, baseline: bool, inputs: int | None = None
+) -> None:
     """Refuse budgets that nothing measured could meet, before anything is measured.
 
     Args:
         budgets: the budgets.
-        images: how many there are to validate on.
+        images: how many there are to validate on; 0 where there are no labels or nobody knows.
         confidence: level of the bounds.
         baseline: whether there is one.
+        inputs: how many there are, labelled or not; default ``images``.
 
     Raises:
-        ConfigError: as ``require_baseline`` and ``require_resolvable``.
+        ConfigError: as ``require_baseline``, ``require_resolvable`` and ``check_agreeable``.
     """
     require_baseline(budgets, present=baseline)
     require_resolvable(budgets, images, confidence)
+    if budgets.agreement.min_same_top1 is not None:
+        count = images if inputs is None else inputs
+        check_agreeable(budgets.agreement.min_same_top1, count, confidence)
+
+
+def check_agreeable(limit: float, inputs: int, confidence: float) -> None:
+    """Refuse a share of same answers that so many inputs cannot show; none refuse nothing.
+
+    Raises:
+        ConfigError: two networks that agree on all of them may still fall below the limit.
+    """
+    if not inputs or limit <= (most := most_shown(inputs, confidence=confidence)):
+        return
+    needed = trials_to_show(limit, confidence=confidence)
+    more = "no number of inputs can" if needed is None else f"{needed} inputs could"
+    raise ConfigError(
+        f"agreement.min_same_top1 = {limit:g} cannot be shown on {inputs} inputs: networks that "
+        f"agree on each of them show {units.share(most)} ({units.level(confidence)} confidence); "
+        f"{more} show it, or allow less"
+    )
 
 
 def require_baseline(budgets: Budgets, *, present: bool) -> None:
@@ -178,7 +232,7 @@ def require_baseline(budgets: Budgets, *, present: bool) -> None:
     if needing and not present:
         raise ConfigError(
             f"{' and '.join(needing)} cannot be judged without a baseline; name a stored report "
-            "with --baseline"
+            "of the same reference"
         )
 
 

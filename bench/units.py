@@ -73,6 +73,7 @@ def budget(key: str) -> Callable[[float], str]:
         "median_ms": milliseconds,
         "p99_ms": milliseconds,
         "max_relative_error": error,
+        "min_same_top1": share,
     }[key.rpartition(".")[2]]
 
 

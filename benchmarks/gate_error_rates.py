@@ -27,9 +27,9 @@ from bench.judging.change import change_against
 from bench.judging.quality_gate import judge
 from bench.measuring.accuracy import Predictions, compare
 from bench.measuring.environment import Environment
-from bench.measuring.latency import SLOTS, LatencyResult, measure_latency
+from bench.measuring.latency import SLOTS, Call, LatencyResult, measure_latency
 from bench.reports.report import build_report
-from bench.reports.schema import Artefact, Report
+from bench.reports.schema import Artefact, Report, ValidationSet
 from bench.statistics.paired import PairedDrop, paired_drop
 from bench.statistics.stats import RatioInterval
 from compress.config import BenchConfig
@@ -44,7 +44,6 @@ CONFIDENCE = 0.95
 _TICK = 0.01  # seconds between two points at which the machine may change
 _TICKS = 6000
 _CALLS = 2**14  # after so many the factors of the calls repeat
-_IMAGES = np.zeros((1, 3, 8, 8), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ class Network:
     def __init__(self, machine: Machine, slot: str, milliseconds: float) -> None:
         self.machine, self.own, self.cost = machine, machine.networks[slot], milliseconds / 1000
 
-    def infer(self, images: object) -> None:
+    def run(self, feeds: object) -> None:
         """Let the clock go on."""
         machine = self.machine
         tick = min(int(machine.seconds / _TICK), _TICKS - 1)
@@ -145,12 +144,11 @@ class Network:
 def simulate(noise: Noise, ratio: float, seed: int, config: BenchConfig) -> LatencyResult:
     """Measure a network that takes so many times what its reference takes."""
     machine = Machine(noise, seed)
-    runners = {
-        slot: Network(machine, slot, CALL_MS * (ratio if slot == "pruned" else 1)) for slot in SLOTS
-    }
+    costs = {slot: CALL_MS * (ratio if slot == "pruned" else 1) for slot in SLOTS}
+    calls = {slot: Call(Network(machine, slot, costs[slot]), {}) for slot in SLOTS}  # type: ignore[arg-type]
     return measure_latency(
-        runners,  # type: ignore[arg-type]
-        _IMAGES,
+        calls,
+        batch_size=1,
         block_ms=config.block_ms,
         min_blocks=config.min_blocks,
         max_seconds=config.max_seconds,
@@ -185,7 +183,7 @@ def reported(result: LatencyResult, config: BenchConfig) -> Report:
         architecture="simulated",
         target="cpu",
         runtime="simulated",
-        identity="0" * 64,
+        validation=ValidationSet(identity="0" * 64, images=1, skipped=0),
         artefacts=(artefact, artefact),
         predictions=(seen, seen),
         accuracy=compare(seen, seen, config.confidence),

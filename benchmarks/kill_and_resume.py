@@ -54,7 +54,7 @@ SETTINGS = {
     "bench.max_seconds": "0.3",
 }
 IMPORTED = (
-    "bench.measurement",
+    "bench.compare",
     "bench.publish",
     "compress.launch",
     "compress.pruning.run",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import onnx
 
     from compress.checkpoints.checkpoint import Checkpoint
+    from compress.checkpoints.description import Description, Structure
     from compress.progress import Progress
     from compress.runs.rundirectory import RunDirectory
     from export.samples import Samples
@@ -143,6 +144,7 @@ def export_checkpoint(
             "params": checkpoint.costs["params"],
             "conversion": conversion,
             "parity": [result.to_dict() for result in parity],
+            **pruning_facts(checkpoint.description, checkpoint.structure),
             "tools": _tools(),
         }
         write_json(path.with_suffix(".json"), document)
@@ -231,6 +233,22 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "mean": list(checkpoint.mean),
         "std": list(checkpoint.std),
         "weights_sha256": checkpoint.sha256,
+    }
+
+
+def pruning_facts(description: Description, structure: Structure | None) -> dict[str, Any]:
+    """Return what pruning made of a network: its channel groups, and what it said of itself.
+
+    Groups that may not be pruned are left out; there are none of a network that was not analysed.
+    """
+    groups = structure.groups if structure else ()
+    return {
+        "groups": [
+            {key: getattr(group, key) for key in ("name", "dense", "kept", "residual")}
+            for group in groups
+            if group.frozen is None
+        ],
+        "pruning": description.metrics,
     }
 
 

@@ -34,6 +34,15 @@ class _Parity(BaseModel):
     top1_agreement: float
 
 
+class _Group(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: str
+    dense: Size
+    kept: Annotated[int, Field(ge=0, le=2**53)]
+    residual: bool
+
+
 class _Facts(BaseModel):
     """What a measurement takes from any sidecar; other keys are of no consequence."""
 
@@ -51,6 +60,8 @@ class _Facts(BaseModel):
     macs: Size | None
     params: Size | None
     parity: list[_Parity] | None = None
+    groups: list[_Group] | None = None
+    pruning: dict[str, Any] | None = None
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

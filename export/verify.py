@@ -1,17 +1,18 @@
-"""Do two runtimes compute the same function?
+"""Do two runtimes, or two networks, compute the same function?
 
-Conventions. Logits are compared in float64, over all images of a batch size at once. The relative
-error is the largest difference of any logit over the largest magnitude among the reference's
-logits, so it has no unit and small logits cannot inflate it. The cosine similarity is that of all
-logits as one vector. Top-1 agreement is the share of images for which both name the same class; two
-logits that nearly tie may trade places within the limit on the error.
+Conventions. An output is compared in float64, over all inputs at once. The relative error is the
+largest difference of any of its values over the largest magnitude among the reference's values, so
+it has no unit and small values cannot inflate it. The cosine similarity is that of all values as
+one vector. Top-1 agreement is the share of rows, of an output of shape (N, classes), for which both
+name the same class; two logits that nearly tie may trade places within the limit on the error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,61 @@ import numpy as np
 from compress.config import ParityLimits
 from compress.errors import ConfigError, DataError, ParityError
 from export.runners import Runner
+
+
+@dataclass
+class Agreement:
+    """How closely one output of a candidate follows that of its reference, batch by batch."""
+
+    rows: int = 0
+    """Rows of (N, classes) that were compared; 0 for an output of another shape."""
+    same: int = 0
+    """Rows with the same largest value."""
+    classes: int = 0
+    """Values in such a row."""
+    _difference: float = field(default=0.0, repr=False)
+    _scale: float = field(default=0.0, repr=False)
+    _product: float = field(default=0.0, repr=False)
+    _squares: tuple[float, float] = field(default=(0.0, 0.0), repr=False)
+
+    def add(self, expected: np.ndarray, actual: np.ndarray, *, rows: int | None = None) -> None:
+        """Take in one batch of finite values; both are of one shape.
+
+        With ``rows`` only an output of so many rows is one of (N, classes).
+        """
+        ours, theirs = (np.asarray(values, dtype=np.float64) for values in (expected, actual))
+        self._difference = max(self._difference, float(np.abs(ours - theirs).max(initial=0)))
+        self._scale = max(self._scale, float(np.abs(ours).max(initial=0)))
+        self._product += float(np.vdot(ours, theirs))
+        squares = zip(self._squares, (ours, theirs), strict=True)
+        first, second = (total + float(np.vdot(values, values)) for total, values in squares)
+        self._squares = first, second
+        if is_logits(expected, rows):
+            self.rows += len(ours)
+            self.classes = ours.shape[1]
+            self.same += int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
+
+    @property
+    def relative_error(self) -> float:
+        """Largest difference of a value over the largest value of the reference."""
+        if self._scale == 0:
+            return 0.0 if self._difference == 0 else float("inf")
+        return self._difference / self._scale
+
+    @property
+    def cosine(self) -> float:
+        """Cosine similarity of all values."""
+        norms = sqrt(self._squares[0]) * sqrt(self._squares[1])
+        if norms == 0:
+            return 1.0 if self._difference == 0 else 0.0
+        # Rounding may carry it past the ends, and a limit may be one of them.
+        return min(1.0, max(-1.0, self._product / norms))
+
+
+def is_logits(output: np.ndarray, rows: int | None = None) -> bool:
+    """Tell whether an output is one of (N, classes): so many rows of floating-point numbers."""
+    shaped = output.ndim == 2 and output.shape[1] > 0 and output.dtype.kind == "f"
+    return shaped and rows in (None, len(output))
 
 
 @dataclass(frozen=True)
@@ -94,24 +150,23 @@ def _compare(
     reference: Runner, candidate: Runner, images: np.ndarray, size: int, limits: ParityLimits
 ) -> ParityResult:
     names = f"{candidate.name} disagrees with {reference.name} at batch size {size}"
-    batches = list(_batches(images, size))
-    expected, actual = (
-        np.concatenate([runner.infer(batch) for batch in batches]).astype(np.float64)
-        for runner in (reference, candidate)
-    )
-    if expected.shape != actual.shape:
-        raise ParityError(f"{names}: shape {actual.shape} instead of {expected.shape}")
-    for runner, logits in ((reference, expected), (candidate, actual)):
-        if not np.isfinite(logits).all():
-            raise ParityError(f"{names}: {runner.name} gives NaN or infinity")
+    found = Agreement()
+    for batch in _batches(images, size):
+        expected, actual = reference.infer(batch), candidate.infer(batch)
+        if expected.shape != actual.shape:
+            raise ParityError(f"{names}: shape {actual.shape} instead of {expected.shape}")
+        for runner, logits in ((reference, expected), (candidate, actual)):
+            if not np.isfinite(logits).all():
+                raise ParityError(f"{names}: {runner.name} gives NaN or infinity")
+        found.add(expected, actual)
     result = ParityResult(
         reference=reference.name,
         candidate=candidate.name,
         batch_size=size,
-        images=len(expected),
-        relative_error=_relative_error(expected, actual),
-        cosine=_cosine(expected, actual),
-        top1_agreement=float(np.mean(expected.argmax(axis=1) == actual.argmax(axis=1))),
+        images=found.rows,
+        relative_error=found.relative_error,
+        cosine=found.cosine,
+        top1_agreement=found.same / found.rows,
         limits=limits.model_dump(),
     )
     if broken := _broken(result, limits):
@@ -139,19 +194,3 @@ def _broken(result: ParityResult, limits: ParityLimits) -> str | None:
         f"{said} (error {error:.1e}, cosine {result.cosine:.5f}, "
         f"top-1 agrees on {agreement:.0%} of {result.images} images)"
     )
-
-
-def _relative_error(expected: np.ndarray, actual: np.ndarray) -> float:
-    difference = float(np.abs(expected - actual).max())
-    scale = float(np.abs(expected).max())
-    if scale == 0:
-        return 0.0 if difference == 0 else float("inf")
-    return difference / scale
-
-
-def _cosine(expected: np.ndarray, actual: np.ndarray) -> float:
-    norms = float(np.linalg.norm(expected) * np.linalg.norm(actual))
-    if norms == 0:
-        return 1.0 if np.array_equal(expected, actual) else 0.0
-    # Rounding may carry it past the ends, and a limit may be one of them.
-    return min(1.0, max(-1.0, float(np.vdot(expected, actual)) / norms))

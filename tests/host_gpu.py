@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-Launch = Callable[[], torch.Tensor]
+Tensors = dict[str, torch.Tensor]
+Launch = Callable[[], Tensors]
 
 
 class HostGpu:
@@ -40,14 +41,14 @@ class HostGpu:
     def on_stream(self) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def host_memory(self, shape: tuple[int, ...]) -> torch.Tensor:
-        memory = torch.full(shape, torch.nan)
+    def host_memory(self, shape: tuple[int, ...], dtype: str = "float32") -> torch.Tensor:
+        memory = _garbage(shape, dtype)
         self.pinned.add(memory.data_ptr())
         return memory
 
-    def device_memory(self, shape: tuple[int, ...]) -> torch.Tensor:
+    def device_memory(self, shape: tuple[int, ...], dtype: str = "float32") -> torch.Tensor:
         self.device_shapes.append(tuple(shape))
-        return torch.full(shape, torch.nan)
+        return _garbage(shape, dtype)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         if target.data_ptr() in self.pinned:
@@ -74,17 +75,24 @@ class HostGpu:
 
     def capture(self, launch: Launch) -> Launch:
         self.captures += 1
-        logits = launch()
+        outputs = launch()
 
-        def replay() -> torch.Tensor:
+        def replay() -> Tensors:
             self.replays += 1
             with torch.inference_mode():
-                return logits.copy_(launch())
+                for name, values in launch().items():
+                    outputs[name].copy_(values)
+            return outputs
 
         return replay
 
     def close(self) -> None:
         self.closed = True
+
+
+def _garbage(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+    kind = getattr(torch, dtype)
+    return torch.full(shape, torch.nan if kind.is_floating_point else 77, dtype=kind)
 
 
 class HostEvent:

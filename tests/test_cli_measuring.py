@@ -344,7 +344,7 @@ class TestBaseline:
 
     def test_a_regression_needs_a_baseline(self, report: Path, tmp_path: Path) -> None:
         (tmp_path / "b.toml").write_text("[latency]\nmax_regression = 1.03\n")
-        refused("gate", report, "--budgets", tmp_path / "b.toml", code=2, says="--baseline")
+        refused("gate", report, "--budgets", tmp_path / "b.toml", code=2, says="without a baseline")
 
     def test_a_baseline_of_another_model(self, report: Path, tmp_path: Path) -> None:
         other = steady(report, tmp_path / "other.json", architecture="resnet56")
@@ -397,7 +397,7 @@ class TestAgainst:
         def measured(*_: object, **__: object) -> None:
             raise AssertionError("this should have been refused before")
 
-        monkeypatch.setattr("bench.measurement.benchmark", measured)
+        monkeypatch.setattr("bench.subject.Subject.open", measured)
 
     @pytest.mark.usefixtures("never_measured")
     def test_a_stored_report_of_another_model_is_refused_before_it_measures(
@@ -422,9 +422,11 @@ class TestAgainst:
         self, copied: Path, tmp_path: Path
     ) -> None:
         (tmp_path / "b.toml").write_text("[latency]\nmax_regression = 1.03\n")
-        refused("bench", copied, "--budgets", tmp_path / "b.toml", code=2, says="--baseline")
+        refused(
+            "bench", copied, "--budgets", tmp_path / "b.toml", code=2, says="without a baseline"
+        )
         settings = small(bench_budgets=str(tmp_path / "b.toml"))
-        refused("run", "--output", tmp_path / "new", *settings, code=2, says="--baseline")
+        refused("run", "--output", tmp_path / "new", *settings, code=2, says="without a baseline")
         assert not (tmp_path / "new").exists()
 
     def test_neither(self, copied: Path, tmp_path: Path) -> None:
@@ -488,7 +490,7 @@ class TestTrouble:
         assert after.keys() == before.keys()
 
     @pytest.mark.parametrize(
-        "moment", ["bench.benchmark.measure_latency", "bench.benchmark.profile_layers"]
+        "moment", ["bench.comparison.measure_latency", "bench.comparison.profile_layers"]
     )
     def test_ctrl_c_while_it_measures(
         self, moment: str, copied: Path, monkeypatch: pytest.MonkeyPatch

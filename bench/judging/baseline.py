@@ -11,6 +11,18 @@ from bench.reports.schema import Report
 from compress.errors import EnvironmentUnfitError, OutputError
 
 
+def load_compared(path: Path, baseline: Path | None) -> Report:
+    """Read a report, and compare it with a baseline if one is named.
+
+    Raises:
+        CheckpointError: a file cannot be read, or the baseline is of another model.
+    """
+    report = load_report(path)
+    if baseline is None:
+        return report
+    return report.model_copy(update={"change": change_against(report, load_report(baseline))})
+
+
 def keep_baseline(report: Path, baseline: Path, *, overwrite: bool = False) -> Report:
     """Keep a report as the baseline, and return it with its change against the one it replaces.
 

@@ -22,7 +22,7 @@ from bench.reports.schema import (
 )
 from bench.statistics.paired import PairedDrop, paired_drop
 from bench.statistics.stats import Blocks, change_interval
-from compress.config import BenchConfig, Precision
+from compress.config import Precision, Runtime
 from compress.errors import CheckpointError
 
 _SETTINGS = ("cuda_graph", "channels_last", "compiled")  # of bench, that change what is timed
@@ -40,7 +40,7 @@ def change_against(report: Report, stored: Report) -> Change:
         stored,
         architecture=report.architecture,
         reference=report.networks.reference.weights_sha256,
-        config=report.config,
+        runtimes=_runtimes(report),
         precision=report.precision,
         target=report.target,
         against=report.against,
@@ -60,11 +60,11 @@ def change_against(report: Report, stored: Report) -> Change:
 def require_same_model(
     stored: Report,
     *,
-    architecture: str,
+    architecture: str | None,
     reference: Sha256,
-    config: BenchConfig,
-    precision: Precision,
-    target: str,
+    runtimes: tuple[Runtime, Runtime],
+    precision: Precision | None,
+    target: str | None,
     against: Against,
 ) -> None:
     """Refuse a stored report that a measurement, made or still to be made, does not compare with.
@@ -73,7 +73,7 @@ def require_same_model(
         stored: the stored report.
         architecture: of the pruned network.
         reference: digest of the reference's weights.
-        config: how it is measured.
+        runtimes: of the reference and of the pruned network.
         precision: of the networks.
         target: of the networks.
         against: what the reference is.
@@ -85,17 +85,27 @@ def require_same_model(
     facts = {
         "architecture": (stored.architecture, architecture),
         "weights of the reference": (weights[:_DIGITS], reference[:_DIGITS]),
-        "runtime": (stored.config.runtime, config.runtime),
+        "runtime": tuple(" and ".join(dict.fromkeys(of)) for of in (_runtimes(stored), runtimes)),
         "precision": (stored.precision, precision),
         "target": (stored.target, target),
         "kind of reference": (stored.against, against),
     }
-    other = [f"{name} {then} and not {now}" for name, (then, now) in facts.items() if then != now]
+    other = [
+        f"{name} {then or 'unknown'} and not {now or 'unknown'}"
+        for name, (then, now) in facts.items()
+        if then != now
+    ]
     if other:
         raise CheckpointError(
             f"the stored report of {stored.created:%Y-%m-%d %H:%M} UTC is not of the same model as "
             f"this one, it has {', '.join(other)}; name one of the same reference, measured alike"
         )
+
+
+def _runtimes(report: Report) -> tuple[Runtime, Runtime]:
+    """Return what ran the reference and what ran the pruned network."""
+    usual, networks = report.config.runtime, report.networks
+    return networks.reference.runtime or usual, networks.pruned.runtime or usual
 
 
 def _differences(then: Report, now: Report) -> Iterator[str]:

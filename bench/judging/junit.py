@@ -50,10 +50,10 @@ def render_junit(report: Report, verdicts: Sequence[Verdict]) -> str:
 
 def _properties(report: Report) -> dict[str, str]:
     return {
-        "architecture": report.architecture,
-        "target": report.target,
+        "architecture": report.architecture or "unknown",
+        "target": report.target or "unknown",
         "runtime": report.runtime,
-        "precision": report.precision,
+        "precision": report.precision or "unknown",
         "against": report.against,
         "created": report.created.astimezone(timezone.utc).isoformat(),
     }

@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from bench import units
 from bench.budgets import (
     AccuracyBudget,
-    Budgets,
+    AgreementBudget,
+    Limits,
     ParityBudget,
     RatioBudget,
+    budgets_of,
+    check_agreeable,
     check_resolvable,
     require_any,
     require_baseline,
@@ -29,18 +32,25 @@ from bench.statistics.paired import PairedDrop, images_needed
 _FIRST_TF32 = 8  # major CUDA compute capability from which TensorRT computes FP32 in TF32
 
 
-def judge(report: Report, budgets: Budgets) -> list[Verdict]:
+def judge(report: Report, limits: Limits) -> list[Verdict]:
     """Return one verdict per budget, and per batch size where latency is judged.
+
+    Args:
+        report: what was measured.
+        limits: budgets; or sections by name, as ``{"latency": {"max_ratio": 0.9}}``; or the name or
+            path of a budget file.
 
     Raises:
         ConfigError: there is no budget to judge, one needs a baseline and the report was compared
             with none, or one is smaller than what the images of the report can show.
     """
+    budgets = budgets_of(limits)
     require_any(budgets)
     require_baseline(budgets, present=report.change is not None)
     ratios = report.comparison
     return [
         *_judge_accuracy(report, budgets.accuracy),
+        *_judge_agreement(report, budgets.agreement),
         *judge_latency(report, budgets.latency),
         *_judge_ratio("macs", ratios.macs_ratio, budgets.macs),
         *_judge_ratio("params", ratios.params_ratio, budgets.params),
@@ -69,7 +79,8 @@ def _judge_accuracy(report: Report, budget: AccuracyBudget) -> Iterator[Verdict]
         )
         if drop is None:
             reason = change.no_accuracy if change and key == "max_regression_pp" else None
-            yield figure.skipped("was not measured", reason or "")
+            unlabelled = "" if report.validation.kind == "labelled" else "the inputs have no labels"
+            yield figure.skipped("was not measured", reason or unlabelled)
             continue
         check_resolvable(figure.budget, limit, drop.images, drop.confidence)
         bounds = (drop.at_least_pp, drop.at_most_pp)
@@ -92,6 +103,39 @@ def _more_images(drop: PairedDrop, limit: float) -> str:
     )
 
 
+def _judge_agreement(report: Report, budget: AgreementBudget) -> Iterator[Verdict]:
+    found, allowed = report.comparison.agreement, budget.allow_skipped
+    if budget.min_same_top1 is not None:
+        figure = Figure(
+            budget="agreement.min_same_top1",
+            subject="the share of inputs with the same top-1",
+            limit=budget.min_same_top1,
+            allow_skipped=allowed,
+            least=True,
+        )
+        share = found.same_top1 if found else None
+        if share is None:
+            yield figure.skipped("was not measured", "no output of both is (N, classes)")
+        else:
+            check_agreeable(figure.limit, share.count, share.confidence)
+            bounds = (share.at_least, share.at_most)
+            advice = f"{share.count} inputs are too few, compare on more"
+            yield figure.decide(share.share, bounds, share.confidence, advice=advice)
+    if budget.max_relative_error is not None:
+        figure = Figure(
+            budget="agreement.max_relative_error",
+            subject="the largest difference of the two networks",
+            limit=budget.max_relative_error,
+            allow_skipped=allowed,
+        )
+        error = found.largest_error if found else None
+        if error is None:
+            why = "the reference answers nothing but zeros" if found else ""
+            yield figure.skipped("was not measured", why)
+        else:
+            yield figure.exact(error)
+
+
 def _judge_ratio(name: str, measured: float | None, budget: RatioBudget) -> Iterator[Verdict]:
     if budget.max_ratio is None:
         return
@@ -107,7 +151,8 @@ def _judge_ratio(name: str, measured: float | None, budget: RatioBudget) -> Iter
 
 def _judge_parity(report: Report, budget: ParityBudget) -> Iterator[Verdict]:
     limits, note = budget.max_relative_error or {}, ""
-    limit = limits.get(report.precision)
+    # Where nothing tells the precision there is no parity either, and any limit is skipped.
+    limit = limits.get(report.precision) if report.precision else min(limits.values(), default=None)
     if "fp16" in limits and _computes_in_tf32(report):
         limit = limits["fp16"]
         note = f"that of fp16, since an fp32 engine computes in TF32 on SM {_sm(report)}"
@@ -121,7 +166,9 @@ def _judge_parity(report: Report, budget: ParityBudget) -> Iterator[Verdict]:
     )
     networks = report.networks
     if not networks.reference.parity or not networks.pruned.parity:
-        yield figure.skipped("is not in the report", "export both networks again")
+        missing = not (networks.reference.params and networks.pruned.params)
+        advice = "no sidecar tells it" if missing else "export both networks again"
+        yield figure.skipped("is not in the report", advice)
         return
     errors = [found.relative_error for found in networks.reference.parity + networks.pruned.parity]
     yield figure.exact(max(errors), note)

@@ -56,19 +56,21 @@ class Figure:
     batch_size: int | None = None
     allow_skipped: bool = False
     """Whether it counts as passed where it cannot be measured."""
+    least: bool = False
+    """Whether the limit is the least that is allowed, and not the most."""
 
     def decide(
         self, measured: float, bounds: tuple[float, float], confidence: float, *, advice: str
     ) -> Verdict:
         """Judge an estimate by its one-sided bounds: (at least, at most)."""
         at_least, at_most = bounds
-        level = units.level(confidence)
-        if at_most <= self.limit:
-            said = f"at most {self._write(at_most)} with {level} confidence"
-            return self._verdict("PASS", f"is {self._write(measured)}, {said}", measured, bounds)
-        if at_least > self.limit:
-            said = f"at least {self._write(at_least)} with {level} confidence"
-            return self._verdict("FAIL", f"is {self._write(measured)}, {said}", measured, bounds)
+        below = f"at most {self._write(at_most)} with {units.level(confidence)} confidence"
+        above = f"at least {self._write(at_least)} with {units.level(confidence)} confidence"
+        good, bad = (above, below) if self.least else (below, above)
+        if at_least >= self.limit if self.least else at_most <= self.limit:
+            return self._verdict("PASS", f"is {self._write(measured)}, {good}", measured, bounds)
+        if at_most < self.limit if self.least else at_least > self.limit:
+            return self._verdict("FAIL", f"is {self._write(measured)}, {bad}", measured, bounds)
         between = f"lies between {self._write(at_least)} and {self._write(at_most)}"
         return self._verdict("INCONCLUSIVE", between, measured, bounds, advice)
 

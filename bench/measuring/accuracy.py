@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bench.statistics.paired import PairedDrop, paired_drop
 from compress.errors import DataError, ModelError
-
-if TYPE_CHECKING:
-    from export.runners import Runner
-
-
-class LabelledImages(Protocol):
-    """One batch: what ``compress.data.loading.Batch`` is."""
-
-    @property
-    def images(self) -> Any:
-        """(N, C, H, W) float32, normalised as the network expects; a tensor or an array."""
-
-    @property
-    def labels(self) -> Any:
-        """(N,) class indices."""
-
-    @property
-    def skipped(self) -> int:
-        """Images of this batch that could not be read and are not among the N."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,37 +49,37 @@ class AccuracyComparison:
     """Share of images for which both name the same class, right or wrong."""
 
 
-def measure_accuracy(runner: Runner, batches: Iterable[LabelledImages]) -> Predictions:
-    """Run a network over a data set once.
+class Tally:
+    """What one network says, batch by batch."""
 
-    Raises:
-        DataError: no images, or a label that the network has no class for.
-        ModelError: logits that are not finite.
-    """
-    top1, top5, labels, skipped = [], [], [], 0
-    for batch in batches:
-        skipped += batch.skipped
-        wanted = np.asarray(batch.labels, dtype=np.int64)
-        if not wanted.size:
-            continue
-        logits = runner.infer(np.ascontiguousarray(batch.images, dtype=np.float32))
-        _check(logits, wanted)
-        best = np.argsort(-logits, axis=1, kind="stable")[:, :5]
-        top1.append(best[:, 0])
-        top5.append((best == wanted[:, None]).any(axis=1))
-        labels.append(wanted)
-    if not labels:
-        raise DataError(
-            f"accuracy needs images, and none of {skipped} validation images could be read"
+    def __init__(self) -> None:
+        self._top1: list[npt.NDArray[np.int64]] = []
+        self._top5_correct: list[npt.NDArray[np.bool_]] = []
+        self._labels: list[npt.NDArray[np.int64]] = []
+
+    def add(self, logits: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> None:
+        """Take in finite logits (N, classes) and labels (N,).
+
+        Raises:
+            DataError: a label that the network has no class for.
+            ModelError: logits of another shape.
+        """
+        _check(logits, labels)
+        best = np.argsort(-logits.astype(np.float64), axis=1, kind="stable")[:, :5]
+        self._top1.append(best[:, 0])
+        self._top5_correct.append((best == labels[:, None]).any(axis=1))
+        self._labels.append(labels)
+
+    def predictions(self, skipped: int = 0) -> Predictions:
+        """Return all of it; there must be something."""
+        predicted, actual = np.concatenate(self._top1), np.concatenate(self._labels)
+        return Predictions(
+            top1=predicted,
+            correct=predicted == actual,
+            top5_correct=np.concatenate(self._top5_correct),
+            labels=actual,
+            skipped=skipped,
         )
-    predicted, actual = np.concatenate(top1), np.concatenate(labels)
-    return Predictions(
-        top1=predicted,
-        correct=predicted == actual,
-        top5_correct=np.concatenate(top5),
-        labels=actual,
-        skipped=skipped,
-    )
 
 
 def compare(dense: Predictions, pruned: Predictions, confidence: float) -> AccuracyComparison:
@@ -124,10 +104,6 @@ def compare(dense: Predictions, pruned: Predictions, confidence: float) -> Accur
 def _check(logits: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> None:
     if logits.ndim != 2 or len(logits) != len(labels):
         raise ModelError(f"the network returned {logits.shape} logits for {len(labels)} images")
-    if not np.isfinite(logits).all():
-        raise ModelError(
-            "the network returned logits that are not finite; its accuracy means nothing"
-        )
     classes = logits.shape[1]
     stray = labels[(labels < 0) | (labels >= classes)]
     if stray.size:

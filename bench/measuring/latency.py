@@ -25,7 +25,7 @@ from bench.statistics.stats import RatioInterval, median, median_ratio_interval
 from compress.errors import DataError
 
 if TYPE_CHECKING:
-    from export.runners import Runner
+    from export.runners import Feeds, Runner
 
 Images = npt.NDArray[np.float32]
 Clock = Callable[[], float]
@@ -38,6 +38,18 @@ _WARMUP_SHARE = 0.1  # of max_seconds, per network: most that warming up may tak
 _STATIONARY = 0.01  # a window no more than this share faster than the last ends warming up
 _INSTANT_MS = 1e-6  # no call is faster; keeps a clock that stood still from dividing by zero
 _LOOK_EVERY = 4  # rounds between two looks at the interval
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is timed: a network with what it is fed."""
+
+    runner: Runner
+    feeds: Feeds
+
+    def __call__(self) -> None:
+        """Make the call, and drop what it returns."""
+        self.runner.run(self.feeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +87,9 @@ class LatencyResult:
 
 
 def measure_latency(
-    runners: Mapping[str, Runner],
-    images: Images,
+    calls: Mapping[str, Call],
     *,
+    batch_size: int,
     block_ms: float,
     min_blocks: int,
     max_seconds: float,
@@ -88,10 +100,10 @@ def measure_latency(
     watch: Watch | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> LatencyResult:
-    """Time ``runners["pruned"]`` against ``runners["reference"]`` on one batch (N, C, H, W).
+    """Time ``calls["pruned"]`` against ``calls["reference"]``, each on one batch.
 
-    ``runners["control"]`` is the reference loaded once more, so that going to it costs what
-    going to the pruned one costs; without it the runner of the reference serves twice.
+    ``calls["control"]`` is the reference loaded once more, so that going to it costs what going to
+    the pruned one costs; without it the call of the reference serves twice.
 
     Rounds go on until there are ``min_blocks`` of them and both bounds of the ratio's interval lie
     within ``ratio_precision`` (a share) of the ratio, or until another round would not fit into
@@ -99,21 +111,23 @@ def measure_latency(
     ``watch`` looks once a round; ``progress`` is told the share done, 0 to 1.
 
     Raises:
-        DataError: no images.
-        KeyError: no runner is named reference or pruned.
+        DataError: an empty batch.
+        KeyError: no call is named reference or pruned.
     """
-    if not len(images):
-        raise DataError("latency needs at least one image, and the batch is empty")
-    slots = {"control": runners["reference"], **runners}
-    stopwatch = _Stopwatch(clock, images)
+    if batch_size < 1:
+        raise DataError("latency needs at least one input, and the batch is empty")
+    slots = {"control": calls["reference"], **calls}
+    stopwatch = _Stopwatch(clock)
     start = clock()
     warm = {
         name: stopwatch.warm_up(slots[name], block_ms, _WARMUP_SHARE * max_seconds)
         for name in SLOTS
     }
     # The control does exactly what the reference does.
-    calls = {name: warm["pruned" if name == "pruned" else "reference"].iterations for name in SLOTS}
-    timings = {name: _Timings(calls[name]) for name in SLOTS}
+    counts = {
+        name: warm["pruned" if name == "pruned" else "reference"].iterations for name in SLOTS
+    }
+    timings = {name: _Timings(counts[name]) for name in SLOTS}
 
     def interval(slot: str) -> RatioInterval:
         blocks = timings["reference"].blocks, timings[slot].blocks
@@ -137,11 +151,11 @@ def measure_latency(
     if progress is not None:
         progress(1.0)
     return LatencyResult(
-        batch_size=len(images),
+        batch_size=batch_size,
         samples_ms={name: tuple(timings[name].samples) for name in SLOTS},
         stages_ms={name: timings[name].steps() for name in SLOTS},
         blocks_ms={name: tuple(timings[name].blocks) for name in SLOTS},
-        iterations=calls,
+        iterations=counts,
         warmup={name: found.warmup for name, found in warm.items()},
         ratio=interval("pruned"),
         control=interval("control"),
@@ -185,22 +199,21 @@ class _Calibration:
 @dataclass(frozen=True)
 class _Stopwatch:
     clock: Clock
-    images: Images
 
-    def block(self, runner: Runner, iterations: int) -> _Calls:
+    def block(self, call: Call, iterations: int) -> _Calls:
         """Time calls one by one."""
         with _collector_off():
             # Not timed: it pays for the caches that the other network left cold.
-            runner.infer(self.images)
-            return self._time(runner, iterations)
+            call()
+            return self._time(call, iterations)
 
-    def warm_up(self, runner: Runner, block_ms: float, most_seconds: float) -> _Calibration:
+    def warm_up(self, call: Call, block_ms: float, most_seconds: float) -> _Calibration:
         """Run windows of ``block_ms`` until one is no faster than the last, or time is up."""
         start, calls, iterations = self.clock(), 1, 1
         previous = fastest = math.inf
-        runner.infer(self.images)  # the first call allocates and picks kernels
+        call()  # the first call allocates and picks kernels
         while True:
-            window = self._time(runner, iterations).latency
+            window = self._time(call, iterations).latency
             calls += len(window)
             fastest = min(fastest, *window)
             full = sum(window) >= block_ms
@@ -215,18 +228,18 @@ class _Stopwatch:
         warmup = Warmup(calls=calls, seconds=seconds, stationary=stationary)
         return _Calibration(warmup, needed)
 
-    def _time(self, runner: Runner, iterations: int) -> _Calls:
+    def _time(self, call: Call, iterations: int) -> _Calls:
         from export.runners import stages_of
 
-        stages = stages_of(runner)
-        if stages is not None:  # on a GPU; the images were staged by the call before
+        stages = stages_of(call.runner)
+        if stages is not None:  # on a GPU; what is fed was staged by the call before
             found = time_on_device(stages, iterations, clock=self.clock)
             return _Calls(found.latency_ms, {**found.stages_ms, HOST: found.host_ms})
-        infer, images, clock = runner.infer, self.images, self.clock
+        run, feeds, clock = call.runner.run, call.feeds, self.clock
         times = []
         for _ in range(iterations):
             start = clock()
-            infer(images)
+            run(feeds)
             times.append(1000 * (clock() - start))
         return _Calls(times)
 

@@ -8,7 +8,6 @@ no weights is summed up by operator.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench.measuring.latency import Images
@@ -36,7 +35,6 @@ def profile_layers(
     reference: Subject,
     pruned: Subject,
     *,
-    onnx_paths: tuple[Path, Path],
     images: Images,
     calls: int,
     multiple: int,
@@ -45,9 +43,9 @@ def profile_layers(
     """Profile both networks in turns, and set their layers side by side.
 
     Args:
-        reference: what pruning is compared with.
+        reference: what pruning is compared with; both have an ONNX file, which tells MACs and
+            channels.
         pruned: the pruned network.
-        onnx_paths: the ONNX files of both, in their precision, which tell MACs and channels.
         images: one batch (N, C, H, W).
         calls: how many of each network are profiled.
         multiple: of channels, that the target wants for the precision.
@@ -66,7 +64,7 @@ def profile_layers(
     from export.profiling import joined_profiles
     from export.profiling.onnx_layers import read_layers
 
-    layers = [read_layers(path) for path in onnx_paths]
+    layers = [read_layers(subject.onnx) for subject in (reference, pruned) if subject.onnx]
     found: tuple[list[Profile], list[Profile]] = ([], [])
     rounds = max(1, min(_ROUNDS, calls))
     for index in range(rounds):

@@ -14,9 +14,9 @@ import numpy as np
 
 from bench import units
 from bench.pages import bars, pareto
-from bench.pages.sheets import reference_name
 from bench.pages.svg import PAPER, WIDTH
 from bench.reports.schema import LatencyRecord, NetworkRecord, Report
+from bench.reports.summary import pruned_name, reference_name
 from bench.statistics.stats import QUANTILES
 from compress.plots import BLUE, FAINT, GREEN, VERMILION
 
@@ -61,7 +61,7 @@ def plots(report: Report, others: Sequence[Report] = ()) -> Iterator[Plot]:
         yield _distributions(report)
         yield _course(report)
     if times := [found for found in report.layers if found.layers]:
-        yield _layers(times, reference_name(report))
+        yield _layers(times, (reference_name(report), pruned_name(report)))
     if report.groups:
         yield _channels(report)
 
@@ -181,7 +181,7 @@ def _distributions(report: Report) -> Plot:
     for axes, size in zip(column, sizes, strict=True):
         shown = [
             (reference_name(report), BLUE, _latency(networks.reference, size)),
-            ("pruned", VERMILION, _latency(networks.pruned, size)),
+            (pruned_name(report), VERMILION, _latency(networks.pruned, size)),
         ]
         _draw_distributions(axes, shown)
         axes.set_title(f"batch {size}", pad=34)  # the legend has two lines
@@ -243,7 +243,7 @@ def _course(report: Report) -> Plot:
         for label, colour, blocks in (
             (f"{name} again", FAINT, comparison.control_block_medians_ms),
             (name, BLUE, _latency(networks.reference, size).block_medians_ms),
-            ("pruned", VERMILION, _latency(networks.pruned, size).block_medians_ms),
+            (pruned_name(report), VERMILION, _latency(networks.pruned, size).block_medians_ms),
         ):
             change = 100 * (np.asarray(blocks) / np.median(blocks) - 1)
             rounds = np.arange(1, len(blocks) + 1)
@@ -292,7 +292,7 @@ def _channels(report: Report) -> Plot:
     )
 
 
-def _layers(times: Sequence[LayerTimes], name: str) -> Plot:
+def _layers(times: Sequence[LayerTimes], names: tuple[str, str]) -> Plot:
     from bench.measuring.layers import explain
 
     return Plot(
@@ -300,6 +300,6 @@ def _layers(times: Sequence[LayerTimes], name: str) -> Plot:
         "Time per layer",
         "The slowest layers first, each with its MACs per image: where both bars are alike, MACs "
         "were saved but no time.",
-        tuple(bars.draw_layers(found, (name, "pruned")) for found in times),
+        tuple(bars.draw_layers(found, names) for found in times),
         notes=tuple(f"Batch {found.batch_size}: {explain(found)}" for found in times),
     )

@@ -12,18 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from bench import units
 from bench.judging.verdicts import EXIT_CODES, Status, Verdict
+from bench.measuring.agreement import AgreementRecord
 from bench.pages.figures import Plot, plots
 from bench.pages.page_style import STYLE
-from bench.pages.sheets import (
-    NOT_MEASURED,
-    headline,
-    measured_on,
-    reference_name,
-    sheets,
-    verdict_sheet,
-)
+from bench.pages.sheets import measured_on, sheets, verdict_sheet
 from bench.pages.svg import default_style, inline_svg, plain
 from bench.reports.schema import LatencyComparison, Report
+from bench.reports.summary import NOT_MEASURED, headline, known, reference_name
 from compress.sheet import Row, Sheet
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -91,8 +86,8 @@ def render_page(report: Report, verdicts: Sequence[Verdict], others: Sequence[Re
 
 def _header(report: Report, title: str) -> Iterator[str]:
     facts = (
-        f"target {report.target}",
-        report.precision,
+        *((f"target {report.target}",) if report.target else ()),
+        *((report.precision,) if report.precision else ()),
         report.runtime,
         f"{report.created:%Y-%m-%d %H:%M} UTC",
     )
@@ -117,7 +112,8 @@ def _banner(verdicts: Sequence[Verdict]) -> str:
 def _tiles(report: Report) -> Iterator[str]:
     yield '<dl class="tiles">'
     yield _accuracy_tile(report)
-    yield _macs_tile(report)
+    if report.against != "file" or report.comparison.macs_ratio is not None:
+        yield _macs_tile(report)
     for comparison in report.comparison.latency:
         yield _latency_tile(report, comparison)
     yield "</dl>"
@@ -126,7 +122,7 @@ def _tiles(report: Report) -> Iterator[str]:
 def _accuracy_tile(report: Report) -> str:
     accuracy, networks = report.comparison.accuracy, report.networks
     if accuracy is None:
-        return _tile("top-1", NOT_MEASURED)
+        return _agreement_tile(report.comparison.agreement)
     drop = accuracy.drop
     interval = units.interval("{:+.2f}".format, -drop.high_pp, -drop.low_pp)
     return _tile(
@@ -135,6 +131,17 @@ def _accuracy_tile(report: Report) -> str:
         f"{interval} at {units.level(drop.confidence)}",
         _change(units.share, networks.reference.top1, networks.pruned.top1),
     )
+
+
+def _agreement_tile(agreement: AgreementRecord | None) -> str:
+    if agreement is None:
+        return _tile("top-1", NOT_MEASURED)
+    share, inputs = agreement.same_top1, f"of {agreement.inputs} inputs"
+    if share is None:
+        return _tile("relative error", known(units.error, agreement.largest_error), inputs)
+    interval = units.interval(units.share, share.low, share.high)
+    below = f"{interval} at {units.level(share.confidence)}"
+    return _tile("same top-1", units.share(share.share), below, inputs)
 
 
 def _macs_tile(report: Report) -> str:

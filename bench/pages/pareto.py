@@ -58,10 +58,11 @@ def points(
     for number, each in enumerate((report, *others)):
         if cost is not None and not same_machine(report, each):
             continue
-        names = ("pruned", reference_name) if number == 0 else (str(number), str(number))
+        ours = "candidate" if report.against == "file" else "pruned"
+        names = (ours, reference_name) if number == 0 else (str(number), str(number))
         reference = each.networks.reference
         key = (
-            reference.onnx_sha256,
+            reference.onnx_sha256 or reference.weights_sha256,
             None if cost is None else (each.runtime, each.config.cuda_graph),
         )
         found += _pruned(each, cost, names[0], ours=number == 0)
@@ -157,9 +158,9 @@ def _share_of_macs(report: Report) -> str:
 def _facts(report: Report) -> tuple[str, ...]:
     graph = ", CUDA graph" if report.config.cuda_graph else ""
     return (
-        report.architecture,
-        f"for {report.target}",
-        report.precision,
+        report.architecture or "unnamed",
+        f"for {report.target}" if report.target else "for no target",
+        report.precision or "unknown precision",
         f"{report.runtime}{graph}",
         f"against {report.against}",
         f"{report.environment.threads} threads",

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from bench.judging.verdicts import Status, Verdict
 from bench.measuring.layers import explain
-from bench.pages.sheets import comparison_sheet, headline, measured_on, sheets, verdict_sheet
+from bench.pages.sheets import measured_on, sheets, verdict_sheet
 from bench.reports.schema import Report
+from bench.reports.summary import comparison_sheet, headline
 from compress.sheet import Sheet, fill, markdown_lines
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
 
     sheet, judged = comparison_sheet(report), verdict_sheet(verdicts)
     layers = (f"Batch {times.batch_size}: {explain(times)}" for times in report.layers)
-    notes = "\n".join((*judged.notes, *layers))
+    notes = "\n".join((*sheet.notes, *judged.notes, *layers))
     table = Table(
         title=headline(report),
         caption=Text(notes) if notes else None,

@@ -21,20 +21,21 @@ MOST_LAYERS = 30
 _MISSES = " *"
 
 
-def latency_sheets(report: Report, reference: str) -> Iterator[Sheet]:
-    """Yield what was timed: calls, their steps on a GPU, the ratios, and the machine meanwhile."""
+def latency_sheets(report: Report, names: tuple[str, str]) -> Iterator[Sheet]:
+    """Yield what was timed: calls, their steps on a GPU, the ratios, and the machine meanwhile.
+
+    ``names`` are those of the reference and of the pruned network.
+    """
+    networks = (report.networks.reference, report.networks.pruned)
     named = [
         (f"{name}, batch {record.batch_size}", record)
-        for name, network in (
-            (reference, report.networks.reference),
-            ("pruned", report.networks.pruned),
-        )
+        for name, network in zip(names, networks, strict=True)
         for record in network.latency
     ]
     yield _latency_sheet(named)
-    if any(record.stages for _, record in named):
-        yield _stages_sheet(named, cuda_graph=report.config.cuda_graph)
-    yield _control_sheet(report, reference)
+    if staged := [(name, record) for name, record in named if record.stages]:
+        yield _stages_sheet(staged, cuda_graph=report.config.cuda_graph)
+    yield _control_sheet(report, names)
     watched = [
         (f"batch {found.batch_size}", found.conditions)
         for found in report.comparison.latency
@@ -100,7 +101,8 @@ def _latency_sheet(named: list[tuple[str, LatencyRecord]]) -> Sheet:
     return Sheet("Latency per call", header, tuple(rows))
 
 
-def _control_sheet(report: Report, reference: str) -> Sheet:
+def _control_sheet(report: Report, names: tuple[str, str]) -> Sheet:
+    reference, pruned = names
     rows = tuple(
         (
             str(found.batch_size),
@@ -112,7 +114,7 @@ def _control_sheet(report: Report, reference: str) -> Sheet:
         )
         for found in report.comparison.latency
     )
-    ratios = (f"pruned / {reference}", f"{reference} / {reference}")
+    ratios = (f"{pruned} / {reference}", f"{reference} / {reference}")
     header = ("batch", *ratios, "rounds", "took", "as precise as asked")
     return Sheet("Latency ratio and its control", header, rows)
 

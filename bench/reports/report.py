@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.measuring.accuracy import AccuracyComparison, Predictions
+from bench.measuring.agreement import AgreementRecord
 from bench.measuring.environment import Environment
 from bench.measuring.latency import HOST, LatencyResult
 from bench.measuring.layer_records import LayerTimes
@@ -42,14 +43,16 @@ MOST_BYTES = 2**24
 
 def build_report(
     *,
-    architecture: str,
-    target: str,
+    architecture: str | None,
+    target: str | None,
     runtime: str,
-    identity: str,
-    precision: Precision = "fp32",
+    validation: ValidationSet,
+    precision: Precision | None = "fp32",
     artefacts: tuple[Artefact, Artefact],
-    predictions: tuple[Predictions, Predictions],
-    accuracy: AccuracyComparison,
+    predictions: tuple[Predictions, Predictions] | None = None,
+    accuracy: AccuracyComparison | None = None,
+    agreement: AgreementRecord | None = None,
+    notes: Sequence[str] = (),
     latency: Sequence[LatencyResult],
     environment: Environment,
     config: BenchConfig,
@@ -59,8 +62,10 @@ def build_report(
     pruning: dict[str, Any] | None = None,
     created: datetime | None = None,
 ) -> Report:
-    """Put measurements together; pairs are (reference, pruned), ``identity`` names the images."""
+    """Put measurements together; pairs are (reference, pruned)."""
     reference, pruned = artefacts
+    said = predictions or (None, None)
+    alike = reference.file is None or _suffix(reference) == _suffix(pruned)
     return Report(
         created=created or datetime.now(timezone.utc).replace(microsecond=0),
         runtime=runtime,
@@ -68,21 +73,20 @@ def build_report(
         architecture=architecture,
         target=target,
         precision=precision,
-        validation=ValidationSet(
-            identity=identity,
-            images=len(predictions[0].labels),
-            skipped=predictions[0].skipped,
-        ),
+        notes=tuple(notes),
+        validation=validation,
         networks=Networks(
-            reference=_network(reference, predictions[0], latency, "reference"),
-            pruned=_network(pruned, predictions[1], latency, "pruned"),
+            reference=_network(reference, said[0], latency, "reference"),
+            pruned=_network(pruned, said[1], latency, "pruned"),
         ),
         comparison=Comparison(
             latency=tuple(map(_compare_latency, latency)),
             accuracy=accuracy,
+            agreement=agreement,
             macs_ratio=_ratio(reference.macs, pruned.macs),
             params_ratio=_ratio(reference.params, pruned.params),
-            bytes_ratio=_ratio(reference.bytes, pruned.bytes),
+            # Files of two kinds hold different things.
+            bytes_ratio=_ratio(reference.bytes, pruned.bytes) if alike else None,
         ),
         layers=tuple(layers),
         groups=tuple(groups),
@@ -167,7 +171,7 @@ def _digest(document: dict[str, Any]) -> Sha256:
 
 
 def _network(
-    artefact: Artefact, found: Predictions, latency: Sequence[LatencyResult], slot: str
+    artefact: Artefact, found: Predictions | None, latency: Sequence[LatencyResult], slot: str
 ) -> NetworkRecord:
     records = tuple(
         LatencyRecord(
@@ -183,11 +187,15 @@ def _network(
     )
     return NetworkRecord(
         **{name: getattr(artefact, name) for name in Artefact.model_fields},
-        top1=found.top1_share,
-        top5=found.top5_share,
-        outcomes=pack_outcomes(found.top1, found.correct, found.top5_correct),
+        top1=found.top1_share if found else None,
+        top5=found.top5_share if found else None,
+        outcomes=pack_outcomes(found.top1, found.correct, found.top5_correct) if found else None,
         latency=records,
     )
+
+
+def _suffix(artefact: Artefact) -> str:
+    return Path(artefact.file or "").suffix
 
 
 def _compare_latency(result: LatencyResult) -> LatencyComparison:

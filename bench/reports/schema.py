@@ -15,19 +15,23 @@ from pydantic import AwareDatetime, Field, model_validator
 
 from bench.budgets import Budgets
 from bench.measuring.accuracy import AccuracyComparison
+from bench.measuring.agreement import AgreementRecord
 from bench.measuring.conditions import Conditions
 from bench.measuring.environment import Environment
 from bench.measuring.latency import Warmup
 from bench.measuring.layer_records import LayerTimes
 from bench.record import Record, Sha256
 from bench.reports.outcomes import Outcomes
-from bench.reports.soundness import Blocks, Drop, Interval, Stage, Summary, sound_drop
-from compress.config import BenchConfig, Precision
+from bench.reports.soundness import Blocks, Drop, Interval, Stage, Summary, sound_drop, sound_share
+from compress.config import BenchConfig, Precision, Runtime
 
 SCHEMA_VERSION: Literal[2] = 2
 
-Against = Literal["dense", "run"]
-"""What the reference is: the dense parent, or the pruned network of another run."""
+Against = Literal["dense", "run", "file"]
+"""What the reference is: the dense parent, the pruned network of another run, or any file."""
+
+InputKind = Literal["labelled", "images", "arrays", "random"]
+"""What both networks were fed: images with labels, images or arrays without, or random numbers."""
 
 
 class ParityRecord(Record):
@@ -43,13 +47,19 @@ class ParityRecord(Record):
 
 
 class Artefact(Record):
-    """An exported network, by what its sidecar says."""
+    """A network, by its file and by what is known of it."""
 
-    onnx_sha256: Sha256
-    """Of the ONNX file that is measured, or that the engine was built from."""
+    onnx_sha256: Sha256 | None = None
+    """Of the ONNX file that is measured, or that the engine was built from; None without one."""
     weights_sha256: Sha256
-    bytes: int = Field(ge=1)
-    """Size of the file that the runtime reads."""
+    """Of the weights that a sidecar names; without a sidecar of the file, or of a network in
+    memory."""
+    bytes: int | None = Field(default=None, ge=1)
+    """Size of the file that the runtime reads; None of a network in memory."""
+    file: str | None = None
+    """Name of that file, without its folder."""
+    runtime: Runtime | None = None
+    """What ran it; None where it is that of the configuration."""
     macs: int | None = Field(default=None, ge=1)
     """Per image; None if the export did not count them."""
     params: int | None = Field(default=None, ge=1)
@@ -114,6 +124,7 @@ class Comparison(Record):
 
     latency: tuple[LatencyComparison, ...] = ()
     accuracy: AccuracyComparison | None = None
+    agreement: AgreementRecord | None = None
     macs_ratio: float | None = None
     params_ratio: float | None = None
     bytes_ratio: float | None = None
@@ -123,14 +134,18 @@ class Comparison(Record):
         if self.accuracy is not None:
             sound_drop(self.accuracy.drop)
             sound_drop(self.accuracy.top5_drop)
+        for output in self.agreement.outputs if self.agreement else ():
+            if output.same_top1 is not None:
+                sound_share(output.same_top1)
         return self
 
 
 class ValidationSet(Record):
-    """The images that accuracy was measured on."""
+    """The inputs that accuracy or agreement was measured on."""
 
+    kind: InputKind = "labelled"
     identity: str
-    """Digest of the set, from ``compress.data.datasets``."""
+    """Digest of the set: of images from ``compress.data.datasets``, of arrays of their bytes."""
     images: int = Field(ge=0)
     skipped: int = Field(ge=0)
     """Images that could not be read."""
@@ -182,10 +197,13 @@ class Report(Record):
     runtime: str
     """What ran the networks, as the runner names it."""
     against: Against = "dense"
-    architecture: str
-    target: str
-    precision: Precision = "fp32"
+    architecture: str | None = None
+    """None where nothing tells it, as the two that follow."""
+    target: str | None = None
+    precision: Precision | None = "fp32"
     """Number format of weights and activations."""
+    notes: tuple[str, ...] = ()
+    """What is missing and why, and what was assumed, one sentence each."""
     validation: ValidationSet
     networks: Networks
     comparison: Comparison
@@ -202,6 +220,11 @@ class Report(Record):
     """How it was measured; verdicts read the precision and the confidence asked for from here."""
     pruning: dict[str, Any] | None = None
     """What the pruning stage said of itself, passed through."""
+
+    def __str__(self) -> str:
+        from bench.reports.summary import summary_text  # it is built on this module
+
+        return summary_text(self)
 
     @model_validator(mode="after")
     def _same_batch_sizes(self) -> Report:

@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from bench.statistics.paired import PairedDrop
+from bench.statistics.shares import Share
 from bench.statistics.stats import MOST_COUNT, QUANTILES, LatencySummary, RatioInterval
 
 LEAST_MS, MOST_MS = 1e-6, 1e9
@@ -49,6 +50,20 @@ def _sound_interval(found: RatioInterval) -> RatioInterval:
     _require(found.low <= found.ratio <= found.high, "the interval misses its ratio")
     _require(0 < found.confidence < 1, "confidence is no level")
     _require(1 <= found.rounds <= LARGEST, "rounds is no count")
+    return found
+
+
+def sound_share(found: Share) -> Share:
+    """Return a share whose figures agree with each other.
+
+    Raises:
+        ValueError: they do not.
+    """
+    bounds = (found.low, found.at_least, found.share, found.at_most, found.high)
+    _require(all(0 <= each <= 1 for each in bounds), "a share is no share")
+    _require(found.low <= found.share <= found.high, "the interval misses its share")
+    _require(1 <= found.count <= MOST_COUNT, "count is no count")
+    _require(0 < found.confidence < 1, "confidence is no level")
     return found
 
 

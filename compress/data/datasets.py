@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional
 
 from compress.config import DataConfig
 from compress.data.batches import ImageData
-from compress.data.imagefolder import scan
+from compress.data.imagefolder import FileList, scan
 from compress.data.loading import FileImages, ImageSet, TensorImages
 from compress.data.shards.dataset import open_shards
 from compress.data.shards.images import ShardImages
@@ -144,6 +144,12 @@ def _load_image_folder(config: DataConfig, root: Path) -> ImageData:
     view = _view(config, IMAGENET_MEAN, IMAGENET_STD)
     train, val = (FileImages(part, view, config.decoder) for part in (folder.train, folder.val))
     return _image_data(train, val, folder.classes, view, folder.identity)
+
+
+def evaluated(files: FileList, config: DataConfig) -> FileImages:
+    """Return image files as ``load_data`` prepares those of an image folder for evaluation."""
+    config = config.model_copy(update={"dataset": "imagefolder"})
+    return FileImages(files, _view(config, IMAGENET_MEAN, IMAGENET_STD), config.decoder)
 
 
 def _load_shards(config: DataConfig) -> ImageData:

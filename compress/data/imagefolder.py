@@ -93,17 +93,21 @@ def scan(root: Path) -> Listing:
             "an image folder needs train/ and val/, each with one folder per class"
         )
     try:
-        classes, train = _list_images(root / "train")
-        val_classes, val = _list_images(root / "val")
-        identity = _identity(val)
+        classes, train = list_classes(root / "train")
+        val_classes, val = list_classes(root / "val")
+        identity = identity_of(val)
     except OSError as error:
         raise DataError(f"cannot list data.root = {root}: {error.strerror or error}") from error
     _check_same(root, set(classes), set(val_classes))
     return Listing(classes, train, val, identity)
 
 
-def _list_images(folder: Path) -> tuple[tuple[str, ...], FileList]:
-    """Return the class names, and the path and label of every image file."""
+def list_classes(folder: Path) -> tuple[tuple[str, ...], FileList]:
+    """Return the class names of a folder of class folders, and path and label of every image file.
+
+    Raises:
+        DataError: there is no class folder, or one without an image.
+    """
     if not any(entry.is_dir() for entry in folder.iterdir()):
         raise DataError(f"{folder} has no class folders: put the images into one folder per class")
     classes, _ = find_classes(folder)
@@ -117,6 +121,13 @@ def _list_images(folder: Path) -> tuple[tuple[str, ...], FileList]:
             f"add files ({' '.join(IMG_EXTENSIONS)}) or remove the folder"
         )
     return tuple(classes), samples
+
+
+def list_files(folder: Path) -> FileList:
+    """Return the image files that lie in a folder itself, without labels: each is -1."""
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    images = [os.fsencode(name) for name in names if name.lower().endswith(IMG_EXTENSIONS)]
+    return FileList(os.fspath(folder), [(images, -1)])
 
 
 def _names_of_class(folder: Path, name: str) -> list[bytes]:
@@ -150,7 +161,8 @@ def _names(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(repr(name) for name in names[:limit]) + more
 
 
-def _identity(samples: FileList) -> str:
+def identity_of(samples: FileList) -> str:
+    """Return the sha256, hexadecimal, over relative name, size in bytes and label of files."""
     digest = hashlib.sha256()
     for index, label in enumerate(samples.labels.tolist()):
         try:

@@ -27,7 +27,7 @@ from export.engines.network import (
     profile_shapes,
     set_precision,
 )
-from export.engines.sidecar import NETWORK_FACTS, SCHEMA_VERSION, sidecar_path
+from export.engines.sidecar import NETWORK_FACTS, PRUNING_FACTS, SCHEMA_VERSION, sidecar_path
 from export.engines.timing_cache import cache_path, save_cache, use_cache
 from export.engines.watching import attach
 from export.nvml import Gpu
@@ -101,6 +101,7 @@ def build_engine(
         "timing_cache": None if cache is None else {"file": cache.name, "used": built.cache_used},
         "inspection": _inspect(tensorrt, built.data, gpu),
         **{key: network[key] for key in NETWORK_FACTS},
+        **{key: network[key] for key in PRUNING_FACTS if key in network},
     }
     with staged(path) as temporary:
         with writing(path):

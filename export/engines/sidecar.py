@@ -22,6 +22,8 @@ NETWORK_FACTS = (
     *("weights_sha256", "macs", "params"),
 )
 """What an engine's sidecar takes over from that of its ONNX file."""
+PRUNING_FACTS = ("groups", "pruning")
+"""What it takes over too, where that is of a version that tells."""
 _REQUIRED = {
     *("engine", "provider", "tensorrt", "sm", "gpu", "driver", "target", "precision"),
     *("strongly_typed", "profiles", "workspace_mib", "onnx", "build_seconds", "timing_cache"),

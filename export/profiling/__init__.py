@@ -17,6 +17,7 @@ from compress.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import nn
 
     from compress.checkpoints.checkpoint import Checkpoint
     from compress.config import Runtime
@@ -60,7 +61,7 @@ class Profile:
 
 
 def profile_network(
-    source: Path | Checkpoint,
+    source: Path | Checkpoint | nn.Module,
     runtime: Runtime,
     images: np.ndarray,
     *,
@@ -75,7 +76,7 @@ def profile_network(
 
     Args:
         source: the path of what the runtime reads: a checkpoint, an ONNX file or an engine; or a
-            checkpoint that is loaded already.
+            checkpoint or a module that is loaded already.
         runtime: what runs it.
         images: one batch (N, C, H, W), float32.
         calls: how many are profiled, after ``WARMUPS`` that are not.

@@ -20,9 +20,8 @@ from export.runners.protocol import entered
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
-    from export.runners.cuda import Cuda, Launch
+    from export.runners.cuda import Cuda, Launch, Tensors
 
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _POINTWISE = re.compile(r"PWN\(|\)$")  # wraps the names of elementwise layers
@@ -103,12 +102,12 @@ class _ProfiledRunner(EngineRunner):
         super().__exit__(*details)
         self._profiler = None  # after the contexts that report to it
 
-    def _prepare(self, cuda: Cuda, images: torch.Tensor) -> Launch:
-        launch = super()._prepare(cuda, images)
+    def _prepare(self, cuda: Cuda, tensors: Tensors) -> Launch:
+        launch = super()._prepare(cuda, tensors)
         loaded = entered(self._engine, self.name)
         if self._profiler is None:
             self._profiler = _profiler(loaded.tensorrt.module, self._tell)
-        loaded.contexts[loaded.profile_for(len(images))].profiler = self._profiler
+        loaded.contexts[loaded.profile_for(tensors)].profiler = self._profiler
         return launch
 
     def _tell(self, name: str, milliseconds: float) -> None:

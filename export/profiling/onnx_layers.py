@@ -164,11 +164,14 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     alone = onnx.ModelProto()
     alone.CopyFrom(model)
     del alone.graph.value_info[:]
-    for value in alone.graph.input:
+    weights = {tensor.name for tensor in model.graph.initializer}  # old files list them as inputs
+    for value in (value for value in alone.graph.input if value.name not in weights):
         value.type.tensor_type.shape.dim[0].dim_value = 1
     graph = onnx.shape_inference.infer_shapes(alone, data_prop=True).graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
+        if value.name in weights:
+            continue
         sizes = value.type.tensor_type.shape.dim
         if all(size.HasField("dim_value") for size in sizes):
             shapes[value.name] = tuple(size.dim_value for size in sizes)

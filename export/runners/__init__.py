@@ -1,11 +1,13 @@
-"""One small interface to every runtime: enter, infer, exit.
+"""One small interface to every runtime: enter, run, exit.
 
-A runner takes float32 images of shape (N, C, H, W) and returns float32 logits of shape
-(N, classes). Timing and comparing live outside of it; on a GPU its ``stages`` are what to time.
+A runner takes an array for each input by its name and returns one for each output; ``infer`` is
+that for a classifier, images of shape (N, C, H, W) to logits of shape (N, classes). Timing and
+comparing live outside of it; on a GPU its ``stages`` are what to time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -13,7 +15,7 @@ from compress.config import Runtime
 from compress.errors import ConfigError, nearest
 from export.runners.engine_runner import EngineRunner
 from export.runners.onnx_runner import CPU, CUDA, TENSORRT, OnnxRunner
-from export.runners.protocol import Runner
+from export.runners.protocol import Feeds, Outputs, Runner, TensorSpec
 from export.runners.stages import Stages
 from export.runners.torch_runner import TorchRunner
 
@@ -25,10 +27,13 @@ if TYPE_CHECKING:
 __all__ = [
     "RUNTIMES",
     "EngineRunner",
+    "Feeds",
     "OnnxRunner",
+    "Outputs",
     "Runner",
     "Runtime",
     "Stages",
+    "TensorSpec",
     "TorchRunner",
     "artefact_suffix",
     "network_of",
@@ -65,7 +70,7 @@ def artefact_suffix(runtime: Runtime) -> str:
 
 
 def open_runner(
-    source: Path | Checkpoint,
+    source: Path | Checkpoint | nn.Module,
     runtime: Runtime,
     *,
     threads: int | None = None,
@@ -74,12 +79,14 @@ def open_runner(
     cuda_graph: bool = False,
     channels_last: bool = False,
     compiled: bool = False,
+    inputs: Sequence[TensorSpec] | None = None,
 ) -> Runner:
     """Return a runner, not yet entered, of what a runtime reads.
 
     Args:
         source: the path of a checkpoint (``*.safetensors``), an ONNX file (``*.onnx``) or an engine
-            (``*.engine``), whichever the runtime reads; or a checkpoint that is loaded already.
+            (``*.engine``), whichever the runtime reads; or a checkpoint or a module that is loaded
+            already.
         runtime: what runs it.
         threads: of a runtime on the CPU; None leaves the choice to it.
         device: of a runtime on a GPU, ``cuda`` or ``cuda:N``.
@@ -87,6 +94,7 @@ def open_runner(
         cuda_graph: replay the network as a CUDA graph.
         channels_last: in torch, lay activations out as (N, H, W, C).
         compiled: in torch, through ``torch.compile``.
+        inputs: in torch, what the network reads, in the order of its arguments.
 
     Raises:
         ConfigError: no such runtime, a file that it does not read, or what it cannot do.
@@ -102,6 +110,7 @@ def open_runner(
             channels_last=channels_last,
             compiled=compiled,
             threads=threads,
+            inputs=inputs,
         )
     if channels_last or compiled:
         raise ConfigError(f"channels_last and compiled are for torch, not for {runtime}")
@@ -116,7 +125,7 @@ def open_runner(
     )
 
 
-def require_readable(source: Path | Checkpoint, runtime: Runtime) -> None:
+def require_readable(source: Path | Checkpoint | nn.Module, runtime: Runtime) -> None:
     """Refuse what a runtime does not read.
 
     Raises:
@@ -125,18 +134,18 @@ def require_readable(source: Path | Checkpoint, runtime: Runtime) -> None:
     suffix = artefact_suffix(runtime)
     found = source.suffix if isinstance(source, Path) else _SUFFIXES["torch"]
     if found != suffix:
-        given = source.name if isinstance(source, Path) else "a checkpoint"
+        given = source.name if isinstance(source, Path) else "a network in memory"
         raise ConfigError(f"runtime {runtime} reads a file *{suffix}, not {given}")
 
 
-def network_of(source: Path | Checkpoint) -> nn.Module:
+def network_of(source: Path | Checkpoint | nn.Module) -> nn.Module:
     """Return the network of a checkpoint, loading it if that was not done.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    if not isinstance(source, Path):
-        return source.model
-    from compress.checkpoints.checkpoint import load_checkpoint
+    from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint
 
-    return load_checkpoint(source).model
+    if isinstance(source, Path):
+        return load_checkpoint(source).model
+    return source.model if isinstance(source, Checkpoint) else source

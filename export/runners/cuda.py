@@ -17,8 +17,10 @@ from export.onnx_check import first_line
 if TYPE_CHECKING:
     import torch
 
-    Launch = Callable[[], torch.Tensor]
-    """Queues a network on the stream and returns where its logits will be, on the device."""
+    Tensors = dict[str, torch.Tensor]
+    """By the name of an input or an output."""
+    Launch = Callable[[], Tensors]
+    """Queues a network on the stream and returns where its outputs will be, on the device."""
 
 Shape = tuple[int, ...]
 _CYCLES_PER_MS = 2_000_000  # at 2 GHz; a slower chip is held for longer
@@ -27,8 +29,8 @@ _CYCLES_PER_MS = 2_000_000  # at 2 GHz; a slower chip is held for longer
 class Cuda:
     """A CUDA device and one stream of its own, on which a runner does all its work.
 
-    Torch makes streams that do not wait for the default stream, nor it for them. All memory holds
-    float32, as images and logits do.
+    Torch makes streams that do not wait for the default stream, nor it for them. Types of memory go
+    by the names that numpy and torch share.
     """
 
     memory = "cuda"
@@ -82,18 +84,18 @@ class Cuda:
 
         return torch.cuda.stream(self._stream)
 
-    def host_memory(self, shape: Shape) -> torch.Tensor:
+    def host_memory(self, shape: Shape, dtype: str = "float32") -> torch.Tensor:
         """Return page-locked host memory, which copies need to run beside the host."""
         import torch
 
-        return torch.empty(shape, dtype=torch.float32, pin_memory=True)
+        return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True)
 
-    def device_memory(self, shape: Shape) -> torch.Tensor:
+    def device_memory(self, shape: Shape, dtype: str = "float32") -> torch.Tensor:
         """Return memory of the device that belongs to the stream."""
         import torch
 
         with self.on_stream():
-            return torch.empty(shape, dtype=torch.float32, device=self.device)
+            return torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Queue a copy in either direction; it is done after ``synchronize``."""
@@ -136,12 +138,12 @@ class Cuda:
         graph = torch.cuda.CUDAGraph()
         # Other threads, such as those that load data, may go on calling CUDA meanwhile.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            logits = launch()
+            outputs = launch()
 
-        def replay() -> torch.Tensor:
+        def replay() -> Tensors:
             with self.on_stream():
                 graph.replay()
-            return logits
+            return outputs
 
         return replay
 

@@ -7,21 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
-
 from compress.errors import CheckpointError, DataError, EnvironmentUnfitError, ModelError
 from export.runners.cuda import Cuda
-from export.runners.protocol import entered
+from export.runners.protocol import Feeds, Outputs, Runner, TensorSpec, entered, written
 from export.runners.stages import Stages, captured
 
 if TYPE_CHECKING:
-    import torch
-
     from export.engines.api import Provider, TensorRT
-    from export.runners.cuda import Launch
+    from export.runners.cuda import Launch, Tensors
+
+_NUMPY = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+"""TensorRT's types that numpy has."""
 
 
-class EngineRunner:
+class EngineRunner(Runner):
     """An engine on the GPU for which it was built.
 
     Every batch size runs in the optimization profile that fits it best, and every profile has its
@@ -47,27 +54,28 @@ class EngineRunner:
             provider: the library that runs it; None takes the one that built it.
         """
         self.name = f"TensorRT ({path.name})"
-        self.stages: Stages | None = None
-        """Within the ``with`` block: its steps one by one."""
         self._path = path
         self._device = device
         self._cuda_graph = cuda_graph
         self._provider = provider
         self._engine: _Engine | None = None
-        self._bound: dict[int, tuple[torch.Tensor, Launch]] = {}
+        self._bound: dict[int, tuple[Tensors, Launch]] = {}
 
     def __enter__(self) -> EngineRunner:
         """Read the sidecar, refuse an engine of another machine, and load it.
 
         Raises:
-            CheckpointError: the engine or its sidecar is missing or damaged, or is no classifier.
+            CheckpointError: the engine or its sidecar is missing or damaged, or its tensors are of
+                a type that numpy lacks.
             EnvironmentUnfitError: TensorRT or the GPU is not there or not the one it was built for,
                 or TensorRT cannot load it.
         """
         self._engine, cuda = _load(self._path, self._device, self._provider)
         self.name = self._engine.name
+        self.inputs = self._engine.reads
+        self.most = max(most for _, _, most in self._engine.ranges)
         self.stages = Stages(
-            self.name, cuda, lambda images: self._prepare(cuda, images), shape=self._engine.shape
+            self.name, cuda, lambda tensors: self._prepare(cuda, tensors), inputs=self.inputs
         )
         return self
 
@@ -75,50 +83,50 @@ class EngineRunner:
         if self.stages is not None:
             self.stages.close()
         self._bound.clear()  # graphs and contexts go before their engine
-        self.stages = self._engine = None
+        self.stages = self.inputs = self.most = self._engine = None
 
-    def infer(self, images: np.ndarray) -> np.ndarray:
-        """Return the logits of images; see ``Runner``.
+    def run(self, feeds: Feeds) -> Outputs:
+        """Return every output; see ``Runner``.
 
         Raises:
             DataError: also when no profile of the engine holds this batch size.
         """
-        return entered(self.stages, self.name).infer(images)
+        found: Outputs = entered(self.stages, self.name).run(feeds)
+        return found
 
-    def _prepare(self, cuda: Cuda, images: torch.Tensor) -> Launch:
-        """Bind the context of the profile that fits to ``images``, unless it is bound already."""
+    def _prepare(self, cuda: Cuda, tensors: Tensors) -> Launch:
+        """Bind the context of the profile that fits to ``tensors``, unless it is bound already."""
         engine: _Engine = entered(self._engine, self.name)
-        profile = engine.profile_for(len(images))
+        profile = engine.profile_for(tensors)
         memory, launch = self._bound.get(profile, (None, None))
-        if launch is None or memory is not images:
+        if launch is None or memory is not tensors:
             self._bound.pop(profile, None)  # its graph is worthless once the shapes change
             with cuda.on_stream():
-                launch = engine.bind(profile, cuda, images)
+                launch = engine.bind(profile, cuda, tensors)
             if self._cuda_graph:
                 launch = captured(cuda, launch)
-            self._bound[profile] = (images, launch)
+            self._bound[profile] = (tensors, launch)
         return launch
 
 
 @dataclass
 class _Engine:
-    """An engine that TensorRT has loaded, with one input and one output of float32."""
+    """An engine that TensorRT has loaded."""
 
     name: str
     tensorrt: TensorRT
     runtime: Any
     """Held because it has to outlive the engine."""
     engine: Any
-    reads: str
-    writes: str
-    shape: tuple[int | None, ...]
-    """Of the images, None where any size will do."""
+    reads: tuple[TensorSpec, ...]
+    writes: tuple[TensorSpec, ...]
     ranges: tuple[tuple[int, int, int], ...]
     """Least, usual and largest batch size of each profile."""
     contexts: dict[int, Any]
 
-    def profile_for(self, size: int) -> int:
+    def profile_for(self, tensors: Tensors) -> int:
         """Return the profile made for a batch size, else the narrowest that holds it."""
+        size = len(tensors[self.reads[0].name])
         fit = [i for i, (least, _, most) in enumerate(self.ranges) if least <= size <= most]
         if not fit:
             raise DataError(
@@ -132,25 +140,39 @@ class _Engine:
 
         return min(fit, key=distance)
 
-    def bind(self, profile: int, cuda: Cuda, images: torch.Tensor) -> Launch:
+    def bind(self, profile: int, cuda: Cuda, tensors: Tensors) -> Launch:
         """Point a profile's context at memory and return what queues it on the stream."""
         self.tensorrt.messages.clear()
         context, stream = self._context(profile, cuda), cuda.stream
-        if not context.set_input_shape(self.reads, tuple(images.shape)):
-            raise self._refusal(f"images of shape {tuple(images.shape)}")
-        logits = cuda.device_memory(tuple(context.get_tensor_shape(self.writes)))
-        for name, memory in ((self.reads, images), (self.writes, logits)):
+        shapes = {name: tuple(memory.shape) for name, memory in tensors.items()}
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise self._refusal(f"{name} of shape {shape}")
+        outputs = {
+            spec.name: cuda.device_memory(self._size_of(context, spec), spec.dtype)
+            for spec in self.writes
+        }
+        for name, memory in {**tensors, **outputs}.items():
             if not context.set_tensor_address(name, memory.data_ptr()):
                 raise self._refusal(f"the memory of its tensor {name}")
 
-        def launch() -> torch.Tensor:
+        def launch() -> Tensors:
             with cuda.on_stream():  # for its device: TensorRT runs on the current one
                 done = context.execute_async_v3(stream)
             if not done:
-                raise self._refusal(f"to run on images {tuple(images.shape)}")
-            return logits
+                raise self._refusal(f"to run on {', '.join(f'{n} {s}' for n, s in shapes.items())}")
+            return outputs
 
         return launch
+
+    def _size_of(self, context: Any, spec: TensorSpec) -> tuple[int, ...]:
+        shape = tuple(context.get_tensor_shape(spec.name))
+        if min(shape, default=0) < 0:
+            raise ModelError(
+                f"{self.name} does not know the size of {spec.name} {written(shape)} before it "
+                "runs, and its memory is set aside before"
+            )
+        return shape
 
     def _context(self, profile: int, cuda: Cuda) -> Any:
         """Return the context of a profile; TensorRT 8 allows no two contexts for one profile."""
@@ -197,7 +219,6 @@ def _load(path: Path, device: str, provider: Provider | None) -> tuple[_Engine, 
             f"{tensorrt.title} cannot load {path}: {tensorrt.messages.reason()}; {mend}"
         )
     reads, writes = _ends(tensorrt.module, engine, path)
-    shape = tuple(size if size > 0 else None for size in engine.get_tensor_shape(reads))
     found = _Engine(
         name=f"{tensorrt.title} ({cuda.name})",
         tensorrt=tensorrt,
@@ -205,8 +226,7 @@ def _load(path: Path, device: str, provider: Provider | None) -> tuple[_Engine, 
         engine=engine,
         reads=reads,
         writes=writes,
-        shape=shape,
-        ranges=_batch_ranges(engine, reads),
+        ranges=_batch_ranges(engine, reads[0].name),
         contexts={},
     )
     return found, cuda
@@ -226,24 +246,25 @@ def _builder(document: dict[str, Any], path: Path) -> Provider:
     )
 
 
-def _ends(module: Any, engine: Any, path: Path) -> tuple[str, str]:
-    """Return the names of the one input and the one output, both float32."""
-    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    reads = [name for name in names if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT]
-    writes = [name for name in names if name not in reads]
-    if len(reads) != 1 or len(writes) != 1:
-        raise CheckpointError(
-            f"{path} has inputs {', '.join(reads)} and outputs {', '.join(writes)}; a classifier "
-            "has one of each: export the network and build it again"
-        )
-    for name in names:
-        kind = engine.get_tensor_dtype(name)
-        if kind != module.DataType.FLOAT:
+def _ends(
+    module: Any, engine: Any, path: Path
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return the inputs and the outputs."""
+    reads: list[TensorSpec] = []
+    writes: list[TensorSpec] = []
+    for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
+        kind = engine.get_tensor_dtype(name).name
+        if kind not in _NUMPY:
             raise CheckpointError(
-                f"{path} has {kind.name} at its tensor {name}, and images and logits are float32: "
-                "export the network and build it again"
+                f"{path} has {kind} at its tensor {name}, which no array holds: export the network "
+                "and build it again"
             )
-    return reads[0], writes[0]
+        shape = tuple(size if size >= 0 else None for size in engine.get_tensor_shape(name))
+        is_input = engine.get_tensor_mode(name) == module.TensorIOMode.INPUT
+        (reads if is_input else writes).append(TensorSpec(name, _NUMPY[kind], shape))
+    if not reads or not writes:
+        raise CheckpointError(f"{path} has no input or no output: build it again")
+    return tuple(reads), tuple(writes)
 
 
 def _batch_ranges(engine: Any, reads: str) -> tuple[tuple[int, int, int], ...]:

@@ -14,13 +14,21 @@ import numpy as np
 from compress.errors import CheckpointError, ConfigError, EnvironmentUnfitError
 from export.onnx_check import first_line, require_one_file
 from export.runners.cuda import Cuda
-from export.runners.protocol import check_images, entered, failed
+from export.runners.protocol import (
+    Feeds,
+    Outputs,
+    Runner,
+    TensorSpec,
+    check_feeds,
+    entered,
+    failed,
+)
 from export.runners.stages import Stages
 
 if TYPE_CHECKING:
     import torch
 
-    from export.runners.cuda import Launch
+    from export.runners.cuda import Launch, Tensors
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -28,10 +36,12 @@ TENSORRT = "TensorrtExecutionProvider"
 
 _SOURCE = re.compile(r"^\S+\.(cc|cpp|h):\d+ .*?\) ")  # where in its source it gave up
 _ERRORS_ONLY = 3  # ONNX Runtime's severity scale: 2 is warning, 3 is error
+_NUMPY = {"float": "float32", "double": "float64"}  # what ONNX Runtime calls otherwise
+_TENSOR = re.compile(r"tensor\((\w+)\)")
 _LABELS = {CPU: "CPU", CUDA: "CUDA", TENSORRT: "TensorRT provider"}
 
 
-class OnnxRunner:
+class OnnxRunner(Runner):
     """An ONNX file in ONNX Runtime, on exactly the execution provider that was asked for.
 
     A session that starts without the provider is refused. What stays invisible: nodes that the
@@ -74,8 +84,6 @@ class OnnxRunner:
             )
         label = _LABELS.get(provider, provider.removesuffix("ExecutionProvider"))
         self.name = f"ONNX Runtime ({label})"
-        self.stages: Stages | None = None
-        """On a GPU, within the ``with`` block: its steps one by one."""
         self._path = path
         self._provider = provider
         self._threads = threads
@@ -84,8 +92,7 @@ class OnnxRunner:
         self._cache = cache
         self._profile_to = profile_to
         self._session: Any = None
-        self._expected: list[int | str | None] = []
-        self._launches: dict[torch.Size, Launch] = {}
+        self._launches: dict[tuple[torch.Size, ...], Launch] = {}
         self._leave = ExitStack()
 
     def __enter__(self) -> OnnxRunner:
@@ -113,7 +120,7 @@ class OnnxRunner:
                     f"ONNX Runtime was asked for {self._provider} and fell back to {used}; "
                     "its libraries or its device cannot be used on this machine"
                 )
-            self._expected = session.get_inputs()[0].shape
+            self.inputs = tuple(self._spec(end) for end in session.get_inputs())
             if cuda is not None:
                 self.stages = self._open_stages(runtime, session, cuda)
             self._session = session
@@ -123,22 +130,22 @@ class OnnxRunner:
     def __exit__(self, *_: object) -> None:
         if self.stages is not None:
             self.stages.close()
-        self.stages = self._session = None
+        self.stages = self.inputs = self._session = None
         self._launches.clear()
         self._leave.close()
 
-    def infer(self, images: np.ndarray) -> np.ndarray:
-        """Return the logits of images; see ``Runner``."""
+    def run(self, feeds: Feeds) -> Outputs:
+        """Return every output; see ``Runner``."""
         session = entered(self._session, self.name)
         if self.stages is not None:
-            return self.stages.infer(images)
-        check_images(images, self._expected)
-        (end,) = session.get_inputs()
+            return self.stages.run(feeds)
+        check_feeds(feeds, self.inputs or ())
         try:
-            (logits,) = session.run(None, {end.name: images})
+            values = session.run(None, dict(feeds))
         except runtime_errors() as error:
-            raise failed(self.name, images, error) from error
-        return np.asarray(logits, dtype=np.float32)
+            raise failed(self.name, feeds, error) from error
+        names = (end.name for end in session.get_outputs())
+        return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
 
     def end_profile(self) -> Path:
         """Finish the profile that ``profile_to`` asked for and return its JSON file."""
@@ -198,53 +205,80 @@ class OnnxRunner:
                 f"ONNX Runtime cannot start {self._provider}: {_SOURCE.sub('', first_line(error))}"
             ) from error
 
-    def _open_stages(self, runtime: Any, session: Any, cuda: Cuda) -> Stages:
-        (end,) = session.get_outputs()
-        classes = end.shape[1] if len(end.shape) == 2 else None
-        if not isinstance(classes, int):
+    def _spec(self, end: Any) -> TensorSpec:
+        """Return what ONNX Runtime says of an input or output."""
+        found = _TENSOR.fullmatch(end.type)
+        if found is None or found[1] in ("string", "bfloat16"):
             raise CheckpointError(
-                f"{self._path} gives logits of shape {end.shape}, and on a GPU their number must "
-                "be known; export it again"
+                f"{self._path} has {end.type} at its {end.name}, which is no array of numbers"
             )
+        return TensorSpec(end.name, _NUMPY.get(found[1], found[1]), tuple(end.shape))
 
-        def prepare(images: torch.Tensor) -> Launch:
-            if images.shape not in self._launches:
+    def _open_stages(self, runtime: Any, session: Any, cuda: Cuda) -> Stages:
+        outputs = tuple(self._spec(end) for end in session.get_outputs())
+        for spec in outputs:
+            self._require_sizes(spec)
+
+        def prepare(tensors: Tensors) -> Launch:
+            key = tuple(tensor.shape for tensor in tensors.values())
+            if key not in self._launches:
                 number = len(self._launches)
-                launch = _bound_launch(runtime, session, cuda, (images, classes), number)
+                memory = {
+                    spec.name: cuda.device_memory(self._sizes(spec, tensors), spec.dtype)
+                    for spec in outputs
+                }
+                launch = _bound_launch(runtime, session, cuda, (tensors, memory), number)
                 if self._cuda_graph:
                     launch()  # ONNX Runtime captures in its first run
-                self._launches[images.shape] = launch
-            return self._launches[images.shape]
+                self._launches[key] = launch
+            return self._launches[key]
 
-        return Stages(self.name, cuda, prepare, shape=self._expected, errors=runtime_errors())
+        return Stages(self.name, cuda, prepare, inputs=self.inputs, errors=runtime_errors())
+
+    def _require_sizes(self, spec: TensorSpec) -> None:
+        """Refuse an output whose sizes, but for the batch, do not follow from those of inputs."""
+        known = {size for reads in self.inputs or () for size in reads.shape or ()} - {None}
+        shape = spec.shape or (None, None)
+        if any(isinstance(size, str | None) and size not in known for size in shape[1:]):
+            raise CheckpointError(
+                f"{self._path} gives {spec.name} of shape {list(spec.shape or ())}, and on a GPU "
+                "its sizes must be known; export it again"
+            )
+
+    def _sizes(self, spec: TensorSpec, tensors: Tensors) -> tuple[int, ...]:
+        """Return the shape of an output for inputs of these shapes."""
+        words: dict[Any, int] = {}
+        for reads in self.inputs or ():
+            words.update(zip(reads.shape or (), tensors[reads.name].shape, strict=False))
+        batch = len(next(iter(tensors.values())))
+        return tuple(
+            size if isinstance(size, int) else words.get(size, batch) if size else batch
+            for size in spec.shape or ()
+        )
 
 
 def _bound_launch(
-    runtime: Any, session: Any, cuda: Cuda, ends: tuple[torch.Tensor, int], number: int
+    runtime: Any, session: Any, cuda: Cuda, ends: tuple[Tensors, Tensors], number: int
 ) -> Launch:
     """Bind a session to memory by name and return what queues it on the stream.
 
-    ``ends`` are the images in device memory and the number of classes; ``number`` tells its CUDA
-    graph from those of other batch sizes.
+    ``ends`` are inputs and outputs in device memory; ``number`` tells its CUDA graph from those of
+    other batch sizes.
     """
-    images, classes = ends
-    logits = cuda.device_memory((len(images), classes))
-    (reads,), (writes,) = session.get_inputs(), session.get_outputs()
     binding = session.io_binding()
-    binding.bind_input(
-        *(reads.name, cuda.memory, cuda.index, np.float32, tuple(images.shape), images.data_ptr())
-    )
-    binding.bind_output(
-        *(writes.name, cuda.memory, cuda.index, np.float32, tuple(logits.shape), logits.data_ptr())
-    )
+    for tensors, bind in zip(ends, (binding.bind_input, binding.bind_output), strict=True):
+        for name, memory in tensors.items():
+            kind = np.dtype(str(memory.dtype).removeprefix("torch."))
+            place = (cuda.memory, cuda.index, kind)
+            bind(name, *place, tuple(memory.shape), memory.data_ptr())
     options = runtime.RunOptions()
     # The stream is ours, so waiting for it is ours too.
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")
     options.add_run_config_entry("gpu_graph_id", str(number))  # ignored where none is captured
 
-    def launch() -> torch.Tensor:
+    def launch() -> Tensors:
         session.run_with_iobinding(binding, options)
-        return logits
+        return ends[1]
 
     return launch
 

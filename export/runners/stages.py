@@ -1,12 +1,12 @@
-"""The steps of ``infer`` on a GPU, one by one, for those who time them.
+"""The steps of ``run`` on a GPU, one by one, for those who time them.
 
-    stage        host     check images and copy them into page-locked memory
+    stage        host     check the arrays and copy them into page-locked memory
     upload       device   H2D: page-locked memory to the device
     enqueue      device   compute: the network, or the replay of its CUDA graph
-    download     device   D2H: logits to page-locked memory
-    fetch        host     wait for the stream and copy the logits out
+    download     device   D2H: outputs to page-locked memory
+    fetch        host     wait for the stream and copy the outputs out
 
-``infer`` is these five in this order. The three device steps only queue work on one stream and
+``run`` is these five in this order. The three device steps only queue work on one stream and
 return; the time that ``enqueue`` takes on the host is the enqueue time. CUDA events recorded on
 ``stream`` around a step time it on the device. Each may be repeated without the others.
 """
@@ -14,28 +14,30 @@ return; the time that ``enqueue`` takes on the host is the enqueue time. CUDA ev
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compress.errors import ModelError
 from export.onnx_check import first_line
-from export.runners.protocol import check_images, failed
+from export.runners.protocol import IMAGES, Feeds, Outputs, TensorSpec, check_feeds, failed
 
 if TYPE_CHECKING:
     import torch
 
-    from export.runners.cuda import Cuda, Launch
+    from export.runners.cuda import Cuda, Launch, Tensors
+
+Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass
 class _Batch:
     """The memory of one batch size; it is kept, because CUDA graphs hold its addresses."""
 
-    host_images: torch.Tensor
-    images: torch.Tensor
-    host_logits: torch.Tensor | None = None
+    host_inputs: Tensors
+    inputs: Tensors
+    host_outputs: Tensors = field(default_factory=dict)
 
 
 class Stages:
@@ -50,9 +52,9 @@ class Stages:
         self,
         name: str,
         cuda: Cuda,
-        prepare: Callable[[torch.Tensor], Launch],
+        prepare: Callable[[Tensors], Launch],
         *,
-        shape: Sequence[int | str | None] = (),
+        inputs: Sequence[TensorSpec] | None = (IMAGES,),
         errors: tuple[type[Exception], ...] = (),
     ) -> None:
         """Take a network.
@@ -60,77 +62,84 @@ class Stages:
         Args:
             name: of the runner, for messages.
             cuda: where it runs.
-            prepare: given device memory for images (N, C, H, W), returns what queues the network
-                on them; called whenever the batch size changes.
-            shape: of the images that it reads; None or a word stands for any size.
+            prepare: given device memory for each input by its name, returns what queues the
+                network on them; called whenever the batch size changes.
+            inputs: what it reads; None where the network does not say.
             errors: what the runtime throws, besides RuntimeError, when it cannot compute.
         """
         self._name = name
         self._cuda = cuda
         self._prepare = prepare
-        self._shape = shape
+        self._inputs = inputs
         self._errors: tuple[type[Exception], ...] = (RuntimeError, *errors)
-        self._batches: dict[tuple[int, ...], _Batch] = {}
+        self._batches: dict[Shapes, _Batch] = {}
         self._current: _Batch | None = None
         self._launch: Launch | None = None
-        self._logits: torch.Tensor | None = None
+        self._outputs: Tensors | None = None
 
     @property
     def stream(self) -> int:
         """The CUDA stream of all device steps; ``torch.cuda.ExternalStream`` takes it."""
         return self._cuda.stream
 
-    def infer(self, images: np.ndarray) -> np.ndarray:
-        """Return the logits of images; see ``Runner``."""
+    def run(self, feeds: Feeds) -> Outputs:
+        """Return every output; see ``Runner``."""
         try:
-            self.stage(images)
+            self.stage(feeds)
             self.upload()
             self.enqueue()
             self.download()
             return self.fetch()
         except self._errors as error:
-            raise failed(self._name, images, error) from error
+            raise failed(self._name, feeds, error) from error
 
-    def stage(self, images: np.ndarray) -> None:
-        """Copy images (N, C, H, W) into page-locked memory and prepare the network for them.
+    def stage(self, feeds: Feeds) -> None:
+        """Copy arrays into page-locked memory and prepare the network for them.
 
         An ``upload`` of the batch before must be done: see ``synchronize``.
 
         Raises:
-            DataError: the images have another shape or type than the network reads.
+            DataError: the arrays have other names, shapes or types than the network reads.
             ModelError: the network cannot be prepared for them.
         """
-        check_images(images, self._shape)
-        batch = self._batches.get(images.shape)
+        if self._inputs is not None:
+            check_feeds(feeds, self._inputs)
+        shapes = tuple(array.shape for array in feeds.values())
+        batch = self._batches.get(shapes)
         if batch is None:
-            batch = self._batches[images.shape] = _Batch(
-                self._cuda.host_memory(images.shape), self._cuda.device_memory(images.shape)
+            batch = self._batches[shapes] = _Batch(
+                {name: self._cuda.host_memory(*_form(array)) for name, array in feeds.items()},
+                {name: self._cuda.device_memory(*_form(array)) for name, array in feeds.items()},
             )
         if batch is not self._current:
-            self._current, self._launch, self._logits = None, None, None
-            self._launch = self._prepare(batch.images)
+            self._current, self._launch, self._outputs = None, None, None
+            self._launch = self._prepare(batch.inputs)
             self._current = batch
-        np.copyto(batch.host_images.numpy(), images)
+        for name, array in feeds.items():
+            np.copyto(batch.host_inputs[name].numpy(), array)
 
     def upload(self) -> None:
-        """Queue the copy of the staged images to the device."""
+        """Queue the copies of the staged arrays to the device."""
         batch = self._staged()
-        self._cuda.copy(batch.images, batch.host_images)
+        for name, memory in batch.inputs.items():
+            self._cuda.copy(memory, batch.host_inputs[name])
 
     def enqueue(self) -> None:
-        """Queue the network on the images that were uploaded last."""
+        """Queue the network on the arrays that were uploaded last."""
         self._staged()
         assert self._launch is not None
-        self._logits = self._launch()
+        self._outputs = self._launch()
 
     def download(self) -> None:
-        """Queue the copy of the logits of the last ``enqueue`` to page-locked memory."""
+        """Queue the copies of the outputs of the last ``enqueue`` to page-locked memory."""
         batch = self._staged()
-        if self._logits is None:
-            raise RuntimeError(f"{self._name} was asked for logits before it was enqueued")
-        if batch.host_logits is None:
-            batch.host_logits = self._cuda.host_memory(tuple(self._logits.shape))
-        self._cuda.copy(batch.host_logits, self._logits)
+        if self._outputs is None:
+            raise RuntimeError(f"{self._name} was asked for outputs before it was enqueued")
+        for name, memory in self._outputs.items():
+            if name not in batch.host_outputs:
+                dtype = str(memory.dtype).removeprefix("torch.")
+                batch.host_outputs[name] = self._cuda.host_memory(tuple(memory.shape), dtype)
+            self._cuda.copy(batch.host_outputs[name], memory)
 
     def synchronize(self) -> None:
         """Wait until everything that was queued is done."""
@@ -144,23 +153,23 @@ class Stages:
         """Keep the stream busy while the host queues what comes next; see ``Cuda.hold``."""
         self._cuda.hold(milliseconds)
 
-    def fetch(self) -> np.ndarray:
-        """Wait, and return the logits that were downloaded last, (N, classes) float32."""
+    def fetch(self) -> Outputs:
+        """Wait, and return the outputs that were downloaded last."""
         batch = self._staged()
-        if batch.host_logits is None:
-            raise RuntimeError(f"{self._name} was asked for logits before they were downloaded")
+        if not batch.host_outputs:
+            raise RuntimeError(f"{self._name} was asked for outputs before they were downloaded")
         self._cuda.synchronize()
-        return batch.host_logits.numpy().copy()
+        return {name: memory.numpy().copy() for name, memory in batch.host_outputs.items()}
 
     def close(self) -> None:
         """Wait for what is queued and let go of all memory."""
         self._cuda.close()
         self._batches.clear()
-        self._current, self._launch, self._logits = None, None, None
+        self._current, self._launch, self._outputs = None, None, None
 
     def _staged(self) -> _Batch:
         if self._current is None:
-            raise RuntimeError(f"{self._name} was asked to run before images were staged")
+            raise RuntimeError(f"{self._name} was asked to run before anything was staged")
         return self._current
 
 
@@ -179,3 +188,7 @@ def captured(cuda: Cuda, launch: Launch, *, warmups: int = 1) -> Launch:
             f"the network cannot be captured as a CUDA graph: {first_line(error)}; "
             "run it without one"
         ) from error
+
+
+def _form(array: np.ndarray) -> tuple[tuple[int, ...], str]:
+    return array.shape, array.dtype.name

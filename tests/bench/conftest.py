@@ -13,7 +13,7 @@ from bench.measuring.accuracy import Predictions, compare
 from bench.measuring.environment import Environment
 from bench.measuring.latency import SLOTS, LatencyResult, Warmup
 from bench.reports.report import build_report
-from bench.reports.schema import Artefact, ParityRecord, Report
+from bench.reports.schema import Artefact, ParityRecord, Report, ValidationSet
 from bench.statistics.stats import median_ratio_interval
 from compress.config import BenchConfig
 
@@ -44,7 +44,7 @@ def sample_report(
         architecture="resnet20",
         target="cpu",
         runtime="ONNX Runtime (CPU)",
-        identity="0123456789abcdef" * 4,
+        validation=ValidationSet(identity="0123456789abcdef" * 4, images=images, skipped=3),
         artefacts=(
             _artefact("a", 1_084_121, 40_813_184, 270_896, parity),
             _artefact("b", 512_004, 20_325_376, 121_034, parity),

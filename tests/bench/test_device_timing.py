@@ -158,16 +158,16 @@ def test_real_stages_compute_the_logits_that_are_timed(monkeypatch: pytest.Monke
     weight = torch.arange(12.0).reshape(4, 3)
     launches = []
 
-    def prepare(images: torch.Tensor) -> Callable[[], torch.Tensor]:
-        def launch() -> torch.Tensor:
+    def prepare(tensors: dict[str, torch.Tensor]) -> Callable[[], dict[str, torch.Tensor]]:
+        def launch() -> dict[str, torch.Tensor]:
             launches.append(1)
-            return images.mean(dim=(2, 3)) @ weight.T
+            return {"logits": tensors["input"].mean(dim=(2, 3)) @ weight.T}
 
         return launch
 
     stages = Stages("stand-in", cuda, prepare)
     images = np.random.default_rng(0).standard_normal((2, 3, 5, 5)).astype(np.float32)
-    stages.stage(images)
+    stages.stage({"input": images})
     ticks = count()
     found = time_on_device(
         stages,
@@ -177,7 +177,7 @@ def test_real_stages_compute_the_logits_that_are_timed(monkeypatch: pytest.Monke
     )
     assert (len(launches), len(cuda.uploads)) == (3, 3)
     np.testing.assert_allclose(
-        stages.fetch(), images.mean(axis=(2, 3)) @ weight.numpy().T, rtol=1e-5, atol=1e-5
+        stages.fetch()["logits"], images.mean(axis=(2, 3)) @ weight.numpy().T, rtol=1e-5, atol=1e-5
     )
     assert found.latency_ms == [1.5] * 3
     assert found.stages_ms["enqueue"] == [1000.0] * 3
@@ -212,19 +212,19 @@ def test_a_call_on_a_real_gpu_is_no_shorter_than_its_steps(graph: bool) -> None:
     cuda = Cuda()
     model = torch.nn.Conv2d(3, 16, 3).to(cuda.device).eval()
 
-    def prepare(images: torch.Tensor) -> Callable[[], torch.Tensor]:
-        def launch() -> torch.Tensor:
+    def prepare(tensors: dict[str, torch.Tensor]) -> Callable[[], dict[str, torch.Tensor]]:
+        def launch() -> dict[str, torch.Tensor]:
             with torch.inference_mode(), cuda.on_stream():
-                return model(images).mean(dim=(2, 3))
+                return {"logits": model(tensors["input"]).mean(dim=(2, 3))}
 
         launch()
         return cuda.capture(launch) if graph else launch
 
     stages = Stages("conv", cuda, prepare)
     images = np.random.default_rng(0).standard_normal((4, 3, 64, 64)).astype(np.float32)
-    expected = stages.infer(images)
+    expected = stages.run({"input": images})["logits"]
     found = time_on_device(stages, 20)
-    np.testing.assert_allclose(stages.fetch(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stages.fetch()["logits"], expected, rtol=1e-4, atol=1e-5)
     assert all(len(found.stages_ms[stage]) == 20 for stage in STAGES)
     assert all(time > 0 for times in found.stages_ms.values() for time in times)
     for latency, host in zip(found.latency_ms, found.host_ms, strict=True):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from bench.measuring.device_timing import DeviceCalls
-from bench.measuring.latency import LatencyResult, measure_latency
+from bench.measuring.latency import Call, LatencyResult, measure_latency
 from compress.config import BenchConfig
 from compress.errors import DataError
 
-IMAGES = np.zeros((4, 3, 8, 8), dtype=np.float32)
+FEEDS: dict[str, np.ndarray] = {}
 
 
 class Clock:
@@ -33,13 +33,18 @@ class FakeRunner:
         self.name, self.clock, self.cost_ms, self.log, self.calls = name, clock, cost_ms, log, 0
         self.collector_was_on: list[bool] = []
 
-    def infer(self, images: np.ndarray) -> np.ndarray:
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert feeds == FEEDS
         self.clock.seconds += self.cost_ms(self.calls) / 1000
         self.calls += 1
         self.collector_was_on.append(gc.isenabled())
         if self.log is not None:
             self.log.append(self.name)
-        return np.zeros((len(images), 10), dtype=np.float32)
+        return {}
+
+
+def fed(runners: dict[str, FakeRunner]) -> dict[str, Call]:
+    return {name: Call(runner, FEEDS) for name, runner in runners.items()}  # type: ignore[arg-type]
 
 
 def measure(
@@ -61,7 +66,7 @@ def measure(
         "confidence": 0.95,
         "seed": 0,
     }
-    return measure_latency(runners, IMAGES, clock=clock, **{**defaults, **settings})
+    return measure_latency(fed(runners), batch_size=4, clock=clock, **{**defaults, **settings})
 
 
 def noisy(mean_ms: float, seed: int, spread: float = 0.03) -> Callable[[int], float]:
@@ -97,8 +102,8 @@ def test_a_control_of_its_own_is_measured_as_such() -> None:
     costs = {"reference": 2.0, "pruned": 1.0, "control": 2.2}
     runners = {name: FakeRunner(name, clock, lambda _, ms=ms: ms) for name, ms in costs.items()}
     found = measure_latency(
-        runners,
-        IMAGES,
+        fed(runners),
+        batch_size=4,
         block_ms=49.9,
         min_blocks=8,
         max_seconds=15,
@@ -192,13 +197,13 @@ def test_collector_is_off_in_blocks_and_restored(enabled: bool) -> None:
         (gc.enable if enabled else gc.disable)()
         settings: dict[str, Any] = {"block_ms": 20, "min_blocks": 4, "max_seconds": 5, "seed": 0}
         settings |= {"ratio_precision": 0.1, "confidence": 0.9, "clock": clock}
-        found = measure_latency(runners, IMAGES, **settings)
+        found = measure_latency(fed(runners), batch_size=4, **settings)
         warm = found.warmup["reference"].calls + found.warmup["control"].calls
         assert not any(runners["reference"].collector_was_on[warm:])
         assert gc.isenabled() is enabled
-        runners["pruned"].infer = explode  # type: ignore[method-assign]
+        runners["pruned"].run = explode  # type: ignore[method-assign]
         with pytest.raises(MemoryError):
-            measure_latency(runners, IMAGES, **settings)
+            measure_latency(fed(runners), batch_size=4, **settings)
         assert gc.isenabled() is enabled
     finally:
         (gc.enable if was else gc.disable)()
@@ -211,11 +216,11 @@ def test_progress_rises_to_one() -> None:
     assert shares[-1] == 1.0
 
 
-def test_no_images_is_one_sentence() -> None:
-    with pytest.raises(DataError, match="at least one image"):
+def test_an_empty_batch_is_one_sentence() -> None:
+    with pytest.raises(DataError, match="at least one input"):
         measure_latency(
             {},
-            IMAGES[:0],
+            batch_size=0,
             block_ms=1,
             min_blocks=4,
             max_seconds=1,
@@ -250,7 +255,7 @@ def test_on_a_gpu_the_latency_is_that_of_the_steps(monkeypatch: pytest.MonkeyPat
     settings = BenchConfig(min_blocks=8).model_dump(
         include={"block_ms", "min_blocks", "max_seconds", "ratio_precision", "confidence"}
     )
-    found = measure_latency(runners, IMAGES, **settings, seed=0, clock=clock)  # type: ignore[arg-type]
+    found = measure_latency(fed(runners), batch_size=4, **settings, seed=0, clock=clock)  # type: ignore[arg-type]
     assert set(found.samples_ms["reference"]) == {2.75}
     assert found.ratio.ratio == pytest.approx(0.5)
     calls = len(found.samples_ms["reference"])

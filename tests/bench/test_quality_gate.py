@@ -282,7 +282,7 @@ def test_budgets_on_a_baseline_need_one(report: Report) -> None:
         judge(report, budgets(latency=wanted, accuracy={"max_regression_pp": 1}))
     assert str(caught.value) == (
         "accuracy.max_regression_pp and latency.max_regression and latency.max_median_regression "
-        "cannot be judged without a baseline; name a stored report with --baseline"
+        "cannot be judged without a baseline; name a stored report of the same reference"
     )
     with pytest.raises(ConfigError, match="max_regression cannot be judged"):
         require_baseline(budgets(latency={"max_regression": 1.0}), present=False)

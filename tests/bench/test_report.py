@@ -19,11 +19,12 @@ from bench.budgets import load_budgets
 from bench.judging.quality_gate import judge
 from bench.judging.verdicts import Verdict
 from bench.pages.render import render_markdown, render_table
-from bench.pages.sheets import comparison_sheet, verdict_sheet
+from bench.pages.sheets import verdict_sheet
 from bench.reports.json_schema import report_schema
 from bench.reports.outcomes import Outcomes
 from bench.reports.report import load_report, save_report, sealed
 from bench.reports.schema import Report
+from bench.reports.summary import comparison_sheet
 from compress.errors import CheckpointError, OutputError
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,7 @@ def test_the_document_says_what_it_is(report: Report, tmp_path: Path) -> None:
     assert document["created"] == "2026-01-02T03:04:05Z"
     assert document["pruning"] == {"criterion": "taylor-gate"}
     assert document["validation"] == {
+        "kind": "labelled",
         "identity": report.validation.identity,
         "images": 2000,
         "skipped": 3,
@@ -269,7 +271,7 @@ def test_units(written: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["bench.judging.quality_gate", "bench.reports.report", "bench.benchmark"]
+    "module", ["bench.judging.quality_gate", "bench.reports.report", "bench.comparison"]
 )
 def test_import_is_light(module: str) -> None:
     heavy = "('torch', 'torchvision', 'onnx', 'onnxruntime', 'scipy', 'rich')"

@@ -13,12 +13,12 @@ from onnx_models import rounds_half_precision
 from runs import DATA, config_of, pruned_run
 from tensorrt_contract import fake_tensorrt
 
-from bench.benchmark import benchmark
-from bench.subject import subjects
+from bench.comparison import Plan, measure
+from bench.inputs.images import dataset_inputs
+from bench.networks import subjects
 from compress.checkpoints.checkpoint import load_checkpoint
 from compress.config import BenchConfig, ExportConfig
 from compress.config.targets import load_target
-from compress.data.batches import eval_batches
 from compress.data.loading import Batch
 from compress.errors import (
     CheckpointError,
@@ -281,19 +281,18 @@ def test_parity_is_of_the_pruned_weights(run: RunDirectory, tmp_path: Path) -> N
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_bench_measures_the_engines(run: RunDirectory, cuda_graph: bool) -> None:
     done = export(run, run.export, target="h100", precision="fp16", engine=True, batch=(1, 2))
-    report = benchmark(
-        run.path,
-        config=BenchConfig(
-            runtime="tensorrt",
-            cuda_graph=cuda_graph,
-            batch_sizes=(1, 2),
-            block_ms=0.1,
-            min_blocks=4,
-            max_seconds=0.5,
-        ),
-        precision="fp16",
-        batches_factory=lambda: eval_batches(DATA.val, batch_size=2),
-        identity=DATA.identity,
+    config = BenchConfig(
+        runtime="tensorrt",
+        cuda_graph=cuda_graph,
+        batch_sizes=(1, 2),
+        block_ms=0.1,
+        min_blocks=4,
+        max_seconds=0.5,
+    )
+    report = measure(
+        subjects(run.path, config=config, precision="fp16"),
+        lambda wiring: dataset_inputs(DATA, wiring),
+        Plan(config=config, against="dense"),
     )
     assert report.runtime == "TensorRT 10.4.0 (Host GPU)"
     assert report.config.cuda_graph == cuda_graph

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import tensorrt_stand_in
 import torch
@@ -73,7 +72,14 @@ def installed(version: str, monkeypatch: pytest.MonkeyPatch, **behaviour: Any) -
     return module
 
 
-def built(trt: Any, model: bytes, folder: Path, ranges: Ranges, **facts: Any) -> Path:
+def built(
+    trt: Any,
+    model: bytes,
+    folder: Path,
+    ranges: Ranges,
+    fixed: dict[str, tuple[int, ...]] | None = None,
+    **facts: Any,
+) -> Path:
     """Build an engine with the stand-in and write it and its sidecar as a build does."""
     source, path = folder / "model.onnx", folder / "model.engine"
     source.write_bytes(model)
@@ -86,6 +92,8 @@ def built(trt: Any, model: bytes, folder: Path, ranges: Ranges, **facts: Any) ->
     for sizes in ranges:
         profile = builder.create_optimization_profile()
         profile.set_shape(network.get_input(0).name, *((size, *SIZE) for size in sizes))
+        for name, shape in (fixed or {}).items():
+            profile.set_shape(name, shape, shape, shape)
         config.add_optimization_profile(profile)
     path.write_bytes(builder.build_serialized_network(network, config))
     document = {
@@ -249,7 +257,7 @@ def test_the_steps_of_an_engine_can_be_taken_one_by_one(
     with EngineRunner(built(trt, model, tmp_path, RANGE)) as runner:
         stages = stages_of(runner)
         assert stages is not None
-        stages.stage(images(2))
+        stages.stage({"input": images(2)})
         before = len(calls_of(trt, "IExecutionContext.execute_async_v3"))
         for _ in range(3):
             stages.upload()
@@ -258,7 +266,8 @@ def test_the_steps_of_an_engine_can_be_taken_one_by_one(
         stages.download()
         with torch.no_grad():
             expected = network(torch.from_numpy(images(2))).numpy()
-        np.testing.assert_allclose(stages.fetch(), expected, atol=1e-5)
+        (fetched,) = stages.fetch().values()
+        np.testing.assert_allclose(fetched, expected, atol=1e-5)
         assert len(calls_of(trt, "IExecutionContext.execute_async_v3")) == before + 4
 
 
@@ -354,9 +363,9 @@ def test_the_reason_of_tensorrt_is_part_of_the_sentence(
     ("method", "words"),
     [
         ("set_optimization_profile_async", "refuses its own optimization profile 0: .*the GPU"),
-        ("set_input_shape", r"refuses images of shape \(2, 3, 12, 12\): .*the GPU"),
+        ("set_input_shape", r"refuses input of shape \(2, 3, 12, 12\): .*the GPU"),
         ("set_tensor_address", "refuses the memory of its tensor input: .*the GPU"),
-        ("execute_async_v3", r"refuses to run on images \(2, 3, 12, 12\): .*the GPU"),
+        ("execute_async_v3", r"refuses to run on input \(2, 3, 12, 12\): .*the GPU"),
     ],
 )
 def test_what_tensorrt_refuses_is_an_error_of_the_network(
@@ -389,32 +398,37 @@ def test_a_context_that_does_not_fit_into_memory(
 
 
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize(
-    ("outputs", "kind", "words"),
-    [
-        (2, TensorProto.FLOAT, "outputs a0, a1; a classifier"),
-        (1, TensorProto.FLOAT16, "HALF.* at its tensor input"),
-    ],
-)
-def test_an_engine_that_is_no_classifier(
-    trt: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    outputs: int,
-    kind: int,
-    words: str,
-) -> None:
-    ends = [
-        helper.make_tensor_value_info(name, kind, ("batch", *SIZE))
-        for name in ("input", *(f"a{index}" for index in range(outputs)))
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_an_engine_of_several_tensors_and_types(trt: Any, tmp_path: Path, cuda_graph: bool) -> None:
+    half, whole = TensorProto.FLOAT16, TensorProto.INT64
+    reads = [
+        helper.make_tensor_value_info("input", half, ("batch", *SIZE)),
+        helper.make_tensor_value_info("ids", whole, (3,)),
     ]
-    nodes = [helper.make_node("Relu", ["input"], [end.name]) for end in ends[1:]]
-    graph = helper.make_graph(nodes, "ends", ends[:1], ends[1:])
-    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    onnx.checker.check_model(data)
-    path = built(trt, data.SerializeToString(), tmp_path, RANGE)
-    with pytest.raises(CheckpointError, match=words), EngineRunner(path):
-        pass
+    writes = [
+        helper.make_tensor_value_info("rectified", half, ("batch", *SIZE)),
+        helper.make_tensor_value_info("twice", whole, (3,)),
+    ]
+    nodes = [
+        helper.make_node("Relu", ["input"], ["rectified"]),
+        helper.make_node("Add", ["ids", "ids"], ["twice"]),
+    ]
+    graph = helper.make_graph(nodes, "ends", reads, writes)
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = built(trt, data.SerializeToString(), tmp_path, RANGE, fixed={"ids": (3,)})
+    with EngineRunner(path, cuda_graph=cuda_graph) as runner:
+        assert [str(spec) for spec in runner.inputs or ()] == [
+            f"input float16 (any, {', '.join(map(str, SIZE))})",
+            "ids int64 (3,)",
+        ]
+        for seed in range(2):
+            feeds = {"input": images(2, seed).astype(np.float16), "ids": np.arange(3) + seed}
+            found = runner.run(feeds)
+            assert list(found) == ["rectified", "twice"]
+            np.testing.assert_array_equal(found["rectified"], np.maximum(feeds["input"], 0))
+            np.testing.assert_array_equal(found["twice"], 2 * feeds["ids"])
+        with pytest.raises(DataError, match="reads input, ids, and it was given input"):
+            runner.run({"input": feeds["input"]})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -47,6 +47,13 @@ def checkpoint() -> SimpleNamespace:
         std=(0.25, 0.25, 0.25),
         sha256="ab" * 32,
         costs={"macs": 4860, "params": 150},
+        description=SimpleNamespace(metrics={"criterion": "taylor-gate"}),
+        structure=SimpleNamespace(
+            groups=(
+                SimpleNamespace(name="0", dense=8, kept=5, residual=False, frozen=None),
+                SimpleNamespace(name="3", dense=9, kept=9, residual=False, frozen="an output"),
+            )
+        ),
     )
 
 
@@ -79,6 +86,8 @@ def test_both_files_and_what_they_say(tmp_path: Path) -> None:
     assert [entry["batch_size"] for entry in document["parity"]] == [1, 3, 8]
     assert all(entry["relative_error"] <= 1e-4 for entry in document["parity"])
     assert document["tools"]["torch"] == torch.__version__
+    assert document["groups"] == [{"name": "0", "dense": 8, "kept": 5, "residual": False}]
+    assert document["pruning"] == {"criterion": "taylor-gate"}
 
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert metadata["architecture"] == "tiny"

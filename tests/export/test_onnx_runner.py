@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from host_gpu import HostGpu, fresh_host_gpu
+from onnx import TensorProto, helper
 from onnx_models import export_classifier
 from torch import nn
 from torchvision import models
@@ -300,6 +301,83 @@ def test_ends_are_bound_by_name_to_memory_of_the_device(
     assert {unsynchronized for unsynchronized, _ in sessions.runs} == {"1"}
     assert opened.closed
     assert capfd.readouterr().out == ""
+
+
+def several_ends(path: Path) -> Path:
+    """Write a network of two inputs and two outputs, of three types."""
+    float_, whole, byte = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8
+    tensor = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Cast", ["bytes"], ["pixels"], to=float_),
+        helper.make_node("Add", ["pixels", "shift"], ["moved"]),
+        helper.make_node("Cast", ["moved"], ["rounded"], to=whole),
+    ]
+    ends = (
+        [tensor("bytes", byte, ["n", 3]), tensor("shift", float_, [3])],
+        [tensor("moved", float_, ["n", 3]), tensor("rounded", whole, ["n", 3])],
+    )
+    graph = helper.make_graph(nodes, "ends", *ends)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("provider", [CPU, CUDA])
+@pytest.mark.usefixtures("gpu")
+def test_several_inputs_and_outputs_of_any_type(
+    provider: str, sessions: Sessions, tmp_path: Path
+) -> None:
+    sessions.used = [provider]
+    shift = np.array([0.25, 0.5, 300.75], np.float32)
+    with OnnxRunner(several_ends(tmp_path / "model.onnx"), provider=provider) as runner:
+        specs = ["bytes uint8 (n, 3)", "shift float32 (3,)"]
+        assert [str(spec) for spec in runner.inputs or ()] == specs
+        for count in (2, 5, 2):
+            values = np.random.default_rng(count).integers(0, 256, (count, 3)).astype(np.uint8)
+            found = runner.run({"bytes": values, "shift": shift})
+            assert list(found) == ["moved", "rounded"]
+            np.testing.assert_array_equal(found["moved"], values + shift)
+            assert found["rounded"].dtype == np.int64
+            np.testing.assert_array_equal(found["rounded"], np.trunc(values + shift))
+        with pytest.raises(DataError, match=r"reads bytes uint8 \(n, 3\), .* float32 of shape"):
+            runner.run({"bytes": values.astype(np.float32), "shift": shift})
+
+
+@pytest.mark.usefixtures("gpu")
+def test_on_a_gpu_the_sizes_of_outputs_must_be_known(sessions: Sessions, tmp_path: Path) -> None:
+    tensor = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("NonZero", ["x"], ["places"])],
+        "open",
+        [tensor("x", TensorProto.FLOAT, ["n", 3])],
+        [tensor("places", TensorProto.INT64, [2, "found"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "open.onnx").write_bytes(model.SerializeToString())
+    with (
+        pytest.raises(CheckpointError, match=r"gives places of shape \[2, 'found'\]"),
+        OnnxRunner(tmp_path / "open.onnx", provider=CUDA),
+    ):
+        pass
+    sessions.used = [CPU]
+    with OnnxRunner(tmp_path / "open.onnx", provider=CPU) as runner:
+        found = runner.run({"x": np.eye(3, dtype=np.float32)})
+        assert found["places"].tolist() == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_what_is_no_array_of_numbers(tmp_path: Path) -> None:
+    words = helper.make_tensor_value_info("x", TensorProto.STRING, ["n"])
+    same = helper.make_tensor_value_info("y", TensorProto.STRING, ["n"])
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "words", [words], [same]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "words.onnx").write_bytes(model.SerializeToString())
+    with (
+        pytest.raises(CheckpointError, match=r"tensor\(string\) at its x"),
+        OnnxRunner(tmp_path / "words.onnx"),
+    ):
+        pass
 
 
 @pytest.mark.usefixtures("gpu")

@@ -137,7 +137,9 @@ def test_torch_opens_a_checkpoint_from_disk_or_from_memory(tmp_path: Path) -> No
             np.testing.assert_allclose(runner.infer(images(2)), expected, atol=1e-6)
         on_gpu = open_runner(source, "torch-cuda", device="cuda:1", cuda_graph=True)
         assert on_gpu.name == "torch (cuda:1)"
-    with pytest.raises(ConfigError, match=r"tensorrt reads a file \*\.engine, not a checkpoint"):
+    with pytest.raises(
+        ConfigError, match=r"tensorrt reads a file \*\.engine, not a network in memory"
+    ):
         open_runner(load_checkpoint(path), "tensorrt")
 
 

@@ -11,7 +11,7 @@ from host_gpu import HostGpu, fresh_host_gpu
 from torch import nn
 
 from compress.errors import ConfigError, DataError, EnvironmentUnfitError, ModelError
-from export.runners import Stages, TorchRunner, stages_of
+from export.runners import Stages, TensorSpec, TorchRunner, stages_of
 
 NO_GPU = not torch.cuda.is_available()
 
@@ -76,8 +76,36 @@ def test_what_torch_cannot_compute() -> None:
 
 
 def test_what_returns_no_tensor() -> None:
-    with TorchRunner(Pair()) as runner, pytest.raises(ModelError, match="returns a tuple"):
+    with (
+        TorchRunner(Pair()) as runner,
+        pytest.raises(ModelError, match=r"returns 2 tensors \(0, 1\)"),
+    ):
         runner.infer(images(1))
+
+
+class Several(nn.Module):
+    def forward(self, images: torch.Tensor, ids: torch.Tensor) -> dict[str, object]:
+        rows = images.flatten(1)
+        return {"rows": rows, "more": [ids * 2, (rows[:, :1],)]}
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_several_arrays_are_handed_over_in_order(device: str) -> None:
+    specs = [TensorSpec("images", "float32"), TensorSpec("ids", "int64", (None,))]
+    with TorchRunner(Several(), device, inputs=specs) as runner:
+        for count in (2, 4):
+            batch = images(count)
+            # By name, whatever the order in which they are given.
+            found = runner.run({"ids": np.arange(count), "images": batch})
+            assert list(found) == ["rows", "more.0", "more.1.0"]
+            np.testing.assert_array_equal(found["rows"], batch.reshape(count, -1))
+            np.testing.assert_array_equal(found["more.0"], 2 * np.arange(count))
+        with pytest.raises(DataError, match="reads images, ids, and it was given images"):
+            runner.run({"images": batch})
+    with TorchRunner(nn.Identity(), device) as free:
+        (same,) = free.run({"anything": np.arange(3)}).values()
+        np.testing.assert_array_equal(same, np.arange(3))
 
 
 def test_channels_last_is_another_layout_of_the_same_network() -> None:
@@ -172,21 +200,21 @@ def test_the_steps_can_be_taken_one_by_one() -> None:
         assert isinstance(stages, Stages)
         assert stages.stream == HostGpu.stream
         for early in (stages.upload, stages.enqueue, stages.download, stages.fetch):
-            with pytest.raises(RuntimeError, match="before images were staged"):
+            with pytest.raises(RuntimeError, match="before anything was staged"):
                 early()
         first, second = images(2, seed=1), images(2, seed=2)
-        stages.stage(first)
+        stages.stage({"input": first})
         with pytest.raises(RuntimeError, match="before it was enqueued"):
             stages.download()
         with pytest.raises(RuntimeError, match="before they were downloaded"):
             stages.fetch()
         stages.upload()
-        stages.stage(second)  # page-locked memory changes, that of the device does not
+        stages.stage({"input": second})  # page-locked memory changes, that of the device does not
         for _ in range(3):
             stages.enqueue()
         stages.download()
         stages.synchronize()
-        fetched = stages.fetch()
+        (fetched,) = stages.fetch().values()
         np.testing.assert_allclose(fetched, plain(model, first), atol=1e-6)
         kept = fetched.copy()
         runner.infer(second)
@@ -227,7 +255,10 @@ def test_on_a_gpu_the_same_mistakes_are_named() -> None:
         with pytest.raises(ModelError, match=r"torch \(cuda\) cannot compute .*\(1, 1, 8, 8\)"):
             runner.infer(np.zeros((1, 1, 8, 8), np.float32))
         assert runner.infer(images(2)).shape == (2, 11)
-    with TorchRunner(Pair(), "cuda") as pair, pytest.raises(ModelError, match="returns a tuple"):
+    with (
+        TorchRunner(Pair(), "cuda") as pair,
+        pytest.raises(ModelError, match=r"returns 2 tensors \(0, 1\)"),
+    ):
         pair.infer(images(1))
 
 

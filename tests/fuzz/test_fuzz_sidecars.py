@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from mutations import damaged, fuzzed, mutated, refused_in_a_sentence
 
-from bench.subject import subjects
+from bench.networks import subjects
 from compress.config import BenchConfig
 from export.engines.sidecar import read_engine_sidecar
 
@@ -28,6 +28,8 @@ NETWORK: dict[str, Any] = {
     "target": "cpu",
     "precision": "fp32",
     "parity": [{"batch_size": 1, "relative_error": 1e-7, "cosine": 1.0, "top1_agreement": 1.0}],
+    "groups": [{"name": "conv1", "dense": 8, "kept": 5, "residual": False}],
+    "pruning": {"finetuned": {"top1": 90.0, "images": 100}},
 }
 DIGEST = hashlib.sha256(b"network").hexdigest()
 SIDECAR = {
@@ -69,9 +71,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def use(run: Path) -> None:
     """Do with both sidecars what a measurement does before it loads a network."""
     found = subjects(run, config=BenchConfig(), precision="fp32")
-    for subject in found.values():
+    for subject in found:
         assert subject.artefact.bytes == 7
         assert subject.channel_multiple >= 1
+        assert all(group.dense for group in subject.groups)
 
 
 @fuzzed

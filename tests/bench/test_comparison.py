@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,30 +12,41 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.benchmark import benchmark, timing_batch
+from bench.comparison import Plan, measure
+from bench.inputs.sources import Batch, Inputs
+from bench.inputs.wiring import Wiring, wired
+from bench.networks import subjects
 from bench.pages.render import render_markdown
 from bench.reports.report import load_report, save_report
-from bench.subject import subjects
+from bench.reports.schema import Report
 from compress.config import BenchConfig
 from compress.errors import CheckpointError, ConfigError, DataError, EnvironmentUnfitError
+from export.runners import TensorSpec
 
 CONFIG = BenchConfig(
     batch_sizes=(1, 3), threads=1, block_ms=0.2, min_blocks=4, max_seconds=1.0, ratio_precision=1.0
 )
 
 
-class Batch(NamedTuple):
-    images: np.ndarray
-    labels: np.ndarray
-    skipped: int
-
-
-def batches(count: int = 30) -> Iterator[Batch]:
+def batches(size: int, count: int = 30) -> Iterator[Batch]:
     rng = np.random.default_rng(0)
-    for start in range(0, count, 8):
-        size = min(8, count - start)
-        images = rng.uniform(size=(size, 1, 2, 3)).astype(np.float32)
-        yield Batch(images, images.reshape(size, 6).argmax(axis=1), int(start == 0))
+    images = rng.uniform(size=(count, 1, 2, 3)).astype(np.float32)
+    for start in range(0, count, size):
+        part = images[start : start + size]
+        labels = part.reshape(len(part), 6).argmax(axis=1)
+        yield Batch({"images": part}, len(part), labels, int(start == 0))
+
+
+def labelled(count: int = 30) -> Inputs:
+    return Inputs("labelled", count, lambda size: batches(size, count), lambda: "f" * 64)
+
+
+def benchmark(
+    run_dir: Path, config: BenchConfig = CONFIG, count: int = 30, **options: Any
+) -> Report:
+    pair = subjects(run_dir, config=config, precision="fp32")
+    plan = Plan(config=config, against="dense", at_once=8)
+    return measure(pair, lambda wiring: labelled(count), plan, **options)
 
 
 def save_network(path: Path, weight: np.ndarray, **changes: Any) -> None:
@@ -89,6 +100,8 @@ def save_network(path: Path, weight: np.ndarray, **changes: Any) -> None:
                 "limits": {"relative_error": 1e-4, "cosine": -1.0, "top1_agreement": 0.0},
             }
         ],
+        "groups": [{"name": "conv1", "dense": 8, "kept": 5, "residual": True}],
+        "pruning": {"criterion": "taylor-gate"},
         "tools": {},
         **changes,
     }
@@ -107,29 +120,30 @@ def run_dir(tmp_path: Path) -> Path:
 
 def test_a_run_directory_becomes_a_report(run_dir: Path) -> None:
     steps: list[tuple[str, float]] = []
-    found = benchmark(
-        run_dir,
-        config=CONFIG,
-        batches_factory=batches,
-        identity="f" * 64,
-        pruning={"criterion": "taylor-gate"},
-        progress=lambda step, share: steps.append((step, share)),
-    )
-    labels = np.concatenate([batch.labels for batch in batches()])
+    found = benchmark(run_dir, progress=lambda step, share: steps.append((step, share)))
+    labels = np.concatenate([batch.labels for batch in batches(8)])  # type: ignore[misc]
     lost = int((labels == 0).sum())
     assert found.networks.reference.top1 == 1.0
     assert found.networks.pruned.top1 == pytest.approx(1 - lost / 30)
     assert found.comparison.accuracy is not None
     assert found.comparison.accuracy.drop.flips_to_wrong == lost
-    assert found.validation.model_dump() == {"identity": "f" * 64, "images": 30, "skipped": 1}
+    assert found.validation.model_dump() == {
+        "kind": "labelled",
+        "identity": "f" * 64,
+        "images": 30,
+        "skipped": 1,
+    }
+    assert found.pruning == {"criterion": "taylor-gate"}
+    assert [group.model_dump() for group in found.groups] == [
+        {"name": "conv1", "dense": 8, "kept": 5, "residual": True}
+    ]
     assert [record.batch_size for record in found.comparison.latency] == [1, 3]
     assert found.comparison.bytes_ratio == 1.0
     assert found.runtime == "ONNX Runtime (CPU)"
     assert found.environment.threads == 1
     assert found.networks.reference.parity[0].relative_error == 1e-7
     assert {step for step, _ in steps} == {
-        "accuracy, reference",
-        "accuracy, pruned",
+        "accuracy",
         "latency, batch 1",
         "latency, batch 3",
         "layers, batch 1",
@@ -142,13 +156,13 @@ def test_a_run_directory_becomes_a_report(run_dir: Path) -> None:
 
 def test_a_missing_export_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
-        benchmark(tmp_path, config=CONFIG, batches_factory=batches, identity="")
+        benchmark(tmp_path)
 
 
 def test_exports_that_do_not_belong_together(run_dir: Path) -> None:
     save_network(run_dir / "export" / "pruned.onnx", np.eye(6), num_classes=7)
     with pytest.raises(CheckpointError, match=r"differ in num_classes \(6 and 7\)"):
-        benchmark(run_dir, config=CONFIG, batches_factory=batches, identity="")
+        benchmark(run_dir)
 
 
 def test_each_precision_has_files_of_its_own(run_dir: Path) -> None:
@@ -164,10 +178,9 @@ def test_the_runtime_decides_which_file_is_measured(run_dir: Path) -> None:
     (run_dir / "dense.safetensors").write_bytes(b"12345")
     (run_dir / "pruned.safetensors").write_bytes(b"123")
     found = subjects(run_dir, config=BenchConfig(runtime="torch-cpu"), precision="fp32")
-    assert found["pruned"].artefact.bytes == 3
-    assert subjects(run_dir, config=BenchConfig(runtime="onnxruntime-cuda"), precision="fp32")[
-        "reference"
-    ].path == (run_dir / "export" / "dense.onnx")
+    assert found.pruned.artefact.bytes == 3
+    found = subjects(run_dir, config=BenchConfig(runtime="onnxruntime-cuda"), precision="fp32")
+    assert found.reference.path == run_dir / "export" / "dense.onnx"
     with pytest.raises(ConfigError, match="torch does not run the INT8 network"):
         subjects(run_dir, config=BenchConfig(runtime="torch-cpu"), precision="int8")
     with pytest.raises(CheckpointError, match=r"dense\.engine"):
@@ -178,19 +191,21 @@ def test_the_runtime_decides_which_file_is_measured(run_dir: Path) -> None:
 def test_a_runtime_that_cannot_work_here_is_refused(run_dir: Path) -> None:
     config = CONFIG.model_copy(update={"runtime": "onnxruntime-cuda"})
     with pytest.raises(EnvironmentUnfitError, match="CUDA"):
-        benchmark(run_dir, config=config, batches_factory=batches, identity="")
+        benchmark(run_dir, config)
 
 
 def test_no_images_is_one_sentence(run_dir: Path) -> None:
     with pytest.raises(DataError, match="none of 0 validation images"):
-        benchmark(run_dir, config=CONFIG, batches_factory=lambda: batches(0), identity="")
+        benchmark(run_dir, count=0)
 
 
-def test_timing_batch_takes_real_images_and_repeats_them() -> None:
-    whole = np.concatenate([batch.images for batch in batches()])
-    np.testing.assert_array_equal(timing_batch(batches(), 10), whole[:10])
-    few = timing_batch(batches(3), 7)
+def test_timing_takes_real_inputs_and_repeats_them() -> None:
+    spec = TensorSpec("images", "float32", ("batch", 1, 2, 3))
+    wiring: Wiring = wired((spec,), (spec,), ("a", "b"))
+    whole = np.concatenate([batch.feeds["images"] for batch in batches(8)])
+    np.testing.assert_array_equal(labelled().first(10, wiring)["images"], whole[:10])
+    few = labelled(3).first(7, wiring)["images"]
     np.testing.assert_array_equal(few, whole[:3][np.arange(7) % 3])
     assert few.flags.c_contiguous
     with pytest.raises(DataError, match="none could be read"):
-        timing_batch([], 4)
+        labelled(0).first(4, wiring)

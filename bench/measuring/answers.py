@@ -1,0 +1,182 @@
+"""What both networks answer to the same inputs: agreement, and accuracy where there are labels.
+
+Both see a batch before the next one is read, so a data set is read once and nothing of it is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.inputs.sources import Batch
+from bench.inputs.wiring import Names, Wiring
+from bench.measuring.accuracy import AccuracyComparison, Predictions, Tally, compare
+from bench.measuring.agreement import AgreementRecord, output_agreement
+from compress.errors import DataError, ModelError
+from export.runners import Outputs, Runner
+from export.verify import Agreement, is_logits
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What both networks answered to all inputs."""
+
+    skipped: int
+    agreement: AgreementRecord
+    predictions: tuple[Predictions, Predictions] | None
+    accuracy: AccuracyComparison | None
+
+
+def ask_both(
+    reference: Runner,
+    pruned: Runner,
+    wiring: Wiring,
+    batches: Iterable[Batch],
+    *,
+    size: int | None,
+    names: Names,
+    confidence: float,
+    output: str | None = None,
+) -> Answers:
+    """Run both networks over all inputs once.
+
+    Args:
+        reference: entered.
+        pruned: entered.
+        wiring: how the same arrays reach both.
+        batches: of ``bench.inputs``.
+        size: to which every batch is filled up, where only full ones can be run; what it is filled
+            with does not count.
+        names: of both, for messages.
+        confidence: of the intervals.
+        output: from which classes are read; default the first of shape (N, classes).
+
+    Raises:
+        DataError: no inputs, outputs that do not compare, or labels without classes.
+        ModelError: a network cannot be computed, or answers with NaN or infinity.
+    """
+    course = _Course(names, output)
+    for batch in batches:
+        course.skipped += batch.skipped
+        if not len(batch):
+            continue
+        feeds = batch.feeds if size is None else wiring.repeated(batch.feeds, size)
+        fed = wiring.length(feeds)
+        expected = wiring.cut(reference.run(wiring.for_reference(feeds)), fed, len(batch))
+        actual = wiring.cut(pruned.run(wiring.for_pruned(feeds)), fed, len(batch))
+        course.add(expected, actual, batch)
+    return course.answers(confidence)
+
+
+class _Course:
+    """Everything that is summed up over the batches."""
+
+    def __init__(self, names: Names, output: str | None) -> None:
+        self.skipped = 0
+        self._count = 0
+        self._names = names
+        self._output = output
+        self._pairs: dict[str, str] = {}
+        self._agreements: dict[str, Agreement] = {}
+        self._tallies = Tally(), Tally()
+        self._labelled = False
+
+    def add(self, expected: Outputs, actual: Outputs, batch: Batch) -> None:
+        self._pairs = self._pairs or paired_outputs(expected, actual, self._names)
+        for ours, theirs in self._pairs.items():
+            values = expected[ours], actual[theirs]
+            _require_alike(ours, values, self._names)
+            self._agreements.setdefault(ours, Agreement()).add(*values, rows=len(batch))
+        self._count += len(batch)
+        name = chosen_output(expected, self._output, rows=len(batch))
+        if batch.labels is None:
+            return
+        if name is None:
+            raise DataError(
+                f"labels need an output of shape (N, classes), and {self._names[0]} has "
+                f"{_listed(expected)}: give inputs without labels"
+            )
+        labels = np.asarray(batch.labels, dtype=np.int64)
+        for tally, logits in zip(
+            self._tallies, (expected[name], actual[self._pairs[name]]), strict=True
+        ):
+            tally.add(logits, labels)
+        self._labelled = True
+
+    def answers(self, confidence: float) -> Answers:
+        if not self._count:
+            raise DataError(
+                f"two networks are compared on inputs, and none of {self.skipped} validation "
+                "images could be read"
+            )
+        said = None
+        if self._labelled:
+            first, second = (tally.predictions(self.skipped) for tally in self._tallies)
+            said = first, second
+        order = sorted(self._agreements, key=lambda name: name != self._output)
+        outputs = (
+            output_agreement(name, self._agreements[name], confidence=confidence) for name in order
+        )
+        return Answers(
+            skipped=self.skipped,
+            agreement=AgreementRecord(inputs=self._count, outputs=tuple(outputs)),
+            predictions=said,
+            accuracy=compare(*said, confidence) if said else None,
+        )
+
+
+def paired_outputs(expected: Outputs, actual: Outputs, names: Names) -> dict[str, str]:
+    """Return the pruned network's name of each output of the reference.
+
+    They are paired by name, else by order where number and shapes agree.
+
+    Raises:
+        DataError: they do not compare.
+    """
+    if expected.keys() == actual.keys():
+        return {name: name for name in expected}
+    if len(expected) == len(actual):
+        return dict(zip(expected, actual, strict=True))
+    raise DataError(
+        f"{names[0]} returns {_listed(expected)} and {names[1]} {_listed(actual)}: networks of "
+        "different outputs do not compare"
+    )
+
+
+def chosen_output(outputs: Outputs, asked: str | None, *, rows: int) -> str | None:
+    """Return the output that classes are read from: the one asked for, else the first that can.
+
+    Raises:
+        DataError: there is none of the name that is asked for.
+    """
+    if asked is not None:
+        if asked not in outputs:
+            raise DataError(f"no output is named {asked!r}: there is {_listed(outputs)}")
+        return asked if is_logits(outputs[asked], rows) else None
+    return next((name for name, values in outputs.items() if is_logits(values, rows)), None)
+
+
+def _require_alike(name: str, values: tuple[np.ndarray, np.ndarray], names: Names) -> None:
+    ours, theirs = values
+    if ours.shape != theirs.shape:
+        if ours.ndim == theirs.ndim == 2:
+            raise DataError(
+                f"{names[0]} names {ours.shape[1]} classes at its output {name} and {names[1]} "
+                f"{theirs.shape[1]}: they were trained on other class lists and do not compare"
+            )
+        raise DataError(
+            f"{names[0]} returns {name} of shape {ours.shape} and {names[1]} of {theirs.shape} for "
+            "the same inputs: outputs compare where their shapes are equal"
+        )
+    for who, found in zip(names, values, strict=True):
+        if not np.isfinite(found).all():
+            raise ModelError(
+                f"{who} answers with NaN or infinity at its output {name}: there is nothing to "
+                "compare; look at its weights and at what it was fed"
+            )
+
+
+def _listed(outputs: Mapping[str, np.ndarray]) -> str:
+    return ", ".join(f"{name} {values.shape}" for name, values in outputs.items())
