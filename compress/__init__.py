@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from compress.errors import CompressError
 
 if TYPE_CHECKING:
+    from bench.compare import compare
+    from bench.judging.quality_gate import judge
     from compress.checkpoints.checkpoint import load_model
     from compress.checkpoints.library import load, save
     from compress.pruning.pieces import analyse, choose, importance, shrink
@@ -23,8 +25,10 @@ __all__ = [
     "__version__",
     "analyse",
     "choose",
+    "compare",
     "export_onnx",
     "importance",
+    "judge",
     "load",
     "load_model",
     "save",
@@ -37,8 +41,10 @@ _ROOMS = {
     "Pruner": "compress.pruning.pruner",
     "analyse": "compress.pruning.pieces",
     "choose": "compress.pruning.pieces",
+    "compare": "bench.compare",
     "export_onnx": "export.library",
     "importance": "compress.pruning.pieces",
+    "judge": "bench.judging.quality_gate",
     "load": "compress.checkpoints.library",
     "load_model": "compress.checkpoints.checkpoint",
     "save": "compress.checkpoints.library",
