@@ -66,7 +66,7 @@ class Subject:
         return Artefact(
             onnx_sha256=facts.get("onnx", {}).get("sha256"),
             weights_sha256=self.digest,
-            bytes=self.path.stat().st_size if self.path else None,
+            bytes=sum(file.stat().st_size for file in self.files) or None,
             file=self.name if self.path else None,
             runtime=self.runtime,
             macs=facts.get("macs"),
@@ -83,11 +83,22 @@ class Subject:
         return tuple(GroupRecord(**group) for group in self.facts.get("groups") or ())
 
     @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """What the runtime reads; an ONNX file may keep weights beside it."""
+        if self.path is None:
+            return ()
+        if self.path.suffix != ".onnx":
+            return (self.path,)
+        from export.onnx_check import weight_files
+
+        return weight_files(self.path)
+
+    @cached_property
     def digest(self) -> str:
         """What tells this network from others."""
         if "weights_sha256" in self.facts:
             return str(self.facts["weights_sha256"])
-        return sha256_of(self.path) if self.path else _digest_of(self.module)
+        return sha256_of(*self.files) if self.files else _digest_of(self.module)
 
     @cached_property
     def source(self) -> Path | Checkpoint | nn.Module:

@@ -87,10 +87,11 @@ def write_json(path: Path, document: Any) -> None:
     write_atomically(path, json.dumps(document, indent=2) + "\n")
 
 
-def sha256_of(path: Path) -> str:
-    """Return the hex digest of a file's bytes."""
+def sha256_of(*paths: Path) -> str:
+    """Return the hex digest of a file's bytes, or of several files' one after the other."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
+    for path in paths:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()

@@ -105,33 +105,51 @@ def standard_opset(model: onnx.ModelProto) -> int:
     )
 
 
-def require_one_file(path: Path) -> None:
-    """Refuse an ONNX file that would have a runtime read others, wherever they lie.
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """Return an ONNX file and the files of its weights, sorted.
+
+    Exporters may keep weights apart. Only files beside it whose names begin with its own are read
+    (``model.onnx.data``, ``model.onnx_data``): a file could have a runtime read any other.
 
     Raises:
-        CheckpointError: it names another file, or it is missing, damaged or not ONNX.
+        CheckpointError: it names another file, or one is missing, damaged or not ONNX.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
-        fault = _external_data(onnx.load_model_from_string(path.read_bytes()))
+        apart = _kept_apart(onnx.load_model_from_string(path.read_bytes()))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except DecodeError as error:
         raise CheckpointError(f"cannot load {path}: it is damaged or is not ONNX") from error
-    if fault:
-        raise CheckpointError(f"{path}: {fault}, and only that file itself is read: export again")
+    for location, weight in apart.items():
+        beside = path.parent / location
+        own = Path(location).name == location and location.startswith(path.name)
+        if not own or beside.is_symlink():
+            raise CheckpointError(
+                f"{path} keeps weight {weight!r} in {location!r}, and only files beside it whose "
+                f"names begin with {path.name} are read: export it again, into one file"
+            )
+        if not beside.is_file():
+            raise CheckpointError(f"there is no {beside}, in which {path.name} keeps its weights")
+    return (path, *sorted(path.parent / location for location in apart))
 
 
 def _external_data(model: onnx.ModelProto) -> str | None:
-    from onnx.external_data_helper import uses_external_data
+    for weight in _kept_apart(model).values():
+        return f"weight {weight!r} is kept in a second file"
+    return None
+
+
+def _kept_apart(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the files that weights lie in, each with the name of one of them."""
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
     nodes = (node for function in model.functions for node in function.node)
-    for tensor in (*_tensors(model.graph), *_held(nodes)):
-        if uses_external_data(tensor):
-            return f"weight {tensor.name!r} is kept in a second file"
-    return None
+    tensors = (*_tensors(model.graph), *_held(nodes))
+    apart = (tensor for tensor in tensors if uses_external_data(tensor))
+    return {ExternalDataInfo(tensor).location: tensor.name for tensor in apart}
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

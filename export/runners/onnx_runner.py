@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.errors import CheckpointError, ConfigError, EnvironmentUnfitError
-from export.onnx_check import first_line, require_one_file
+from export.onnx_check import first_line, weight_files
 from export.runners.cuda import Cuda
 from export.runners.protocol import (
     Feeds,
@@ -110,7 +110,7 @@ class OnnxRunner(Runner):
             )
         if not self._path.is_file():
             raise CheckpointError(f"there is no ONNX file {self._path}")
-        require_one_file(self._path)
+        weight_files(self._path)
         with ExitStack() as stack:
             cuda = self._open_gpu(runtime) if self._provider in (CUDA, TENSORRT) else None
             session = self._create_session(runtime, self._providers(cuda, stack))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import re
 import shlex
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -452,6 +455,15 @@ def exported(model: nn.Module, path: Path, size: tuple[int, int, int]) -> Path:
     return path
 
 
+def exported_plainly(model: nn.Module, path: Path, size: tuple[int, int, int]) -> Path:
+    """Export as torch does by default: a fixed batch, and weights in a file beside it."""
+    pytest.importorskip("onnxscript", reason="torch's exporter needs it")
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model.eval(), (torch.zeros(8, *size),), path, dynamo=True)
+    return path
+
+
 def test_a_checkpoint_in_torch_against_onnx(lenet: tuple[Path, nn.Module], tmp_path: Path) -> None:
     path, model = lenet
     found = compared(path, exported(model, tmp_path / "same.onnx", (1, 16, 16)))
@@ -583,7 +595,10 @@ def test_large_inputs_are_answered_a_few_at_once() -> None:
     assert set(sizes) == {1, 3}
 
 
-def test_a_network_that_another_tool_pruned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("export", [exported, exported_plainly])
+def test_a_network_that_another_tool_pruned(
+    tmp_path: Path, export: Callable[[nn.Module, Path, tuple[int, int, int]], Path]
+) -> None:
     """Pruned by Torch-Pruning, exported by torch.onnx: nothing in the files is ours."""
     pruning = pytest.importorskip("torch_pruning", reason="Torch-Pruning is not installed")
     torch.manual_seed(0)
@@ -593,7 +608,7 @@ def test_a_network_that_another_tool_pruned(tmp_path: Path) -> None:
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
     ).eval()
     size = (3, 32, 32)
-    dense = exported(model, tmp_path / "dense.onnx", size)
+    dense = export(model, tmp_path / "dense.onnx", size)
     images = arrays(40, size)
     with torch.no_grad():
         before = model(torch.from_numpy(images)).numpy()
@@ -602,7 +617,7 @@ def test_a_network_that_another_tool_pruned(tmp_path: Path) -> None:
         model, torch.zeros(1, *size), importance, pruning_ratio=0.75, ignored_layers=[model[-1]]
     ).step()
     assert model[3].weight.shape == (16, 16, 3, 3)  # type: ignore[union-attr]
-    pruned = exported(model, tmp_path / "pruned.onnx", size)
+    pruned = export(model, tmp_path / "pruned.onnx", size)
     limits = {
         "latency": {"max_ratio": 0.95, "batch_sizes": [8]},
         "size": {"max_ratio": 0.2},
@@ -624,6 +639,11 @@ def test_a_network_that_another_tool_pruned(tmp_path: Path) -> None:
     assert output.relative_error == pytest.approx(error, rel=1e-3)
     assert output.same_top1 is not None
     assert output.same_top1.share == (before.argmax(axis=1) == after.argmax(axis=1)).mean()
+    files = sorted(tmp_path.glob("pruned.onnx*"))
+    assert len(files) == (1 if export is exported else 2)
+    assert found.networks.pruned.bytes == sum(file.stat().st_size for file in files)
+    if export is exported_plainly:
+        return
     counted = [layer for layer in found.layers[0].layers if layer.reference and layer.pruned]
     macs = [(one.reference.macs, one.pruned.macs) for one in counted if one.reference.macs]  # type: ignore[union-attr]
     assert macs == [

@@ -34,7 +34,7 @@ from compress.config import RunConfig, save_config
 from compress.data.decoding import DECODE_ERRORS, decode_rgb
 from compress.documents import read_toml
 from compress.errors import CheckpointError, ConfigError
-from export.onnx_check import require_one_file
+from export.onnx_check import weight_files
 from export.runners import OnnxRunner
 from export.triton import model_name
 
@@ -448,17 +448,33 @@ def onnx_with_weight(location: str, *, inside: bool) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-@pytest.mark.parametrize("location", ["../secret.bin", "secret.bin", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "location",
+    ["../secret.bin", "secret.bin", "/etc/passwd", "m.onnx/../secret.bin", "m.onnx.link"],
+)
 def test_an_onnx_file_reads_no_other_file(tmp_path: Path, location: str, inside: bool) -> None:
     path = tmp_path / "run" / "m.onnx"
     path.parent.mkdir()
     for folder in (tmp_path, path.parent):
         np.arange(4, dtype=np.float32).tofile(folder / "secret.bin")
+    (path.parent / "m.onnx.link").symlink_to(tmp_path / "secret.bin")
     path.write_bytes(onnx_with_weight(location, inside=inside).SerializeToString())
-    with pytest.raises(CheckpointError, match="is kept in a second file"):
-        require_one_file(path)
-    with pytest.raises(CheckpointError, match="is kept in a second file"), OnnxRunner(path):
+    with pytest.raises(CheckpointError, match="keeps weight 'w' in"):
+        weight_files(path)
+    with pytest.raises(CheckpointError, match="only files beside it"), OnnxRunner(path):
         pass
+
+
+def test_an_onnx_file_reads_its_own_weights_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(onnx_with_weight("m.onnx.data", inside=False).SerializeToString())
+    with pytest.raises(CheckpointError, match=r"there is no .*m.onnx.data, in which m.onnx keeps"):
+        weight_files(path)
+    np.arange(4, dtype=np.float32).tofile(tmp_path / "m.onnx.data")
+    assert weight_files(path) == (path, tmp_path / "m.onnx.data")
+    with OnnxRunner(path) as runner:
+        (found,) = runner.run({"x": np.ones(4, np.float32)}).values()
+    assert found.tolist() == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "..", "a/../../b", "\x00", "~root"])
