@@ -38,7 +38,7 @@ def scenes(
     return images, targets
 
 
-def main(steps: int = 24, output: Path | None = None) -> list[float]:
+def main(steps: int = 24, count: int = 4, output: Path | None = None) -> list[float]:
     """Train and prune; return the loss of every minibatch."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
@@ -55,7 +55,7 @@ def main(steps: int = 24, output: Path | None = None) -> list[float]:
     )
     losses = []
     for _ in range(steps):
-        images, targets = scenes(4, generator)
+        images, targets = scenes(count, generator)
         loss = sum(model(images, targets).values())
         optimizer.zero_grad()
         loss.backward()
@@ -71,7 +71,8 @@ def main(steps: int = 24, output: Path | None = None) -> list[float]:
         image = torch.stack(scenes(1, generator)[0])
         with torch.no_grad():
             pairs = zip(loaded(image).values(), backbone.eval()(image).values(), strict=True)
-            print("the file holds the same backbone:", all(torch.equal(a, b) for a, b in pairs))
+            same = all(torch.equal(a, b) for a, b in pairs)
+        print(f"the file holds the same backbone: {same}")
     return losses
 
 
@@ -80,4 +81,4 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    main(options.steps, options.output)
+    main(options.steps, output=options.output)

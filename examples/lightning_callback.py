@@ -60,6 +60,13 @@ class PruningCallback(lightning.Callback):
         """Let the optimizers, which exist by now, follow the shrinks."""
         self.pruner.optimizers = tuple(trainer.optimizers)
 
+    def on_before_backward(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: torch.Tensor
+    ) -> None:
+        """Let the criteria that need second derivatives take them."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.pruner.before_backward(loss if scaler is None else loss / scaler.get_scale())
+
     def on_before_optimizer_step(
         self,
         trainer: lightning.Trainer,
@@ -126,16 +133,26 @@ class Classifier(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=2e-3)
 
 
+def minibatches(count: int) -> tuple[DataLoader[tuple[torch.Tensor, ...]], torch.Tensor]:
+    """Return a loader of noisy copies of ten patterns with their numbers, and its images."""
+    patterns, labels = torch.randn(10, 3, 16, 16), torch.randint(10, (count * 32,))
+    images = patterns[labels] + torch.randn(len(labels), 3, 16, 16)
+    return DataLoader(TensorDataset(images, labels), batch_size=32), images
+
+
 def main(
-    output: Path, epochs: int = 4, minibatches: int = 20, resume: bool = False, **trainer: Any
+    output: Path,
+    epochs: int = 4,
+    count: int = 20,
+    interval: int = 5,
+    resume: bool = False,
+    **trainer: Any,
 ) -> Classifier:
     """Train and prune; return the pruned module."""
     lightning.seed_everything(0, verbose=False)
-    patterns, labels = torch.randn(10, 3, 16, 16), torch.randint(10, (minibatches * 32,))
-    images = patterns[labels] + torch.randn(len(labels), 3, 16, 16)
-    loader = DataLoader(TensorDataset(images, labels), batch_size=32)
+    loader, images = minibatches(count)
     module = Classifier()
-    pruning = PruningCallback(images[:1], budget="macs=0.5", steps=8, interval=5)
+    pruning = PruningCallback(images[:1], budget="macs=0.5", steps=8, interval=interval)
     saving = ModelCheckpoint(output, save_last=True, save_top_k=0)
     fitting = lightning.Trainer(
         max_epochs=epochs,

@@ -76,7 +76,8 @@ def main(trained: int = 40, finetuned: int = 40, output: Path | None = None) -> 
         compress.save(model, output, recipe=recipe)
         loaded = compress.load(output, build=build)
         with torch.no_grad():
-            print("the file holds:", torch.equal(loaded(example), model.eval()(example)))
+            same = torch.equal(loaded(example), model.eval()(example))
+        print(f"the file holds the same network: {same}")
     return before, after
 
 

@@ -56,7 +56,11 @@ def minibatch(number: int, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def main(
-    output: Path, updates: int = 60, save_every: int = 20, resume: bool = False
+    output: Path,
+    updates: int = 60,
+    save_every: int = 20,
+    resume: bool = False,
+    interval: int = 5,
 ) -> list[float]:
     """Train and prune; return the loss of every update."""
     output.mkdir(parents=True, exist_ok=True)
@@ -70,7 +74,13 @@ def main(
     scaler = torch.amp.GradScaler(device)
     example = minibatch(0)[0][:1].to(device)
     pruner = compress.Pruner(
-        model, example, optimizer=optimizer, copies=[ema], budget="macs=0.5", steps=8, interval=5
+        model,
+        example,
+        optimizer=optimizer,
+        copies=[ema],
+        budget="macs=0.5",
+        steps=8,
+        interval=interval,
     )
     start = 0
     if resume:  # the pruner first: it gives the network, the copy and the optimizer their shapes
@@ -97,9 +107,7 @@ def main(
         scaler.step(optimizer)
         scaler.update()
         ema.update_parameters(model)
-        done_before = pruner.done
-        if pruner.step(total) and not done_before:
-            print(f"update {update + 1}: the budget holds\n{pruner.summary()}")
+        pruner.step()
         losses.append(total)
         if (update + 1) % save_every == 0:
             state = {"update": update + 1, "pruner": pruner.state_dict()}
@@ -107,6 +115,7 @@ def main(
             state |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
             torch.save(state, checkpoint)
 
+    print(pruner.summary())
     compress.save(ema.module, output / "pruned.safetensors", recipe=pruner.recipe)
     loaded = compress.load(output / "pruned.safetensors", build=Net).to(device)
     with torch.no_grad():

@@ -93,6 +93,10 @@ def main(steps: int = 120, output: Path | None = None, size: int = 32) -> list[f
     print(f"Dice {found[0]:.3f} -> {found[-1]:.3f} at the smaller size")
     if output is not None:
         compress.save(model, output, recipe=pruner.recipe)
+        loaded = compress.load(output, build=UNet)
+        with torch.no_grad():
+            same = torch.equal(loaded(example), model.eval()(example))
+        print(f"the file holds the same network: {same}")
     return found
 
 

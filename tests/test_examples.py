@@ -1,0 +1,234 @@
+"""The training scripts that people copy from work, and each proves what it says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import free_port
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.tensorboard import SummaryWriter
+
+import compress
+
+ROOT = Path(__file__).parents[1]
+# Of Lightning about itself, with a newer torch than it knows.
+of_lightning = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*num_workers")
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return import_module
+
+
+def macs_of(model: nn.Module, image: torch.Tensor) -> int:
+    """Return the multiply-adds of one image as torch counts them."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model.eval()(image)
+    return counter.get_total_flops() // 2
+
+
+def falls(values: list[float]) -> bool:
+    """Whether the last quarter is below the first."""
+    part = max(1, len(values) // 4)
+    return sum(values[-part:]) < sum(values[:part])
+
+
+def test_a_loop_of_ones_own_is_stopped_and_goes_on_to_the_same_weights(
+    example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = example("plain_torch").main
+    whole = train(tmp_path / "whole", updates=16, save_every=100, interval=1)
+    assert falls(whole)
+    train(tmp_path / "parts", updates=6, save_every=6, interval=1)
+    shrunk = torch.load(tmp_path / "parts" / "checkpoint.pt")["pruner"]["shrunk"]
+    assert not shrunk.all(), "it is stopped between two shrinks"
+    rest = train(tmp_path / "parts", updates=16, resume=True, interval=1)
+    assert rest == whole[6:]
+    assert capsys.readouterr().out.count("the file holds the same network: True") == 3
+    one, other = (load_file(tmp_path / name / "pruned.safetensors") for name in ("whole", "parts"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_accelerate(example: Any) -> None:
+    pytest.importorskip("accelerate", reason="the example is a loop of accelerate")
+    module = example("accelerate_loop")
+    dense, image = macs_of(module.build(), torch.zeros(1, 3, 16, 16)), torch.zeros(1, 3, 16, 16)
+    assert 0.4 * dense < macs_of(module.main(steps=8), image) <= 0.5 * dense
+
+
+def test_accelerate_in_two_processes(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="the example is a loop of accelerate")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    command = (*launcher, "--master-port", free_port(), ROOT / "examples" / "accelerate_loop.py")
+    result = subprocess.run(
+        [*map(str, command), "--steps", "8"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
+    )
+    assert "2 processes, the same weights: True" in result.stdout, result.stderr
+
+
+@of_lightning
+def test_a_callback_of_lightning_does_what_a_plain_loop_does(example: Any, tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning", reason="the example is a callback of lightning")
+    module = example("lightning_callback")
+    fitted = module.main(tmp_path, epochs=2, count=8, interval=1)
+
+    lightning.seed_everything(0, verbose=False)
+    loader, images = module.minibatches(8)
+    plain = module.Classifier()
+    optimizer = plain.configure_optimizers()
+    pruner = compress.Pruner(
+        plain, images[:1], optimizer=optimizer, budget="macs=0.5", steps=8, interval=1
+    )
+    for batch in [*loader, *loader]:
+        loss = F.cross_entropy(plain(batch[0]), batch[1])
+        optimizer.zero_grad()
+        loss.backward()
+        pruner.score()
+        optimizer.step()
+        pruner.step()
+    assert pruner.done
+    expected, found = plain.state_dict(), fitted.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@of_lightning
+def test_a_fit_of_lightning_is_stopped_and_goes_on_to_the_same_weights(
+    example: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("lightning", reason="the example is a callback of lightning")
+    fit = example("lightning_callback").main
+    whole = fit(tmp_path / "whole", epochs=3, count=4, interval=1)
+    half = fit(tmp_path / "parts", epochs=1, count=4, interval=1)
+    resumed = fit(tmp_path / "parts", epochs=3, count=4, interval=1, resume=True)
+    sizes = [sum(p.numel() for p in each.parameters()) for each in (half, whole, resumed)]
+    assert sizes[0] > sizes[1] == sizes[2]
+    expected, found = whole.state_dict(), resumed.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@of_lightning
+def test_a_fit_of_lightning_ends_with_the_budget_and_accumulates(
+    example: Any, tmp_path: Path
+) -> None:
+    lightning = pytest.importorskip("lightning", reason="the example is a callback of lightning")
+    module = example("lightning_callback")
+    loader, images = module.minibatches(20)
+    pruning = module.PruningCallback(images[:1], part="network", stop=True, steps=4, interval=2)
+    trainer = lightning.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        callbacks=[pruning],
+        accumulate_grad_batches=2,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module.Classifier(), loader)
+    assert pruning.pruner.done
+    assert trainer.global_step == 4 * 2
+    assert trainer.current_epoch < 3
+
+
+def test_a_train_script_of_timm(
+    example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("timm", reason="the example is a train script of timm's kind")
+    path = tmp_path / "pruned.safetensors"
+    share = example("timm_train").main(epochs=2, minibatches=8, output=path)
+    printed = capsys.readouterr().out
+    assert "the budget holds: True" in printed
+    assert f"accuracy of the file: {share:.3f}" in printed
+    assert share > 0.3, "of ten classes"
+
+
+def test_a_detector_trains_on_around_its_pruned_backbone(
+    example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = example("detection").main(steps=6, count=2, output=tmp_path / "pruned.safetensors")
+    assert falls(losses)
+    printed = capsys.readouterr().out
+    assert "the budget holds: True" in printed
+    assert "the file holds the same backbone: True" in printed
+
+
+def test_a_unet_goes_on_finding_discs(
+    example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = example("segmentation")
+    path = tmp_path / "pruned.safetensors"
+    found = module.main(steps=32, size=16, output=path)
+    assert falls([-overlap for overlap in found])
+    loaded, image = compress.load(path, build=module.UNet), torch.zeros(1, 1, 16, 16)
+    assert macs_of(loaded, image) <= 0.5 * macs_of(module.UNet(), image)
+    assert "the file holds the same network: True" in capsys.readouterr().out
+
+
+def scalars(folder: Path) -> dict[str, list[float]]:
+    read = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {tag: [event.value for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+
+class StandIn:
+    """Takes numbers as MLflow and a run of Weights & Biases do."""
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, float]] = []
+        self.steps: list[int] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        assert all(isinstance(value, (int, float)) for value in metrics.values())
+        assert step is not None
+        self.log(metrics)
+        self.steps.append(step)
+
+    def log(self, data: dict[str, float]) -> None:
+        self.logged.append(data)
+
+
+def test_events_reach_tensorboard_mlflow_and_wandb(example: Any, tmp_path: Path) -> None:
+    module, mlflow, wandb = example("callbacks"), StandIn(), StandIn()
+    with SummaryWriter(str(tmp_path)) as writer:
+        callback = module.to_all(
+            module.to_tensorboard(writer), module.to_mlflow(mlflow), module.to_wandb(wandb)
+        )
+        model = module.main(callback)
+    macs = [logged["prune/macs"] for logged in mlflow.logged]
+    assert mlflow.steps == [1, 2, 3, 4, 5, 6]
+    assert macs[-1] == macs_of(model, torch.zeros(1, 3, 16, 16))
+    assert wandb.logged == mlflow.logged
+    drawn = scalars(tmp_path)
+    assert drawn.keys() == mlflow.logged[0].keys()
+    assert drawn["prune/macs"] == macs
+
+
+def test_one_step_from_analysis_to_a_smaller_network(
+    example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, path = example("one_shot"), tmp_path / "pruned.safetensors"
+    before, after = module.main(trained=16, finetuned=16, output=path)
+    assert after < before
+    assert "the file holds the same network: True" in capsys.readouterr().out
+    pruned, image = compress.load(path, build=module.build), torch.zeros(1, 3, 16, 16)
+    assert macs_of(pruned, image) <= 0.5 * macs_of(module.build(), image)
+    widths = [m.out_channels for m in pruned.modules() if isinstance(m, nn.Conv2d)]
+    assert all(width % 4 == 0 for width in widths)
