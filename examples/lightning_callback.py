@@ -3,7 +3,7 @@
     python examples/lightning_callback.py --output lightning [--epochs 4] [--resume]
 
 Copy ``PruningCallback``. It works with automatic optimization, gradient accumulation, mixed
-precision and DDP; its state is part of the Trainer's checkpoints, with which a fit is resumed.
+precision and DDP; a checkpoint of the Trainer holds its state, and ``fit`` goes on from there.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import compress
 
+STATE = "pruner."
+"""What the names of the pruner's tensors in a checkpoint begin with."""
+
 
 class PruningCallback(lightning.Callback):
-    """Prunes the module, or a part of it, in every ``fit``.
+    """Prunes a module, or a part of it, while it is fitted.
 
     Args:
         example: inputs of the ``forward`` of what is pruned.
@@ -33,6 +36,8 @@ class PruningCallback(lightning.Callback):
         settings: those of ``[prune]``.
     """
 
+    pruner: compress.Pruner
+
     def __init__(self, example: Any, part: str = "", stop: bool = False, **settings: Any) -> None:
         self.example, self.part, self.stop, self.settings = example, part, stop, settings
         self._updated = False
@@ -40,8 +45,8 @@ class PruningCallback(lightning.Callback):
     def setup(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
     ) -> None:
-        """Analyse the network; to resume, shrink it before weights are read and optimizers made."""
-        if stage != "fit":
+        """Analyse the network, before weights are read and optimizers are made."""
+        if "pruner" in vars(self):
             return
         self.pruner = compress.Pruner(
             pl_module.get_submodule(self.part),
@@ -50,9 +55,7 @@ class PruningCallback(lightning.Callback):
             callback=lambda kind, facts: self.tell(trainer, kind, facts),
             **self.settings,
         )
-        if trainer.ckpt_path is not None:
-            checkpoint = torch.load(trainer.ckpt_path, map_location="cpu", weights_only=True)
-            self.pruner.load_state_dict(checkpoint["callbacks"][self.state_key])
+        pl_module.register_load_state_dict_pre_hook(self.before_weights)
 
     def on_fit_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -103,9 +106,25 @@ class PruningCallback(lightning.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(left, trainer.global_step)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the pruner; ``setup`` reads it."""
-        return self.pruner.state_dict()
+    def on_save_checkpoint(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Put the pruner's state among the weights: it is needed before they are read.
+
+        A callback's ``load_state_dict`` would come after them.
+        """
+        state = self.pruner.state_dict().items()
+        checkpoint["state_dict"].update({STATE + name: tensor for name, tensor in state})
+
+    def before_weights(self, module: nn.Module, weights: dict[str, Any], *rest: Any) -> None:
+        """Take the state out again, and let a dense network take its shrunk form."""
+        names = [name for name in weights if name.startswith(STATE)]
+        state = {name.removeprefix(STATE): weights.pop(name) for name in names}
+        if state and self.pruner.at.shrunk.all():
+            self.pruner.load_state_dict(state)
 
 
 class Classifier(lightning.LightningModule):
