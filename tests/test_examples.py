@@ -1,10 +1,13 @@
-"""The training scripts that people copy from work, and each proves what it says."""
+"""The training scripts and the page that people copy from work, and each proves what it says."""
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from torch.utils.tensorboard import SummaryWriter
 import compress
 
 ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 # Of Lightning about itself, with a newer torch than it knows.
 of_lightning = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*num_workers")
 
@@ -232,3 +237,107 @@ def test_one_step_from_analysis_to_a_smaller_network(
     assert macs_of(pruned, image) <= 0.5 * macs_of(module.build(), image)
     widths = [m.out_channels for m in pruned.modules() if isinstance(m, nn.Conv2d)]
     assert all(width % 4 == 0 for width in widths)
+
+
+def test_the_page_runs_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in place.items():  # as torchrun would
+        monkeypatch.setenv(name, value)
+    # A C++ compiler is not part of what the tests need.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    space: dict[str, Any] = {}
+    for number, block in enumerate(BLOCKS):
+        exec(compile(block, f"<block {number} of library.md>", "exec"), space)
+    shown = capsys.readouterr().out
+    assert re.search(r"^MACs +617,632 +\d{3},\d{3} +(4\d|50)\.\d %$", shown, re.MULTILINE)
+
+
+class Said:
+    """What the page's table of mistakes is about: each is made in a loop as the page has it."""
+
+    def __init__(self) -> None:
+        space: dict[str, Any] = {}
+        for block in (BLOCKS[0], next(block for block in BLOCKS if "def new(" in block)):
+            exec(block, space)
+        self.new, self.network, self.loss = space["new"], space["MyNet"], space["my_loss"]
+        self.images, self.labels = space["images"], space["labels"]
+
+    def backward(self, model: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.loss(model(self.images), self.labels).backward()
+
+    def score_twice(self) -> None:
+        model, _, pruner = self.new()
+        self.backward(model)
+        pruner.score()
+        pruner.score()
+
+    def step_without_the_loss(self) -> None:
+        model, _, pruner = self.new(max_loss=1.0, interval=1)
+        self.backward(model)
+        pruner.score()
+        pruner.step()
+
+    def no_second_derivatives(self) -> None:
+        model, _, pruner = self.new(criterion="obd")
+        self.backward(model)
+        pruner.score()
+
+    def forward_alone(self) -> None:
+        model, _, pruner = self.new(criterion="taylor-gate-fg")
+        self.backward(model.forward)
+        pruner.score()
+
+    def another_optimizer(self) -> None:
+        optimizer = torch.optim.SGD(self.network().parameters(), lr=0.1)
+        compress.Pruner(self.network(), self.images[:1], optimizer=optimizer)
+
+    def another_head(self) -> None:
+        model, _, pruner = self.new(interval=1)
+        model.head = nn.Linear(16, 10)
+        self.backward(model)
+        pruner.score()
+        pruner.step()
+
+    def another_state(self) -> None:
+        other = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        state = compress.Pruner(other, self.images[:1], optimizer=None).state_dict()
+        self.new()[2].load_state_dict(state)
+
+    def a_state_too_late(self) -> None:
+        model, _, pruner = self.new(interval=1)
+        while not pruner.done:
+            self.backward(model)
+            pruner.score()
+            pruner.step()
+        pruner.load_state_dict(pruner.state_dict())
+
+    def mistakes(self) -> list[Callable[[], Any]]:
+        """Return what is done wrong, row by row."""
+        return [
+            lambda: self.new()[2].score(),
+            self.score_twice,
+            lambda: self.new()[2].step(),
+            self.step_without_the_loss,
+            self.no_second_derivatives,
+            self.forward_alone,
+            lambda: self.new(intervall=3),
+            lambda: self.new(budget="macs=0.01"),
+            self.another_optimizer,
+            self.another_head,
+            self.another_state,
+            self.a_state_too_late,
+        ]
+
+
+def test_the_page_quotes_what_errors_say() -> None:
+    table = PAGE.split("## What goes wrong")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    mistakes = Said().mistakes()
+    assert len(rows[1:]) == len(mistakes)
+    for (done, said), mistake in zip(rows[1:], mistakes, strict=True):
+        with pytest.raises(compress.CompressError) as caught:
+            mistake()
+        assert str(caught.value) == said, done
