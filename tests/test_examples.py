@@ -83,7 +83,7 @@ def test_accelerate_in_two_processes(tmp_path: Path) -> None:
         [*map(str, command), "--steps", "8"],
         capture_output=True,
         text=True,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert "2 processes, the same weights: True" in result.stdout, result.stderr
 
