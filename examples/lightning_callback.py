@@ -77,8 +77,7 @@ class PruningCallback(lightning.Callback):
         optimizer: torch.optim.Optimizer,
     ) -> None:
         """Score the gradients of an update, which are accumulated, joined and unscaled here."""
-        if not self._updated:  # with several optimizers, at the first
-            self.pruner.score(getattr(trainer.precision_plugin, "scaler", None))
+        self.pruner.score(getattr(trainer.precision_plugin, "scaler", None))
         self._updated = True
 
     def on_train_batch_end(
