@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,18 +57,12 @@ def minibatch(number: int, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def main(
-    output: Path,
-    updates: int = 60,
-    save_every: int = 20,
-    resume: bool = False,
-    interval: int = 5,
+    output: Path, updates: int = 60, save_every: int = 20, resume: bool = False, interval: int = 5
 ) -> list[float]:
     """Train and prune; return the loss of every update."""
     output.mkdir(parents=True, exist_ok=True)
-    checkpoint = output / "checkpoint.pt"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-
     model = Net().to(device)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -82,16 +77,11 @@ def main(
         steps=8,
         interval=interval,
     )
-    start = 0
-    if resume:  # the pruner first: it gives the network, the copy and the optimizer their shapes
-        state = torch.load(checkpoint, map_location=device)
-        pruner.load_state_dict(state["pruner"])
-        model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        start = state["update"]
 
+    # The pruner first: it gives the network, the copy and the optimizer the shapes of their states.
+    parts: dict[str, Any] = {"pruner": pruner, "model": model, "ema": ema}
+    parts |= {"optimizer": optimizer, "scaler": scaler}
+    start = restored(output / "checkpoint.pt", parts) if resume else 0
     losses = []
     for update in range(start, updates):
         optimizer.zero_grad()
@@ -110,18 +100,25 @@ def main(
         pruner.step()
         losses.append(total)
         if (update + 1) % save_every == 0:
-            state = {"update": update + 1, "pruner": pruner.state_dict()}
-            state |= {"model": model.state_dict(), "ema": ema.state_dict()}
-            state |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-            torch.save(state, checkpoint)
-
+            states = {name: held.state_dict() for name, held in parts.items()}
+            torch.save({"update": update + 1, **states}, output / "checkpoint.pt")
     print(pruner.summary())
+    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+
     compress.save(ema.module, output / "pruned.safetensors", recipe=pruner.recipe)
     loaded = compress.load(output / "pruned.safetensors", build=Net).to(device)
     with torch.no_grad():
         same = torch.equal(loaded(example), ema.module.eval()(example))
-    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; the file holds the same network: {same}")
+    print(f"the file holds the same network: {same}")
     return losses
+
+
+def restored(checkpoint: Path, parts: dict[str, Any]) -> int:
+    """Load the state of every part, in their order; return the updates that were done."""
+    state = torch.load(checkpoint)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return int(state["update"])
 
 
 if __name__ == "__main__":

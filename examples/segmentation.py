@@ -97,6 +97,8 @@ def main(steps: int = 120, output: Path | None = None, size: int = 32) -> list[f
         with torch.no_grad():
             same = torch.equal(loaded(example), model.eval()(example))
         print(f"the file holds the same network: {same}")
+        exported = compress.export_onnx(loaded, output.with_suffix(".onnx"), example=example)
+        print(f"{exported.path.name}: {exported.inputs} -> {exported.outputs}")
     return found
 
 

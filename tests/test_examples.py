@@ -185,7 +185,9 @@ def test_a_unet_goes_on_finding_discs(
     assert falls([-overlap for overlap in found])
     loaded, image = compress.load(path, build=module.UNet), torch.zeros(1, 1, 16, 16)
     assert macs_of(loaded, image) <= 0.5 * macs_of(module.UNet(), image)
-    assert "the file holds the same network: True" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "the file holds the same network: True" in printed
+    assert "pruned.onnx: {'images': ('batch', 1, 16, 16)} -> {'output': ('batch', 2" in printed
 
 
 def scalars(folder: Path) -> dict[str, list[float]]:
