@@ -292,6 +292,11 @@ class Said:
         self.backward(model.forward)
         pruner.score()
 
+    def compiled(self) -> None:
+        model, _, pruner = self.new(criterion="taylor-gate-fg")
+        self.backward(torch.compile(model, backend="eager"))
+        pruner.score()
+
     def another_optimizer(self) -> None:
         optimizer = torch.optim.SGD(self.network().parameters(), lr=0.1)
         compress.Pruner(self.network(), self.images[:1], optimizer=optimizer)
@@ -325,6 +330,7 @@ class Said:
             self.step_without_the_loss,
             self.no_second_derivatives,
             self.forward_alone,
+            self.compiled,
             lambda: self.new(intervall=3),
             lambda: self.new(budget="macs=0.01"),
             self.another_optimizer,
@@ -334,6 +340,7 @@ class Said:
         ]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch's own tracer
 def test_the_page_quotes_what_errors_say() -> None:
     table = PAGE.split("## What goes wrong")[1].split("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
