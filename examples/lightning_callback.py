@@ -27,7 +27,7 @@ STATE = "pruner."
 
 
 class PruningCallback(lightning.Callback):
-    """Prunes a module, or a part of it, while it is fitted.
+    """Prunes a module, or a part of it, while it is fitted; each module has a callback of its own.
 
     Args:
         example: inputs of the ``forward`` of what is pruned.
