@@ -1,6 +1,6 @@
 """Prune in one step: analyse, importance, choose, shrink, with no loop around pruning.
 
-    python examples/one_shot.py [--train 40] [--finetune 40] [--output pruned.safetensors]
+    python examples/one_shot.py [--train 40] [--finetune 40] [--output FOLDER]
 
 What a gradual ``Pruner`` does in many small steps, here in one, piece by piece. The pieces also
 serve a schedule or a criterion of one's own: importance is a vector with one entry per unit.
@@ -9,8 +9,10 @@ serve a schedule or a criterion of one's own: importance is a vector with one en
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,13 +30,15 @@ def build() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4, 10))
 
 
-def minibatches(count: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def minibatches(
+    count: int, seed: int, size: int = 32
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield noisy copies of ten patterns with their numbers."""
     patterns = torch.randn(10, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     for _ in range(count):
-        labels = torch.randint(10, (32,), generator=generator)
-        yield patterns[labels] + 3 * torch.randn(32, 3, 16, 16, generator=generator), labels
+        labels = torch.randint(10, (size,), generator=generator)
+        yield patterns[labels] + 3 * torch.randn(size, 3, 16, 16, generator=generator), labels
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, count: int, seed: int) -> float:
@@ -54,6 +58,7 @@ def main(trained: int = 40, finetuned: int = 40, output: Path | None = None) -> 
     model = build()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     before = train(model, optimizer, trained, seed=1)
+    dense = copy.deepcopy(model)  # to compare with in the end
     example = next(minibatches(1, seed=0))[0][:1]
 
     graph = compress.analyse(model, example)
@@ -73,12 +78,32 @@ def main(trained: int = 40, finetuned: int = 40, output: Path | None = None) -> 
     after = train(model, optimizer, finetuned, seed=3)  # the momentum of what is left went on
     print(f"loss {before:.3f} dense -> {after:.3f} pruned and finetuned")
     if output is not None:
-        compress.save(model, output, recipe=recipe)
-        loaded = compress.load(output, build=build)
-        with torch.no_grad():
-            same = torch.equal(loaded(example), model.eval()(example))
-        print(f"the file holds the same network: {same}")
+        write(output, model, recipe, dense)
     return before, after
+
+
+def write(output: Path, model: nn.Module, recipe: dict[str, Any], dense: nn.Module) -> None:
+    """Save the network, and measure it against the dense one in ONNX Runtime."""
+    output.mkdir(parents=True, exist_ok=True)
+    images, labels = next(minibatches(1, seed=4, size=256))
+    compress.save(model, output / "pruned.safetensors", recipe=recipe)
+    loaded = compress.load(output / "pruned.safetensors", build=build)
+    with torch.no_grad():
+        same = torch.equal(loaded(images), model.eval()(images))
+    print(f"the file holds the same network: {same}")
+    for name, network in (("dense", dense), ("pruned", model)):
+        compress.export_onnx(network, output / f"{name}.onnx", example=images[:1])
+    report = compress.compare(
+        output / "dense.onnx",
+        output / "pruned.onnx",
+        images,
+        labels=labels,
+        batch_sizes=[1],
+        max_seconds=2,
+    )
+    print(report)
+    for verdict in compress.judge(report, {"size": {"max_ratio": 0.6}}):
+        print(verdict.status, verdict.sentence)
 
 
 if __name__ == "__main__":

@@ -231,11 +231,15 @@ def test_events_reach_tensorboard_mlflow_and_wandb(example: Any, tmp_path: Path)
 def test_one_step_from_analysis_to_a_smaller_network(
     example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module, path = example("one_shot"), tmp_path / "pruned.safetensors"
-    before, after = module.main(trained=16, finetuned=16, output=path)
+    module = example("one_shot")
+    before, after = module.main(trained=16, finetuned=16, output=tmp_path)
     assert after < before
-    assert "the file holds the same network: True" in capsys.readouterr().out
-    pruned, image = compress.load(path, build=module.build), torch.zeros(1, 3, 16, 16)
+    printed = capsys.readouterr().out
+    assert "the file holds the same network: True" in printed
+    sizes = [(tmp_path / f"{name}.onnx").stat().st_size for name in ("dense", "pruned")]
+    assert f"x {sizes[1] / sizes[0]:.3f}" in printed
+    path, image = tmp_path / "pruned.safetensors", torch.zeros(1, 3, 16, 16)
+    pruned = compress.load(path, build=module.build)
     assert macs_of(pruned, image) <= 0.5 * macs_of(module.build(), image)
     widths = [m.out_channels for m in pruned.modules() if isinstance(m, nn.Conv2d)]
     assert all(width % 4 == 0 for width in widths)
@@ -254,6 +258,7 @@ def test_the_page_runs_from_top_to_bottom(
     for number, block in enumerate(BLOCKS):
         exec(compile(block, f"<block {number} of library.md>", "exec"), space)
     shown = capsys.readouterr().out
+    assert "file size" in shown
     assert re.search(r"^MACs +617,632 +\d{3},\d{3} +(4\d|50)\.\d %$", shown, re.MULTILINE)
 
 
