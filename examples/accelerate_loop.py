@@ -1,7 +1,7 @@
 """Pruning in a loop of Hugging Face Accelerate, in one process or several.
 
     python examples/accelerate_loop.py [--steps 40]
-    accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py
+    ACCELERATE_USE_CPU=1 torchrun --nproc-per-node 2 examples/accelerate_loop.py
 
 Every process takes the same decisions; it is an error if they do not.
 """

@@ -61,7 +61,7 @@ class PruningCallback(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Let the optimizers, which exist by now, follow the shrinks."""
-        self.pruner.optimizers = tuple(trainer.optimizers)
+        self.pruner.follow(trainer.optimizers)
 
     def on_before_backward(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: torch.Tensor

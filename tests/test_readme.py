@@ -6,10 +6,12 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import typer.main
+from loops import Block, batch_of
 from typer.testing import CliRunner
 
 import cli
@@ -81,11 +83,29 @@ def test_the_example_on_digits_works(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert held - {"v100"} <= {name.partition("/")[0] for name in named}
     assert all(Path("digits", name).exists() for name in named if not name.endswith("/"))
 
-    (program,) = blocks("python")
-    space: dict[str, torch.nn.Module] = {}
+    _, program = blocks("python")
+    space: dict[str, Any] = {}
     exec(program, space)
     assert space["model"](torch.zeros(1, 1, 8, 8)).shape == (1, 10)
     assert compress.__name__ in program
+
+
+def test_the_training_loop_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    program, _ = blocks("python")
+    model = Block()
+    space: dict[str, Any] = {
+        "model": model,
+        "images": batch_of(4)[0],
+        "loader": [batch_of(16, number) for number in range(400)],
+        "my_loss": torch.nn.functional.cross_entropy,
+        "optimizer": torch.optim.AdamW(model.parameters()),
+    }
+    exec(program, space)
+    assert space["pruner"].done
+    images, _ = batch_of(4)
+    again = compress.load("pruned.safetensors", build=Block)
+    assert torch.equal(again(images), model.eval()(images))
 
 
 def test_budget_file_is_valid() -> None:

@@ -200,6 +200,16 @@ class Pruner:
         """Return widths and costs before and after, and why groups stay dense."""
         return Summary.of(self.dense_graph, self.at.kept, str(self.settings.budget))
 
+    def follow(self, optimizer: Optimizers | None) -> None:
+        """Let other optimizers follow from now on, as ``optimizer`` of the constructor.
+
+        Raises:
+            UsageError: none of them holds a parameter that is trained and may shrink.
+        """
+        optimizers = inner_optimizers(optimizer)
+        require_trained(self.model, self.graph, optimizers, self.copies)
+        self.optimizers = optimizers
+
     # Around a training step
 
     def before_backward(self, loss: torch.Tensor) -> None:

@@ -299,7 +299,7 @@ def test_a_run_goes_on_with_the_network_it_has(evil: Path) -> None:
 HOSTILE = """
 import io, json, os, resource, sys, zipfile
 import torch
-from compress.checkpoints.checkpoint import METADATA_KEY
+from compress.checkpoints.description import METADATA_KEY
 from compress.errors import CompressError
 from compress.importing import import_checkpoint
 from compress.config import ModelConfig

@@ -481,6 +481,11 @@ def test_optimizers_and_copies_that_cannot_follow_are_refused() -> None:
         compress.Pruner(model, images, optimizer=torch.optim.LBFGS(model.parameters()))
     with refused(UsageError, "none of torch.optim"):
         compress.Pruner(model, images, optimizer=model)  # type: ignore[arg-type]
+    later = compress.Pruner(model, images, optimizer=None)
+    with refused(UsageError, "the optimizer does not hold stem.weight"):
+        later.follow(partly)
+    later.follow([partly, rest])
+    assert later.optimizers == (partly, rest)
     with refused(UsageError, "a copy has no"):
         compress.Pruner(model, images, optimizer=None, copies=[nn.Linear(2, 2)])
     with refused(UsageError, "holds no tensor"):
