@@ -115,9 +115,14 @@ class Bench:
             trainer.step(self.batch, judge=pruner)
             pruner.step()
 
+        masking = self.pruner(trainer, interval=1, shrink_at=1.0)
+        trainer.step(self.batch, judge=masking)
+        masking.step()  # the first of its steps has masked some channels, and the next is far away
+        masking.settings = pruner.settings
+
         def share() -> None:  # gradients are there from the last step
-            pruner.score()
-            pruner.step()
+            masking.score()
+            masking.step()
 
         works: dict[str, Callable[[], object]] = {
             "plain": lambda: trainer.step(self.batch),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -48,13 +48,26 @@ def shrink_(
     return graph.removed(kept)
 
 
-@torch.no_grad()
 def mask_(model: nn.Module, graph: ChannelGraph, kept: Mask) -> None:
     """Zero the weights with which readers read removed units: z = 0 for their gates, in place."""
+    holder(model, graph, kept)()
+
+
+def holder(model: nn.Module, graph: ChannelGraph, kept: Mask) -> Callable[[], None]:
+    """Return what ``mask_`` does, to be done again and again: indices go to the device once."""
+    places = []
     for axis in graph.readers:
         if not kept[axis.units].all():
             weight = tensor_of(model, axis.tensor)
-            weight.index_fill_(axis.dim, _index(~kept[axis.units], weight.device), 0)
+            removed = torch.from_numpy(np.flatnonzero(~kept[axis.units])).to(weight.device)
+            places.append((weight, axis.dim, removed))
+
+    @torch.no_grad()
+    def hold() -> None:
+        for weight, dim, removed in places:
+            weight.index_fill_(dim, removed, 0)
+
+    return hold
 
 
 def proof(model: nn.Module, graph: ChannelGraph, kept: Mask, example: Example) -> float:
@@ -137,7 +150,3 @@ def largest_difference(expected: Sequence[torch.Tensor], found: Sequence[torch.T
     scale = max((float(a.abs().max()) for a, _ in floating), default=0.0)
     difference = max((float((a - b).abs().max()) for a, b in floating), default=0.0)
     return difference / scale if scale else difference
-
-
-def _index(selected: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.flatnonzero(selected)).to(device)

@@ -25,7 +25,7 @@ from compress.networks import cost
 from compress.networks.capture import Example
 from compress.networks.cuts import cuts_of, tensor_of
 from compress.networks.groups import ChannelGraph, Mask
-from compress.networks.shrink import mask_, proof, shrink_
+from compress.networks.shrink import holder, proof, shrink_
 from compress.networks.trial import tried_graph
 from compress.pruning.decision import decide, prunable, report_dense
 from compress.pruning.importance import Importance, ranked, summary
@@ -283,8 +283,7 @@ class Pruner:
             )
         due = self.due
         self._take(loss)
-        if not (self.at.kept == self.at.shrunk).all():
-            mask_(self.model, self.graph, self.at.kept)
+        self._hold()
         if due:
             self._pruning_step()
         self.at.minibatches += 1
@@ -348,7 +347,8 @@ class Pruner:
             if masked and (self.reached or self.at.ended or masked >= settings.shrink_at):
                 events.append(self._shrink())
             elif masked:
-                mask_(self.model, self.graph, self.at.kept | ~before.kept)  # the rest is masked
+                self._hold = holder(self.model, self.graph, self.at.kept)
+                self._hold()
         except BaseException:
             self.at = before
             raise
@@ -445,7 +445,7 @@ class Pruner:
         self._bind()
 
     def _bind(self) -> None:
-        """Bind the criterion to the present parameters."""
+        """Bind the criterion, and what holds masks, to the present parameters."""
         self._detach()
         context = context_of(self.model, self.graph, self.settings, self.seed)
         self.scoring: Scoring = bind(self.settings.criterion, context)
@@ -455,6 +455,7 @@ class Pruner:
             for axis in self.graph.axes
             if isinstance(tensor := _held(self.model, axis.tensor), nn.Parameter)
         }
+        self._hold = holder(self.model, self.graph, self.at.kept)
         if self.scoring.network is not None:
             self._detach = self.scoring.network.attach()
 
@@ -551,6 +552,7 @@ class Pruner:
         self.largest_difference = float(state["proof"])
         self.seconds = {work: float(state[f"seconds.{work}"]) for work in self.seconds}
         self._scored = False
+        self._hold = holder(self.model, self.graph, self.at.kept)
         if self.done:
             self._detach()
 
