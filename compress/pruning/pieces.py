@@ -148,9 +148,8 @@ def shrink(
     optimizers, mask = inner_optimizers(optimizer), np.asarray(kept, dtype=bool)
     _require_mask(graph, mask)
     require_trained(network, graph, optimizers, others)
-    for copied in others:
-        shrink_(copied, graph, mask)
-    shrink_(network, graph, mask, optimizers)
+    for each, trained_by in ((network, optimizers), *((copied, ()) for copied in others)):
+        shrink_(each, graph, mask, trained_by)
     return recipe_from_cuts(cuts_of(graph, mask))
 
 

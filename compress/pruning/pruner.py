@@ -438,9 +438,10 @@ class Pruner:
 
     def _cut(self, kept: Mask) -> None:
         """Shrink the network and its copies, and bind the criterion to what is left."""
+        before = self.graph
+        self.graph = shrink_(self.model, before, kept, self.optimizers)  # the one that may refuse
         for copied in self.copies:
-            shrink_(copied, self.graph, kept)
-        self.graph = shrink_(self.model, self.graph, kept, self.optimizers)
+            shrink_(copied, before, kept)
         self.reshaped = True
         self._bind()
 

@@ -21,7 +21,8 @@ def inner_network(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is a {type(model).__name__} and no torch.nn.Module")
-    if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+    sharding = any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
+    if sharding or any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
         raise UsageError(
             f"the parameters of {type(model).__name__} are sharded over processes, so no process "
             "holds a whole channel: prune before they are, or with DistributedDataParallel"

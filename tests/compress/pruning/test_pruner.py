@@ -495,7 +495,7 @@ def test_optimizers_and_copies_that_cannot_follow_are_refused() -> None:
 
 
 def test_an_unknown_state_of_an_optimizer_is_refused_and_changes_nothing() -> None:
-    loop = Loop(OPTIMIZERS["SGD"], interval=1, shrink_at=0.001)
+    loop = Loop(OPTIMIZERS["SGD"], interval=1, shrink_at=0.001, averaged=True)
     loop.train()
     weight = loop.model.inner.weight
     loop.optimizer.state[weight]["preconditioner"] = torch.eye(7)
@@ -503,6 +503,8 @@ def test_an_unknown_state_of_an_optimizer_is_refused_and_changes_nothing() -> No
     with refused(ModelError, "SGD keeps 'preconditioner' of shape"):
         loop.pruner.step()
     assert loop.model.inner.weight is weight
+    assert loop.average is not None
+    assert loop.average.module.inner.weight.shape == weight.shape
     assert loop.pruner.at.kept is kept
     for key, expected in before.items():
         assert torch.equal(loop.model.state_dict()[key], expected)
