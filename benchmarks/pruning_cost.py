@@ -144,7 +144,7 @@ class Bench:
         while not pruner.done:
             pruner.score()
             pruner.step()
-        return pruner.seconds
+        return pruner.at.seconds
 
     def finetune_step(self) -> dict[str, list[float]]:
         """Time training steps of the dense network and of one with half of its MACs."""

@@ -1,24 +1,150 @@
-"""One pruning decision: which groups may lose units, and which units go at a step."""
+"""Pruning decisions: which groups may lose units, which units go at a step, and when it is over."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
 from compress.config import PruneConfig
 from compress.errors import ModelError
+from compress.networks import cost
 from compress.networks.cuts import tensor_of
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.partition import NETWORK_INPUT
-from compress.pruning.masking import Candidate, Goal, Scores, candidates, prune_to
+from compress.pruning.importance import ranked, summary
+from compress.pruning.masking import (
+    Candidate,
+    Goal,
+    Scores,
+    candidates,
+    goal_for,
+    prune_to,
+    smallest,
+)
+from compress.pruning.progress import Progress
 
 ORDINARY = frozenset({NETWORK_INPUT, "network output", "nothing reads it"})
 """Reasons that every network has."""
 MOST_NAMED = 5
 
+Event = tuple[str, dict[str, Any]]
+"""What happened: its kind, and plain facts of it."""
+
 log = logging.getLogger("compress")
+
+
+class Decisions:
+    """The pruning steps of one network, as far as numbers take them.
+
+    Args:
+        model: the dense network.
+        graph: its channel graph.
+        settings: how channels are chosen.
+        patience: minibatches that ``max_loss`` may put pruning off in all; None has no end.
+
+    Raises:
+        BudgetError: the budget cannot be reached.
+        ModelError: there is nothing to prune.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        settings: PruneConfig,
+        patience: int | None = None,
+    ) -> None:
+        self.graph, self.settings, self.patience = graph, settings, patience
+        self.allowed = prunable(model, graph, settings)
+        self.goal = goal_for(graph, settings.budget, self.allowed)
+        self._counted: Mask | None = None
+        self._reached = False
+
+    def reached(self, kept: Mask) -> bool:
+        """Whether the budget holds."""
+        if self._counted is not kept:  # asked at every minibatch, and counting takes time
+            self._counted, self._reached = kept, self.goal.cost_of(kept) <= self.goal.limit
+        return self._reached
+
+    @property
+    def expected_steps(self) -> int:
+        """Training steps until the budget is reached, as far as that is known."""
+        settings, steps = self.settings, self.settings.steps
+        if settings.step_size is not None:
+            removed = settings.budget.value
+            if settings.budget.kind != "removed":
+                dense, least = self.graph.everything(), smallest(self.graph, self.allowed)
+                removed = self.goal.channels_of(dense) - self.goal.channels_of(least)
+            steps = math.ceil(removed / settings.step_size)
+        steps += settings.start_after
+        return min(steps, settings.max_steps or steps) * settings.interval
+
+    def step(
+        self, at: Progress, importance: Callable[[], Scores], loss: float | None
+    ) -> list[Event]:
+        """Take one pruning step, or put it off.
+
+        Args:
+            at: where the pruning stands; it is moved on.
+            importance: ends the interval and returns (units,) importance, where it is needed.
+            loss: mean since the last pruning step, where it is known.
+
+        Returns:
+            What is to be told.
+        """
+        limit = self.settings.max_loss
+        if limit is not None and loss is not None and loss > limit:
+            return self._pause(at, loss)
+        return self._remove(at, importance(), loss)
+
+    def _remove(self, at: Progress, importance: Scores, loss: float | None) -> list[Event]:
+        settings, before = self.settings, at.kept
+        at.step += 1
+        if at.step > settings.start_after:
+            at.kept = decide(
+                ranked(importance, before, self.allowed, graph=self.graph, config=settings),
+                before,
+                self.allowed,
+                goal=self.goal,
+                config=settings,
+                step=at.step - settings.start_after,
+            )
+        facts = {
+            "pruning_step": at.step,
+            "loss": loss,
+            "importance": summary(importance, before, self.allowed),
+            "widths": {c.group.name: int(at.kept[c.group.units].sum()) for c in self.allowed},
+            **cost.totals(self.graph, at.kept),
+        }
+        events: list[Event] = [("prune_step", facts)]
+        most = settings.max_steps
+        if most is not None and at.step >= most and not self.reached(at.kept):
+            events.append(self._end(at, f"max_steps = {most} pruning steps are taken"))
+        return events
+
+    def _pause(self, at: Progress, loss: float) -> list[Event]:
+        """Let training go on without removing anything; in the end, give up."""
+        at.paused += 1
+        events: list[Event] = [("prune_pause", {"loss": loss})]
+        if self.patience is not None and at.paused * self.settings.interval > self.patience:
+            limit = self.settings.max_loss
+            events.append(self._end(at, f"the loss {loss:.3f} stayed above max_loss = {limit}"))
+        return events
+
+    def _end(self, at: Progress, reason: str) -> Event:
+        at.ended = True
+        share = self.goal.cost_of(at.kept) / self.goal.dense
+        log.warning(
+            "pruning ends before the budget %s, at %.3f of the dense cost: %s",
+            self.settings.budget,
+            share,
+            reason,
+        )
+        return "prune_end", {"reason": reason}
 
 
 def prunable(model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> tuple[Candidate, ...]:

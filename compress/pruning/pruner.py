@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,16 +22,23 @@ from compress.distributed.world import World, current
 from compress.errors import CheckpointError, RunError, UsageError
 from compress.networks import cost
 from compress.networks.capture import Example
-from compress.networks.cuts import cuts_of, tensor_of
+from compress.networks.cuts import cuts_of
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shrink import holder, proof, shrink_
 from compress.networks.trial import tried_graph
-from compress.pruning.decision import decide, prunable, report_dense
-from compress.pruning.importance import Importance, ranked, summary
-from compress.pruning.masking import Scores, goal_for
+from compress.pruning.decision import Decisions, Event, report_dense
+from compress.pruning.importance import Importance
+from compress.pruning.masking import Scores
+from compress.pruning.progress import Progress
 from compress.pruning.settings import prune_settings, takes_settings
 from compress.pruning.summary import Summary
-from compress.pruning.training import inner_network, inner_optimizers, require_trained, unscale
+from compress.pruning.training import (
+    Bound,
+    inner_network,
+    inner_optimizers,
+    require_trained,
+    unscale,
+)
 from compress.training.recalibration import reestimate_batchnorm
 
 Callback = Callable[[str, dict[str, Any]], None]
@@ -57,24 +63,6 @@ def context_of(model: nn.Module, graph: ChannelGraph, config: PruneConfig, seed:
         hessian_samples=config.hessian_samples,
         world=current(),
     )
-
-
-@dataclass
-class Progress:
-    """Where the pruning stands: masks by dense unit id."""
-
-    kept: Mask
-    """Units that are left."""
-    shrunk: Mask
-    """Units that are physically there; those not kept are masked."""
-    minibatches: int = 0
-    """Training steps so far."""
-    step: int = 0
-    """Pruning steps taken, with those that only measured."""
-    paused: int = 0
-    """Pruning steps that were put off because the loss was too high."""
-    ended: bool = False
-    """Whether pruning is over although the budget is not reached."""
 
 
 class Pruner:
@@ -102,8 +90,7 @@ class Pruner:
         dense_graph: that of the network as it was.
         reshaped: whether the last ``step`` changed shapes. Whoever holds parameters, such as
             DistributedDataParallel, is then made anew.
-        largest_difference: of masked and shrunk outputs, over all shrinks, relative, in float64.
-        seconds: what pruning took, by the kind of work.
+        at: where the pruning stands: masks, importance, counters.
     """
 
     @takes_settings
@@ -144,7 +131,7 @@ class Pruner:
             UsageError: an optimizer lacks a parameter, or a copy is of another network.
         """
         self.settings = prune_settings(settings, of="Pruner")
-        self.model, self.seed, self.patience = inner_network(model), seed, patience
+        self.model, self.seed = inner_network(model), seed
         self.example = Example.of(example)
         self.optimizers = inner_optimizers(optimizer)
         self.copies = tuple(map(inner_network, copies))
@@ -153,16 +140,11 @@ class Pruner:
             graph = tried_graph(self.model, self.example.pair().beside(self.model))
             report_dense(graph)
         self.dense_graph = self.graph = graph
-        self.allowed = prunable(self.model, graph, self.settings)
-        self.goal = goal_for(graph, self.settings.budget, self.allowed)
+        self.decisions = Decisions(self.model, graph, self.settings, patience)
         require_trained(self.model, graph, self.optimizers, self.copies)
-        self.at = Progress(graph.everything(), graph.everything())
-        self.importance = Importance(graph.num_units, momentum=self.settings.momentum)
-        self.reshaped = self._scored = self._reached = False
-        self._counted: Mask | None = None
-        self._loss: list[float | torch.Tensor] = [0.0, 0]
-        self.largest_difference = 0.0
-        self.seconds = {"decide": 0.0, "shrink": 0.0, "proof": 0.0}
+        importance = Importance(graph.num_units, momentum=self.settings.momentum)
+        self.at = Progress(graph.everything(), graph.everything(), importance)
+        self.reshaped = self._scored = False
         self._detach: Callable[[], None] = lambda: None
         self._bind()
 
@@ -171,15 +153,12 @@ class Pruner:
     @property
     def reached(self) -> bool:
         """Whether the budget holds."""
-        if self._counted is not self.at.kept:  # asked at every minibatch, and counting takes time
-            self._counted = self.at.kept
-            self._reached = self.goal.cost_of(self.at.kept) <= self.goal.limit
-        return self._reached
+        return self.decisions.reached(self.at.kept)
 
     @property
     def done(self) -> bool:
         """Whether pruning is over and all that was removed is physically gone."""
-        return (self.reached or self.at.ended) and bool((self.at.kept == self.at.shrunk).all())
+        return (self.reached or self.at.ended) and self.at.all_gone
 
     @property
     def world(self) -> World:
@@ -244,17 +223,17 @@ class Pruner:
                 "score() was called twice for one step(): call it once for every optimizer.step(), "
                 "after the last backward() of what is accumulated"
             )
-        if all(parameter.grad is None for parameter in self._bound.values()):
-            self._require_unchanged()
+        if not self._bound.have_gradients:
+            self._bound.require_unchanged(self.model, self.graph)
             raise UsageError(
                 "score() finds no gradient in the network: call it after loss.backward() and "
                 "before gradients are set to None"
             )
-        if next(iter(self._bound.values())).device != self._device:
-            self._bind()  # the network was moved
+        if self._bound.moved:
+            self._bind()
         self._require_watched()
         scale = unscale(scaler, self.optimizers) if scaler is not None else 1.0
-        self.importance.add(self.scoring.score(scale))
+        self.at.importance.add(self.scoring.score(scale))
         self._scored = True
 
     def step(self, loss: float | torch.Tensor | None = None) -> bool:
@@ -319,35 +298,35 @@ class Pruner:
 
     def _take(self, loss: float | torch.Tensor | None) -> None:
         if loss is None:
-            if self.settings.max_loss is not None and self.due and not self._loss[1]:
+            if self.settings.max_loss is not None and self.due and not self.at.losses:
                 raise UsageError("max_loss is set, so step() needs the loss: step(loss)")
             return
-        value = loss.detach() if isinstance(loss, torch.Tensor) else loss
-        self._loss = [self._loss[0] + value, self._loss[1] + 1]
+        self.at.loss = self.at.loss + (loss.detach() if isinstance(loss, torch.Tensor) else loss)
+        self.at.losses += 1
 
     def _mean_loss(self) -> float | None:
         """Return the mean loss since the last pruning step, of all processes, and begin anew."""
-        total, count = self._loss
-        self._loss = [0.0, 0]
-        if not count:
-            return None
-        return self.world.mean(float(total) / float(count))
+        total, count = float(self.at.loss), self.at.losses
+        self.at.loss, self.at.losses = 0.0, 0
+        return self.world.mean(total / count) if count else None
 
     def _pruning_step(self) -> None:
         """Decide, then shrink or mask; an error leaves everything as it was."""
-        self._require_unchanged()
-        loss, before, settings = self._mean_loss(), replace(self.at), self.settings
+        self._bound.require_unchanged(self.model, self.graph)
+        before = self.at.snapshot()
         try:
-            if settings.max_loss is not None and loss is not None and loss > settings.max_loss:
-                events = self._pause(loss)
-            else:
-                events = self._remove(loss)
+            loss = self._mean_loss()
+            with self._timed("decide"):
+                events = self.decisions.step(self.at, self._importance, loss)
+            kept, step = self.at.kept, self.at.step
+            self.world.require_same(f"the mask of pruning step {step}", kept.tobytes())
             here = cost.macs(self.graph, self.at.shrunk)
-            masked = 1 - cost.macs(self.graph, self.at.kept) / here
-            if masked and (self.reached or self.at.ended or masked >= settings.shrink_at):
+            masked = 1 - cost.macs(self.graph, kept) / here
+            over = self.reached or self.at.ended
+            if masked and (over or masked >= self.settings.shrink_at):
                 events.append(self._shrink())
             elif masked:
-                self._hold = holder(self.model, self.graph, self.at.kept)
+                self._hold = holder(self.model, self.graph, kept)
                 self._hold()
         except BaseException:
             self.at = before
@@ -355,45 +334,14 @@ class Pruner:
         for kind, facts in events:
             self.callback(kind, facts)
 
-    def _remove(self, loss: float | None) -> list[tuple[str, dict[str, Any]]]:
-        """Go from importance to a smaller mask; return what is to be told."""
-        settings, before = self.settings, self.at.kept
-        with self._timed("decide"):
-            importance = self._importance()
-            self.at.step += 1
-            if self.at.step > settings.start_after:
-                self.at.kept = decide(
-                    ranked(
-                        importance, before, self.allowed, graph=self.dense_graph, config=settings
-                    ),
-                    before,
-                    self.allowed,
-                    goal=self.goal,
-                    config=settings,
-                    step=self.at.step - settings.start_after,
-                )
-        self.world.require_same(f"the mask of pruning step {self.at.step}", self.at.kept.tobytes())
-        facts = {
-            "pruning_step": self.at.step,
-            "loss": loss,
-            "importance": summary(importance, before, self.allowed),
-            "widths": {c.group.name: int(self.at.kept[c.group.units].sum()) for c in self.allowed},
-            **cost.totals(self.dense_graph, self.at.kept),
-        }
-        events = [("prune_step", facts)]
-        most = settings.max_steps
-        if most is not None and self.at.step >= most and not self.reached:
-            events.append(self._end(f"max_steps = {most} pruning steps are taken"))
-        return events
-
     def _importance(self) -> Scores:
         """End the interval and return the importance, (units,), the same in every process."""
         if self._judged:
-            assert self.importance.average is not None
-            return self.importance.average
+            assert self.at.importance.average is not None
+            return self.at.importance.average
         if not self.scoring.per_minibatch:
-            self.importance.add(self.scoring.score(1.0))
-        own = self.importance.close_interval()
+            self.at.importance.add(self.scoring.score(1.0))
+        own = self.at.importance.close_interval()
         shared = self.world.from_first(torch.from_numpy(own)).numpy()
         apart = np.abs(own - shared).max() > JOINED * np.abs(shared).max()
         if self.world.any(bool(apart)):
@@ -402,38 +350,17 @@ class Pruner:
                 "joined: wrap the network in DistributedDataParallel anew after every step that "
                 "sets reshaped, and score when gradients are synchronised"
             )
-        self.importance.average = shared
+        self.at.importance.average = shared
         return shared
 
-    def _pause(self, loss: float) -> list[tuple[str, dict[str, Any]]]:
-        """Train on without removing anything; in the end, give up."""
-        self.at.paused += 1
-        events: list[tuple[str, dict[str, Any]]] = [("prune_pause", {"loss": loss})]
-        patience = self.patience
-        if patience is not None and self.at.paused * self.settings.interval > patience:
-            limit = self.settings.max_loss
-            events.append(self._end(f"the loss {loss:.3f} stayed above max_loss = {limit}"))
-        return events
-
-    def _end(self, reason: str) -> tuple[str, dict[str, Any]]:
-        self.at.ended = True
-        share = self.goal.cost_of(self.at.kept) / self.goal.dense
-        log.warning(
-            "pruning ends before the budget %s, at %.3f of the dense cost: %s",
-            self.settings.budget,
-            share,
-            reason,
-        )
-        return "prune_end", {"reason": reason}
-
-    def _shrink(self) -> tuple[str, dict[str, Any]]:
+    def _shrink(self) -> Event:
         example = self.example.first(self.settings.proof_images)
         with self._timed("proof"):
             difference = proof(self.model, self.graph, self.at.kept, example)
         with self._timed("shrink"):
             self._cut(self.at.kept)
         self.at.shrunk = self.at.kept.copy()
-        self.largest_difference = max(self.largest_difference, difference)
+        self.at.largest_difference = max(self.at.largest_difference, difference)
         return "shrink", {"difference": difference, "images": example.batch}
 
     def _cut(self, kept: Mask) -> None:
@@ -450,12 +377,7 @@ class Pruner:
         self._detach()
         context = context_of(self.model, self.graph, self.settings, self.seed)
         self.scoring: Scoring = bind(self.settings.criterion, context)
-        self._device = context.device
-        self._bound = {
-            axis.tensor: tensor
-            for axis in self.graph.axes
-            if isinstance(tensor := _held(self.model, axis.tensor), nn.Parameter)
-        }
+        self._bound = Bound(self.model, self.graph)
         self._hold = holder(self.model, self.graph, self.at.kept)
         if self.scoring.network is not None:
             self._detach = self.scoring.network.attach()
@@ -468,25 +390,11 @@ class Pruner:
                 "residual_gate='read'"
             )
 
-    def _require_unchanged(self) -> None:
-        """Refuse a network in which somebody else exchanged or resized parameters."""
-        for axis in self.graph.axes:
-            bound = self._bound.get(axis.tensor)
-            if bound is None:
-                continue
-            now = _held(self.model, axis.tensor)
-            if now is not bound or bound.shape[axis.dim] != len(axis.units):
-                raise UsageError(
-                    f"{axis.tensor} is not what the Pruner was made with: the network was changed "
-                    "by somebody else (a module replaced, a parameter exchanged or resized); make "
-                    "a new Pruner for the network as it is now"
-                )
-
     @contextmanager
     def _timed(self, work: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[work] += time.perf_counter() - start
+        self.at.seconds[work] += time.perf_counter() - start
 
     # Resume
 
@@ -495,29 +403,7 @@ class Pruner:
 
         Weights are no part of it: the network and its optimizer have a ``state_dict`` of their own.
         """
-        at, average = self.at, self.importance.average
-        state = {
-            "network": self._fingerprint(),
-            "kept": torch.from_numpy(at.kept.copy()),
-            "shrunk": torch.from_numpy(at.shrunk.copy()),
-            "importance.total": self.importance.total.detach().clone(),
-            "loss": torch.tensor([float(part) for part in self._loss], dtype=torch.float64),
-        }
-        if average is not None:
-            state["importance.average"] = torch.from_numpy(average.copy())
-        numbers = {
-            "training_step": at.minibatches,
-            "pruning_step": at.step,
-            "paused": at.paused,
-            "ended": at.ended,
-            "minibatches": self.importance.minibatches,
-            "proof": self.largest_difference,
-            **{f"seconds.{work}": seconds for work, seconds in self.seconds.items()},
-        }
-        for name, number in numbers.items():
-            exact = torch.float64 if isinstance(number, float) else None
-            state[name] = torch.tensor(number, dtype=exact)
-        return state
+        return {"network": self._fingerprint(), **self.at.tensors()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from a state: the network, still dense, takes its shrunk form.
@@ -533,36 +419,25 @@ class Pruner:
                 "load_state_dict() needs the dense network and this one has shrunk already: build "
                 "the network and its Pruner anew"
             )
-        self._require_state(state)
-        with self._timed("shrink"):
-            self._cut(state["shrunk"].numpy().astype(bool))
+        try:
+            same = torch.equal(state["network"].cpu(), self._fingerprint())
+            found = Progress.of(state, momentum=self.settings.momentum)
+        except KeyError as error:
+            raise CheckpointError(
+                f"the state to go on from lacks {error}: it is damaged"
+            ) from error
+        if not same:
+            raise CheckpointError(OTHER_NETWORK)
+        self._bound.require_unchanged(self.model, self.graph)
+        before, self.at, self._scored = self.at, found, False
+        try:
+            self._cut(found.shrunk)
+        except BaseException:
+            self.at = before
+            raise
         self.reshaped = False
-        self.at = Progress(
-            state["kept"].numpy().astype(bool),
-            state["shrunk"].numpy().astype(bool),
-            int(state["training_step"]),
-            int(state["pruning_step"]),
-            int(state["paused"]),
-            bool(state["ended"]),
-        )
-        self.importance.total = state["importance.total"].clone()
-        self.importance.minibatches = int(state["minibatches"])
-        average = state.get("importance.average")
-        self.importance.average = None if average is None else average.numpy().copy()
-        self._loss = [float(state["loss"][0]), int(state["loss"][1])]
-        self.largest_difference = float(state["proof"])
-        self.seconds = {work: float(state[f"seconds.{work}"]) for work in self.seconds}
-        self._scored = False
-        self._hold = holder(self.model, self.graph, self.at.kept)
         if self.done:
             self._detach()
-
-    def _require_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        missing = sorted(self.state_dict().keys() - state.keys() - {"importance.average"})
-        if missing:
-            raise CheckpointError(f"the state to go on from lacks {missing[0]!r}: it is damaged")
-        if not torch.equal(state["network"].cpu(), self._fingerprint()):
-            raise CheckpointError(OTHER_NETWORK)
 
     def _fingerprint(self) -> torch.Tensor:
         """Return 32 bytes that tell this network's units from another's."""
@@ -570,11 +445,3 @@ class Pruner:
         for axis in self.dense_graph.axes:
             digest.update(f"{axis.tensor} {axis.dim} ".encode() + axis.units.tobytes())
         return torch.tensor(list(digest.digest()), dtype=torch.uint8)
-
-
-def _held(model: nn.Module, name: str) -> object:
-    """Return what a network has under the name of an axis: a tensor, an integer, or nothing."""
-    try:
-        return tensor_of(model, name)
-    except AttributeError:
-        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ from compress.networks import cost
 from compress.networks.trial import tried_graph
 from compress.plots import plot_history, plot_widths, widths_of
 from compress.progress import bar
-from compress.pruning.decision import prunable, report_dense
-from compress.pruning.masking import goal_for, smallest
+from compress.pruning.decision import Decisions, report_dense
 from compress.pruning.pruner import Pruner, context_of
 from compress.runs.session import Session
 from compress.runs.state import State
@@ -80,7 +78,7 @@ def check_budget(config: RunConfig, data: ImageData) -> None:
     model = fresh_network(config, data)
     graph = tried_graph(model, data.input_size)
     report_dense(graph)
-    goal_for(graph, config.prune.budget, prunable(model, graph, config.prune))
+    Decisions(model, graph, config.prune)
     scoring = bind(config.prune.criterion, context_of(model, graph, config.prune, config.seed))
     if config.compute.compiled and scoring.network is not None:
         raise ConfigError(
@@ -137,16 +135,7 @@ class _PruneRun:
     @property
     def expected_steps(self) -> int:
         """Steps of the whole run, as far as they are known."""
-        prune, pruner = self.config.prune, self.pruner
-        steps = prune.steps
-        if prune.step_size is not None:
-            removed = prune.budget.value
-            if prune.budget.kind != "removed":
-                dense, least = self.graph.everything(), smallest(self.graph, pruner.allowed)
-                removed = pruner.goal.channels_of(dense) - pruner.goal.channels_of(least)
-            steps = math.ceil(removed / prune.step_size)
-        steps += prune.start_after
-        pruning = min(steps, prune.max_steps or steps) * prune.interval
+        pruning = self.pruner.decisions.expected_steps
         return pruning + self.config.finetune.epochs * self.trainer.steps_per_epoch
 
     def prune(self, loop: Loop) -> None:
@@ -230,8 +219,8 @@ class _PruneRun:
             "budget": str(self.config.prune.budget),
             "criterion": self.config.prune.criterion,
             "dense": {**dense, **self.dense.description.metrics.get("accuracy", {})},
-            "proof": self.pruner.largest_difference,
-            "seconds": self.pruner.seconds,
+            "proof": self.pruner.at.largest_difference,
+            "seconds": self.pruner.at.seconds,
             **self.accuracy,
         }
 

@@ -55,6 +55,52 @@ def inner_optimizers(
     return tuple(found)
 
 
+class Bound:
+    """The parameters that a pruner works with, to be known again.
+
+    Args:
+        model: the network.
+        graph: its channel graph; parameters that no channel runs through are left out.
+    """
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
+        held = {axis.tensor: _held(model, axis.tensor) for axis in graph.axes}
+        self.parameters = {n: p for n, p in held.items() if isinstance(p, nn.Parameter)}
+        self.device = self._device
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
+
+    @property
+    def moved(self) -> bool:
+        """Whether they lie on another device than they did."""
+        return self._device != self.device
+
+    @property
+    def have_gradients(self) -> bool:
+        """Whether any of them has one."""
+        return any(parameter.grad is not None for parameter in self.parameters.values())
+
+    def require_unchanged(self, model: nn.Module, graph: ChannelGraph) -> None:
+        """Refuse a network in which somebody else exchanged or resized parameters.
+
+        Raises:
+            UsageError: naming the first.
+        """
+        for axis in graph.axes:
+            bound = self.parameters.get(axis.tensor)
+            if bound is None:
+                continue
+            same = _held(model, axis.tensor) is bound
+            if not same or bound.shape[axis.dim] != len(axis.units):
+                raise UsageError(
+                    f"{axis.tensor} is not what the Pruner was made with: the network was changed "
+                    "by somebody else (a module replaced, a parameter exchanged or resized); make "
+                    "a new Pruner for the network as it is now"
+                )
+
+
 def require_trained(
     model: nn.Module,
     graph: ChannelGraph,
@@ -70,11 +116,8 @@ def require_trained(
     held = {id(p) for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
     parameters = {id(p): name for name, p in model.named_parameters()}
     for axis in graph.axes:
-        try:
-            tensor = tensor_of(model, axis.tensor)
-        except AttributeError:  # an integer in a list
-            continue
-        if not isinstance(tensor, torch.Tensor):
+        tensor = _held(model, axis.tensor)
+        if not isinstance(tensor, torch.Tensor):  # an integer that states a width
             continue
         if optimizers and tensor.requires_grad and id(tensor) not in held:
             raise UsageError(
@@ -83,7 +126,7 @@ def require_trained(
                 "parameter with requires_grad_(False)"
             )
         for copied in copies:
-            if _shape(copied, axis.tensor) != tensor.shape:
+            if getattr(_held(copied, axis.tensor), "shape", None) != tensor.shape:
                 raise UsageError(
                     f"a copy has no {axis.tensor} of shape {tuple(tensor.shape)}: copies are of "
                     "the same network"
@@ -101,8 +144,9 @@ def unscale(scaler: torch.amp.GradScaler, optimizers: Sequence[torch.optim.Optim
     return float(scaler.get_scale())
 
 
-def _shape(model: nn.Module, name: str) -> object:
+def _held(model: nn.Module, name: str) -> object:
+    """Return what a network has under the name of an axis: a tensor, an integer, or nothing."""
     try:
-        return tensor_of(model, name).shape
+        return tensor_of(model, name)
     except AttributeError:
         return None

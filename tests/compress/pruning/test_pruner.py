@@ -201,7 +201,7 @@ def test_a_loss_scaler_changes_no_decision() -> None:
             loop.train(scaler=scaler, unscale=how == "unscaled by the loop")
             loop.pruner.step()
         masks.append(loop.pruner.at.kept)
-        average = loop.pruner.importance.average
+        average = loop.pruner.at.importance.average
         assert average is not None
         if how == "plain":
             expected = average
@@ -243,7 +243,7 @@ def test_every_criterion_works_around_a_plain_loop(criterion: str, gate: str) ->
     if not scoring.per_minibatch:  # weights alone are judged when the step is taken
         expected = bind(criterion, Context(loop.model, loop.pruner.graph)).score(1.0)
     loop.pruner.step()
-    average = loop.pruner.importance.average
+    average = loop.pruner.at.importance.average
     assert average is not None
     np.testing.assert_allclose(average, expected.double().numpy(), rtol=1e-5, atol=1e-30)
     loop.until_done()
@@ -508,6 +508,13 @@ def test_an_unknown_state_of_an_optimizer_is_refused_and_changes_nothing() -> No
     assert loop.pruner.at.kept is kept
     for key, expected in before.items():
         assert torch.equal(loop.model.state_dict()[key], expected)
+    del loop.optimizer.state[weight]["preconditioner"]
+    loop.pruner.step()  # once more, with the scores that are there
+    assert loop.pruner.reshaped
+    other = Loop(OPTIMIZERS["SGD"], interval=1, shrink_at=0.001)
+    other.train()
+    other.pruner.step()
+    assert other.pruner.recipe == loop.pruner.recipe
 
 
 def test_a_network_that_somebody_else_changed_is_refused() -> None:
