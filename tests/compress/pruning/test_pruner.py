@@ -48,10 +48,13 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "Adafactor": functools.partial(torch.optim.Adafactor, lr=1e-2),
 }
 
+TEN_SHRINKS: dict[str, Any] = {"steps": 12, "shrink_at": 0.001}
+"""At least ten: a step may find its share of the budget reached already."""
+
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_an_optimizer_keeps_of_rows_that_stay_is_exactly_what_it_was(name: str) -> None:
-    loop = Loop(OPTIMIZERS[name], steps=12, shrink_at=0.001)
+    loop = Loop(OPTIMIZERS[name], **TEN_SHRINKS)
     shrinks = 0
     while not loop.pruner.done:
         loop.train()
@@ -114,7 +117,7 @@ def test_ten_shrinks_on_the_way_are_one_at_the_end(name: str) -> None:
 
 
 def test_graphs_that_a_user_still_holds_stay_valid() -> None:
-    loop = Loop(OPTIMIZERS["SGD"], steps=6, shrink_at=0.001)
+    loop = Loop(OPTIMIZERS["SGD"], **TEN_SHRINKS)
     losses: list[torch.Tensor] = []
     norms: list[torch.Tensor] = []
     while not loop.pruner.done:
@@ -124,7 +127,7 @@ def test_graphs_that_a_user_still_holds_stay_valid() -> None:
         loop.pruner.step()
     assert [p.shape for p in loop.model.parameters()] != shapes
     norms[-1].backward()  # of parameters that are no part of the network any more
-    assert len(losses) == 6
+    assert len(losses) == 12
 
 
 def test_hooks_attributes_frozen_and_shared_parameters_go_on() -> None:
@@ -140,7 +143,7 @@ def test_hooks_attributes_frozen_and_shared_parameters_go_on() -> None:
         model.stem.register_forward_hook(lambda *_: calls.append("module"))  # type: ignore[union-attr]
 
     handles: dict[str, Any] = {}
-    loop = Loop(OPTIMIZERS["SGD"], steps=3, shrink_at=0.001, network=Tied, prepare=prepare)
+    loop = Loop(OPTIMIZERS["SGD"], **TEN_SHRINKS, network=Tied, prepare=prepare)
     stem = loop.model.stem.weight
     loop.until_done()
     model: Any = loop.model
@@ -174,7 +177,7 @@ class Tied(Block):
 
 
 def test_an_average_shrinks_along_and_goes_on_averaging() -> None:
-    loop = Loop(OPTIMIZERS["SGD"], steps=4, shrink_at=0.001, averaged=True)
+    loop = Loop(OPTIMIZERS["SGD"], **TEN_SHRINKS, averaged=True)
     average: AveragedModel = loop.average  # type: ignore[assignment]
     while not loop.pruner.done:
         loop.train()
@@ -196,7 +199,7 @@ def test_a_loss_scaler_changes_no_decision() -> None:
     masks = []
     for how in ("plain", "scaled", "unscaled by the loop"):
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=how != "plain")
-        loop = Loop(OPTIMIZERS["SGD"], steps=3, dtype=torch.float64)
+        loop = Loop(OPTIMIZERS["SGD"], **TEN_SHRINKS, dtype=torch.float64)
         while not loop.pruner.done:
             loop.train(scaler=scaler, unscale=how == "unscaled by the loop")
             loop.pruner.step()
@@ -213,7 +216,7 @@ def test_a_loss_scaler_changes_no_decision() -> None:
 def test_accumulated_gradients_are_scored_as_those_of_the_whole_minibatch() -> None:
     ends = []
     for parts in (1, 4):
-        loop = Loop(OPTIMIZERS["SGD"], steps=3, dtype=torch.float64, norm=False)
+        loop = Loop(OPTIMIZERS["SGD"], **TEN_SHRINKS, dtype=torch.float64, norm=False)
         while not loop.pruner.done:
             loop.train(parts=parts)
             loop.pruner.step()
