@@ -109,6 +109,11 @@ def one_line(text: str, most: int = MOST_LETTERS) -> str:
     return spelt if len(spelt) <= most else one_line(spelt, most)
 
 
+def first_line(error: BaseException) -> str:
+    """Return what a foreign exception says, without its trailing pages, or its name."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a sentence tail for a misspelt word: the nearest known word, or all of them."""
     known = sorted(known)

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.config.targets import load_target
-from compress.errors import ConfigError, ModelError
-from export.onnx_check import first_line
+from compress.errors import ConfigError, ModelError, first_line
 from export.onnx_export import TRACED_BATCH, onnx_from_call, staged_onnx
 from export.onnx_parity import largest_error, onnx_outputs
 from export.signature import BATCH, Call, Shape, Signature, checked_names, named_tensors

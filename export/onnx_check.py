@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.errors import CheckpointError, ModelError
+from compress.errors import CheckpointError, ModelError, first_line
 from export.signature import BATCH, Shape, Signature
 
 if TYPE_CHECKING:
@@ -241,8 +241,3 @@ def walk_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 def _title(node: onnx.NodeProto) -> str:
     return f"{node.name or node.output[0]} ({node.op_type})"
-
-
-def first_line(error: BaseException) -> str:
-    """Return what a foreign exception says, without its trailing pages."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

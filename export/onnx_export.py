@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.errors import ModelError, writing
+from compress.errors import ModelError, first_line, writing
 from compress.files import staged, write_flushed
 from export.adaptive_pool import exportable_pools
-from export.onnx_check import CLASSIFIER, OnnxFacts, first_line, inspect_onnx
+from export.onnx_check import CLASSIFIER, OnnxFacts, inspect_onnx
 from export.onnx_fold import fold_constants
 from export.signature import Call, Signature, named_tensors
 

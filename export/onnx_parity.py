@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compress.config import ParityLimits
-from compress.errors import ModelError, ParityError
-from export.onnx_check import first_line
+from compress.errors import ModelError, ParityError, first_line
 from export.runners.onnx_runner import import_onnxruntime, runtime_errors
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from torch import fx, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from compress.errors import ModelError, UsageError
+from compress.errors import ModelError, UsageError, first_line
 
 _CAPTURING = threading.Lock()
 """torch.export keeps what it is doing in places that all threads share."""
@@ -328,10 +328,9 @@ def _is_own(file: str) -> bool:
     return not (standard or file.startswith((TORCH, OURS, "<")))
 
 
-def first_line(error: BaseException) -> str:
+def first_sentence(error: BaseException) -> str:
     """Return the first sentence of what an exception says, or its name."""
-    lines = str(error).strip().splitlines()
-    return lines[0].split(". ")[0].strip().rstrip(".") if lines else type(error).__name__
+    return first_line(error).split(". ")[0].strip().rstrip(".")
 
 
 def _refusal(model: nn.Module, example: Example, error: Exception) -> str:
@@ -341,7 +340,7 @@ def _refusal(model: nn.Module, example: Example, error: Exception) -> str:
         return f"{name} cannot be captured: it takes a decision by the value of a tensor{where}"
     return (
         f"{name} cannot be captured with inputs of {example}: "
-        f"{type(error).__name__}: {first_line(error)}{where}"
+        f"{type(error).__name__}: {first_sentence(error)}{where}"
     )
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from compress.errors import ModelError
 from compress.networks.analysis import analyse
-from compress.networks.capture import Example, first_line, place_of
+from compress.networks.capture import Example, first_sentence, place_of
 from compress.networks.groups import ChannelGraph, Group, Mask
 from compress.networks.shrink import (
     difference_of,
@@ -102,7 +102,7 @@ class _Trial:
             self.model = copy.deepcopy(model).cpu().eval()
         except Exception as error:  # a tensor that is computed from others cannot be copied
             raise ModelError(
-                f"{type(model).__name__} cannot be copied: {first_line(error)}"
+                f"{type(model).__name__} cannot be copied: {first_sentence(error)}"
             ) from error
         _wake_(self.model)
         self.example = example.to(torch.device("cpu"))
@@ -259,4 +259,4 @@ def _trained(
 def _explained(when: str, error: BaseException) -> str:
     place = place_of(error)
     where = f" at {place}" if place else ""
-    return f"{when} forward fails: {type(error).__name__}: {first_line(error)}{where}"
+    return f"{when} forward fails: {type(error).__name__}: {first_sentence(error)}{where}"

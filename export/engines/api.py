@@ -15,8 +15,7 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any, Literal
 
-from compress.errors import EnvironmentUnfitError
-from export.onnx_check import first_line
+from compress.errors import EnvironmentUnfitError, first_line
 
 Provider = Literal["tensorrt", "tensorrt_rtx"]
 

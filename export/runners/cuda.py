@@ -11,8 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING
 
-from compress.errors import ConfigError, EnvironmentUnfitError
-from export.onnx_check import first_line
+from compress.errors import ConfigError, EnvironmentUnfitError, first_line
 
 if TYPE_CHECKING:
     import torch

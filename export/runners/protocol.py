@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.errors import DataError, ModelError
-from export.onnx_check import first_line
+from compress.errors import DataError, ModelError, first_line
 
 if TYPE_CHECKING:
     from types import TracebackType

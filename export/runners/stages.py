@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress.errors import ModelError
-from export.onnx_check import first_line
+from compress.errors import ModelError, first_line
 from export.runners.protocol import IMAGES, Feeds, Outputs, TensorSpec, check_feeds, failed
 
 if TYPE_CHECKING:
