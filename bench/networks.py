@@ -171,10 +171,10 @@ def _any(
         facts = read_engine_sidecar(given)
         return Subject(given, _onnx_of(given, facts), facts, config)
     if given.suffix == ".onnx":
-        from export.sidecar import read_sidecar
+        from export.sidecar import has_sidecar, read_sidecar
 
-        known = given.with_suffix(".json").exists()
-        return Subject(given, given, read_sidecar(given) if known else _bare(given), config)
+        facts = read_sidecar(given) if has_sidecar(given) else _bare(given)
+        return Subject(given, given, facts, config)
     return _checkpoint(given, config=config, precision=precision, typed=typed)
 
 

@@ -64,6 +64,17 @@ class _Facts(BaseModel):
     pruning: dict[str, Any] | None = None
 
 
+def has_sidecar(path: Path) -> bool:
+    """Whether a sidecar lies beside an ONNX file: JSON of another tool by that name is none."""
+    try:
+        document = parsed_json(path.with_suffix(".json").read_bytes()[:MOST_BYTES])
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):  # whoever reads it says what is wrong with it
+        return True
+    return isinstance(document, dict) and "schema_version" in document
+
+
 def read_sidecar(path: Path) -> dict[str, Any]:
     """Read the sidecar of an ONNX file and prove that it belongs to it.
 

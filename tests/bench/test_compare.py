@@ -806,9 +806,19 @@ def test_files_that_cannot_be_compared(eye: Path, tmp_path: Path) -> None:
         compared(eye, eye, max_second=1)
 
 
+def test_json_of_another_tool_is_no_sidecar(eye: Path, tmp_path: Path) -> None:
+    eye.with_suffix(".json").write_text('{"labels": ["cat", "dog"]}')
+    found = compared(eye, linear(tmp_path / "pruned.onnx", np.eye(6)))
+    assert any("no sidecar of dense.onnx and pruned.onnx" in note for note in found.notes)
+    for damaged in ('{"schema_version": 2, ', '{"schema_version": 2}'):
+        eye.with_suffix(".json").write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"dense\.json"):
+            compared(eye, tmp_path / "pruned.onnx")
+
+
 def test_a_sidecar_of_another_file_is_an_error(eye: Path, tmp_path: Path) -> None:
-    eye.with_suffix(".json").write_text("{}")
-    with pytest.raises(CheckpointError, match="schema_version None"):
+    eye.with_suffix(".json").write_text('{"schema_version": 1}')
+    with pytest.raises(CheckpointError, match="schema_version 1"):
         compared(eye, eye)
 
 
