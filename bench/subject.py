@@ -87,8 +87,8 @@ class Subject:
         """What the runtime reads; an ONNX file may keep weights beside it."""
         if self.path is None:
             return ()
-        if self.path.suffix != ".onnx":
-            return (self.path,)
+        if self.path.suffix != ".onnx" or "weights_sha256" in self.facts:
+            return (self.path,)  # what this tool exports is one file
         from export.onnx_check import weight_files
 
         return weight_files(self.path)

@@ -154,12 +154,13 @@ def _arm(moment: Moment, say: Callable[[], None]) -> None:
     cli._train, cli._prune = phased("train", cli._train), phased("prune", cli._prune)
     take, rename, write = Trainer.step, Path.replace, files.write_flushed
 
-    def step(trainer: Trainer, *arguments: Any, **options: Any) -> None:
-        take(trainer, *arguments, **options)
+    def step(trainer: Trainer, *arguments: Any, **options: Any) -> bool:
+        taken = take(trainer, *arguments, **options)
         if not came[0] and phase[0] == moment.phase and trainer.step_index >= moment.step:
             came[0] = True
             if moment.action == "step":
                 say()  # and on: the kill comes whenever it comes
+        return taken
 
     def replace(path: Path, target: Path) -> Path:
         meant = came[0] and Path(target).name == moment.file

@@ -453,7 +453,7 @@ class TestExport:
         ("arguments", "moment"),
         [
             (["--precision", "int8"], "export.precision.calibration.histogram"),
-            (["--precision", "int8"], "export.verify._cosine"),
+            (["--precision", "int8"], "export.verify.is_logits"),
         ],
     )
     def test_interrupted(
