@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,18 +15,21 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from commands import invoke
 from conftest import lived_in
 from loops import Block, Loop, batch_of
-from runs import DATA, config_of, history, loaded, start
+from runs import DATA, config_of, history, start
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 import compress
+from compress.checkpoints.checkpoint import load_checkpoint
 from compress.config import PruneConfig
 from compress.criteria import CRITERIA, bind
 from compress.criteria.scoring import Context
 from compress.data.batches import TrainBatches, first_images
+from compress.data.datasets import load_data
 from compress.errors import (
     BudgetError,
     CheckpointError,
@@ -35,7 +40,9 @@ from compress.errors import (
 )
 from compress.networks import cost
 from compress.networks.groups import ChannelGraph
+from compress.networks.models import build_model
 from compress.pruning.run import prune
+from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -321,54 +328,51 @@ def test_a_state_of_another_network_is_refused() -> None:
 
 def test_a_plain_loop_reaches_the_weights_of_the_command_line(tmp_path: Path) -> None:
     """Twenty lines of torch, and ``compress prune``, from the same seed: not a bit apart."""
-    config = config_of("resnet20", finetune={"epochs": 2, "warmup_epochs": 0}, steps=5)
-    config = config.model_copy(update={"compute": config.compute.model_copy(update=CONTIGUOUS)})
-    run = start(tmp_path / "run", config)
-    prune(config, DATA, Session(run))
-    epochs, batches = config.finetune.epochs, TrainBatches(DATA, batch_size=32, seed=config.seed)
+    torch.manual_seed(3)
+    dense = lived_in(build_model("resnet20", num_classes=10, in_channels=1))
+    torch.save(dense.state_dict(), tmp_path / "dense.pth")
+    options = ("--checkpoint", tmp_path / "dense.pth", "--output", tmp_path / "run")
+    assert invoke("prune", *options, *(f"--set={setting}" for setting in QUICK)).exit_code == 0
+    run = RunDirectory(tmp_path / "run")
+    config = run.saved_config()
+    data, tune = load_data(config.data), config.finetune
 
-    model = loaded(run.dense, config).model.train()
-    weights = [p for p in model.parameters() if p.dim() > 1]
-    others = [{"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(
-        [{"params": weights, "weight_decay": config.finetune.weight_decay}, *others],
-        lr=config.finetune.lr,
-        momentum=config.finetune.momentum,
-        nesterov=True,
-    )
-    pruner = compress.Pruner(
-        model, first_images(DATA, 2), optimizer=optimizer, **dict(config.prune), seed=config.seed
-    )
-    step = start_of_finetuning = 0
-    total: float = float("inf")
-    while step < total:
-        epoch, offset = divmod(step, len(batches))
-        for batch in batches.epoch(epoch, start=offset):
-            done = (step - start_of_finetuning) / (epochs * len(batches)) if pruner.done else 0.0
-            for group in optimizer.param_groups:
-                group["lr"] = config.finetune.lr * 0.5 * (1 + np.cos(np.pi * done))
-            loss = F.cross_entropy(
-                model(batch.images), batch.labels, label_smoothing=config.finetune.label_smoothing
-            )
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            pruner.score()
-            optimizer.step()
-            step += 1
-            if total == float("inf") and pruner.step():
-                pruner.reestimate_batchnorm(batch.images for batch in batches.epoch(0))
-                start_of_finetuning, total = step, step + epochs * len(batches)
-                break
-            if step == total:
-                break
-    small = loaded(run.pruned, config)
+    model = load_checkpoint(run.dense).model.train()
+    weights, others = [], []
+    for parameter in model.parameters():
+        (weights if parameter.dim() > 1 else others).append(parameter)
+    groups = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
+    rates = {"lr": tune.lr, "momentum": tune.momentum, "weight_decay": tune.weight_decay}
+    optimizer = torch.optim.SGD(groups, **rates, nesterov=True)
+    images = first_images(data, config.prune.proof_images)
+    pruner = compress.Pruner(model, images, optimizer=optimizer, **dict(config.prune))
+    batches = TrainBatches(data, batch_size=config.data.batch_size, seed=config.seed)
+    tuned, steps = 0, tune.epochs * len(batches)
+    for batch in itertools.chain.from_iterable(map(batches.epoch, itertools.count())):
+        for group in optimizer.param_groups:
+            group["lr"] = tune.lr * 0.5 * (1 + math.cos(math.pi * tuned / steps))
+        logits = model(batch.images)
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=tune.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        pruner.score()
+        optimizer.step()
+        tuned += pruner.done
+        if pruner.step() and pruner.reshaped:
+            pruner.reestimate_batchnorm(batch.images for batch in batches.epoch(0))
+        if tuned == steps:
+            break
+    small = load_checkpoint(run.pruned)
     assert small.description.recipe == pruner.recipe
     assert len(history(run, "shrink")) > 1
     for key, expected in small.model.state_dict().items():
         assert torch.equal(model.state_dict()[key], expected), key
 
 
-CONTIGUOUS = {"channels_last": "off"}
+QUICK = (
+    *("data.image_size=8", "data.batch_size=128", "finetune.epochs=2", "finetune.warmup_epochs=0"),
+    *("prune.steps=4", "prune.interval=3", "prune.shrink_at=0.2", "compute.channels_last=off"),
+)
 
 
 # What is refused
