@@ -700,7 +700,8 @@ class TestOwnModel:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         name, settings = "own_models:small", small(prune_channel_multiple="1")
-        assert invoke("run", "--model", name, "--output", "run", *settings).exit_code in (0, 3, 4)
+        result = invoke("run", "--model", name, "--output", "run", *settings)
+        assert result.exit_code in (0, 3, 4, 5)  # 5: a busy machine
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
         says = f"pass --model {name} to allow it"
         for command in (
