@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,22 @@ def fill(table: Table, sheet: Sheet) -> None:
         table.add_column(name, justify="right" if index else "left", overflow="fold")
     for row in sheet.rows:
         table.add_row(*map(Text, row))
+
+
+def text_lines(sheet: Sheet, *, left: Collection[int] = (0,)) -> list[str]:
+    """Return a sheet as lines of plain text, without title and notes.
+
+    Args:
+        sheet: the sheet.
+        left: columns that are aligned to the left; the others are to the right.
+    """
+    table = (sheet.header, *sheet.rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    sides = ["<" if column in left else ">" for column in range(len(widths))]
+    return [
+        "  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True)).rstrip()
+        for row in table
+    ]
 
 
 def markdown_lines(sheet: Sheet) -> list[str]:

@@ -8,7 +8,7 @@ from bench import units
 from bench.reports.schema import NetworkRecord, Report
 from bench.statistics.paired import PairedDrop
 from bench.statistics.shares import Share
-from compress.sheet import Row, Sheet
+from compress.sheet import Row, Sheet, text_lines
 
 NOT_MEASURED = "not measured"
 
@@ -52,14 +52,7 @@ def comparison_sheet(report: Report) -> Sheet:
 def summary_text(report: Report) -> str:
     """Return the main table and its notes as plain lines."""
     sheet = comparison_sheet(report)
-    table = (sheet.header, *sheet.rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        f"{name:<{widths[0]}}"
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-        for name, *cells in table
-    ]
-    return "\n".join((headline(report), *(line.rstrip() for line in lines), *sheet.notes))
+    return "\n".join((headline(report), *text_lines(sheet), *sheet.notes))
 
 
 def told_share(found: Share) -> str:

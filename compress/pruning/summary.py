@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from compress.checkpoints.checkpoint import structure_of
 from compress.checkpoints.description import Structure
 from compress.networks.groups import ChannelGraph, Mask
-from compress.sheet import Sheet, fill
+from compress.sheet import Sheet, fill, text_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,13 +69,8 @@ class Summary:
         return table
 
     def __str__(self) -> str:
-        rows = [HEADER, *self.sheet.rows]
-        first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
-        lines = [
-            f"{name:<{first}}  {dense:>{second}}  {kept:>{third}}  {note}".rstrip()
-            for name, dense, kept, note in rows
-        ]
-        return "\n".join((self.sheet.title, *lines, *self.sheet.notes))
+        sheet = self.sheet
+        return "\n".join((sheet.title, *text_lines(sheet, left=(0, 3)), *sheet.notes))
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
