@@ -7,7 +7,10 @@ import functools
 import inspect
 import itertools
 import math
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -378,9 +381,12 @@ QUICK = (
 # What is refused
 
 
-def refused(error: type[CompressError], says: str) -> Any:
+@contextmanager
+def refused(error: type[CompressError], says: str) -> Iterator[pytest.ExceptionInfo[CompressError]]:
     """Expect an error of ours that speaks no command line's language."""
-    return pytest.raises(error, match=says)
+    with pytest.raises(error, match=says) as caught:
+        yield caught
+    assert "--" not in str(caught.value)
 
 
 def test_calls_out_of_order_are_refused_and_change_nothing() -> None:
@@ -470,9 +476,8 @@ def test_settings_that_do_not_fit_are_refused(
 ) -> None:
     model = lived_in(Block())
     before = copy.deepcopy(model.state_dict())
-    with refused(error, says) as caught:
+    with refused(error, says):
         compress.Pruner(model, batch_of(2)[0], optimizer=None, **settings)
-    assert "--" not in str(caught.value)
     for key, expected in before.items():
         assert torch.equal(model.state_dict()[key], expected)
 
@@ -644,6 +649,8 @@ def test_the_package_has_a_dozen_names_and_no_torch_until_one_is_used() -> None:
     assert len(compress.__all__) <= 13
     for name in compress.__all__:
         assert getattr(compress, name)
+    program = "import sys, compress; assert 'torch' not in sys.modules, 'torch is there'"
+    subprocess.run([sys.executable, "-c", program], check=True)
     with pytest.raises(AttributeError, match="no attribute 'prune'"):
         compress.prune  # noqa: B018
 
