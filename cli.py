@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from compress.console import print_json, print_table, print_text, say, say_error
 from compress.distributed.torchrun import is_main, require_one_process
 from compress.errors import (
     CompressError,
@@ -23,7 +22,8 @@ from compress.errors import (
     EnvironmentUnfitError,
     InterruptedRunError,
 )
-from compress.signals import sigterm_as_ctrl_c
+from compress.terminal.console import print_json, print_table, print_text, say, say_error
+from compress.terminal.signals import sigterm_as_ctrl_c
 
 # Nothing else is imported up here: --help must not wait for torch.
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bench.reports.schema import Report
     from compress.config import ModelConfig, RunConfig
     from compress.data.batches import ImageData
-    from compress.launch import Check, Request, Started
+    from compress.runs.launch import Check, Request, Started
     from compress.runs.rundirectory import RunDirectory
     from export.delivery import Delivery
 
@@ -249,7 +249,7 @@ def prune_command(
     )
     with _started(request, prunes=True, checkpoint=checkpoint) as on:
         if checkpoint is not None and not (on.resumed and _is_there(on.run.dense)):
-            from compress.training.dense import import_dense
+            from compress.runs.dense import import_dense
 
             import_dense(on.config, on.data, on.session, checkpoint)
         _stage(on.run.pruned, f"pruning to {on.config.prune.budget}", lambda: _prune(on))
@@ -278,7 +278,7 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Export the dense and the pruned network of a run to ONNX, and prove parity with torch."""
-    from compress.launch import existing, reading, typed_model
+    from compress.runs.launch import existing, reading, typed_model
     from export.summary import render_delivery
 
     options = {"export.target": target, "export.precision": precision, "export.batch": batch}
@@ -581,7 +581,7 @@ def inspect_command(
     as_json: Json = False,
 ) -> None:
     """Show what a file of weights holds: architecture, groups, widths, MACs, provenance."""
-    from compress.launch import typed_model
+    from compress.runs.launch import typed_model
 
     _print_summary(file, typed_model(model, settings or ()), as_json)
 
@@ -605,8 +605,8 @@ def import_command(
 
     Gates are those of the research code of Molchanov et al. 2019. Nothing is trained.
     """
-    from compress.importing import data_asked_for, import_checkpoint
-    from compress.launch import typed_model
+    from compress.runs.launch import typed_model
+    from compress.seed2019.importing import data_asked_for, import_checkpoint
 
     typed = typed_model(model, settings or ())
     images = data_asked_for(data, settings or ())
@@ -628,11 +628,11 @@ def _started(
     request: Request, *, prunes: bool = False, exports: bool = False, checkpoint: Path | None = None
 ) -> AbstractContextManager[Started]:
     """Start a run whose later stages are known to be possible."""
-    from compress.launch import started
+    from compress.runs.launch import started
 
     checks: list[Check] = []
     if prunes:
-        from compress.pruning.run import check_budget
+        from compress.runs.prune import check_budget
 
         checks.append(check_budget)
     if exports:
@@ -661,7 +661,7 @@ def _request(
     overwrite: bool,
 ) -> Request:
     """Gather the options of a command that starts a run."""
-    from compress.launch import Request
+    from compress.runs.launch import Request
 
     return Request(config, settings or [], output, model, data, resume, overwrite)
 
@@ -701,13 +701,13 @@ def _goes_on() -> bool:
 
 
 def _train(on: Started) -> Path:
-    from compress.training.dense import train_dense
+    from compress.runs.dense import train_dense
 
     return train_dense(on.config, on.data, on.session)
 
 
 def _prune(on: Started) -> Path:
-    from compress.pruning.run import prune
+    from compress.runs.prune import prune
 
     return prune(on.config, on.data, on.session)
 
@@ -729,7 +729,7 @@ def _export(
     engine: bool = False,
     triton: Path | None = None,
 ) -> Delivery:
-    from compress.progress import percent_bar
+    from compress.terminal.progress import percent_bar
     from export.delivery import deliver
     from export.samples import samples_of
 
@@ -756,7 +756,7 @@ def _bench_run(
     budgets: str | None,
     baseline: Path | None,
 ) -> tuple[Report, Path]:
-    from compress.launch import existing, reading, typed_model
+    from compress.runs.launch import existing, reading, typed_model
 
     run, config, images = existing(path, asked, data)
     typed = typed_model(model, asked)
@@ -778,8 +778,8 @@ def _bench_files(
     baseline: Path | None,
 ) -> tuple[Report, Path]:
     from bench.compare import compare, read_settings
-    from compress.launch import typed_model
-    from compress.progress import percent_bar
+    from compress.runs.launch import typed_model
+    from compress.terminal.progress import percent_bar
 
     settings = read_settings(asked)
     with percent_bar("measuring") as show:
@@ -806,7 +806,7 @@ def _measure(
 ) -> Report:
     from bench.budgets import load_budgets
     from bench.compare import DENSE, compare_run
-    from compress.progress import percent_bar
+    from compress.terminal.progress import percent_bar
 
     judged_by = load_budgets(budgets) if budgets else None
     with percent_bar("measuring") as show:

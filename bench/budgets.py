@@ -12,8 +12,8 @@ from bench import units
 from bench.statistics.paired import images_to_resolve, resolution
 from bench.statistics.shares import most_shown, trials_to_show
 from compress.config import Precision
-from compress.documents import Section, apply_setting, read_toml, validated
 from compress.errors import ConfigError
+from compress.files.documents import Section, apply_setting, read_toml, validated
 
 _MODIFIERS = {"allow_skipped", "batch_sizes"}  # keys that are no limits
 _AGAINST_BASELINE = ("max_regression", "max_median_regression")  # beginnings of keys

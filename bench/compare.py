@@ -28,8 +28,8 @@ from bench.inputs.wiring import Wiring
 from bench.networks import any_subjects, missing_facts, subjects
 from bench.reports.report import load_report
 from compress.config import BenchConfig, DataConfig
-from compress.documents import Section, apply_setting, validated
 from compress.errors import ConfigError, DataError
+from compress.files.documents import Section, apply_setting, validated
 from export.runners import TensorSpec
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from bench.subject import Pair
     from compress.config import ModelConfig, Precision, RunConfig, Runtime
     from compress.data.batches import ImageData
-    from compress.progress import Progress
     from compress.runs.rundirectory import RunDirectory
+    from compress.terminal.progress import Progress
 
 DENSE = "dense"
 

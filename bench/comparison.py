@@ -29,7 +29,7 @@ from compress.errors import ModelError
 if TYPE_CHECKING:
     from bench.inputs.wiring import Specs
     from bench.measuring.layer_records import LayerTimes
-    from compress.progress import Progress
+    from compress.terminal.progress import Progress
     from export.runners import Runner
 
 Source = Callable[[Wiring], Inputs]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bench.subject import Facts, Pair, Subject
 from compress.config import BenchConfig, ModelConfig, Precision, Runtime
 from compress.errors import CheckpointError, ConfigError
-from compress.files import sha256_of
+from compress.files.atomic import sha256_of
 from export.runners import artefact_suffix
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from bench.pages.render import render_markdown
 from bench.reports.report import save_report
 from bench.reports.schema import Report
 from compress.errors import writing
-from compress.files import write_atomically
+from compress.files.atomic import write_atomically
 
 REPORT = "report.json"
 """The one file that the others are made of."""

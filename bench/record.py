@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict
 
-from compress.documents import Section
+from compress.files.documents import Section
 
 Sha256 = str
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from bench.reports.schema import Artefact, GroupRecord, ParityRecord
 from compress.config import BenchConfig, ModelConfig, Runtime
 from compress.config.targets import load_target
-from compress.documents import named_files
-from compress.files import sha256_of
+from compress.files.atomic import sha256_of
+from compress.files.documents import named_files
 from export.runners import Runner, TensorSpec, open_runner
 
 if TYPE_CHECKING:

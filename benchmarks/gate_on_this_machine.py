@@ -40,7 +40,7 @@ from torch import nn
 from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from compress.config.targets import load_target
 from compress.errors import CompressError
-from compress.launch import existing
+from compress.runs.launch import existing
 from export.exporter import export_checkpoint
 from export.samples import samples_of
 

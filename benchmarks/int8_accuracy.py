@@ -36,7 +36,7 @@ from compress.checkpoints.checkpoint import load_checkpoint
 from compress.config.targets import Target, load_target
 from compress.data.batches import ImageData, eval_batches, spread_batches
 from compress.errors import CompressError
-from compress.launch import existing
+from compress.runs.launch import existing
 from export.onnx_check import INPUT
 from export.onnx_export import onnx_from_network
 from export.precision.calibration import calibrate, require_calibration

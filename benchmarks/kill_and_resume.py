@@ -56,8 +56,8 @@ SETTINGS = {
 IMPORTED = (
     "bench.compare",
     "bench.publish",
-    "compress.launch",
-    "compress.pruning.run",
+    "compress.runs.launch",
+    "compress.runs.prune",
     "export.delivery",
     "export.samples",
     "sklearn.datasets",
@@ -137,7 +137,7 @@ def _hold(say: Callable[[], None]) -> None:
 def _arm(moment: Moment, say: Callable[[], None]) -> None:
     """Have this process come to the moment."""
     import cli
-    from compress import files
+    from compress.files import atomic as files
     from compress.runs import state
     from compress.training.trainer import Trainer
 

@@ -27,11 +27,11 @@ from PIL import Image, ImageDraw
 
 from compress.config import RunConfig, load_config
 from compress.data.datasets import load_data
-from compress.pruning.run import prune
+from compress.runs.dense import train_dense
+from compress.runs.prune import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.runs.state import State
-from compress.training.dense import train_dense
 
 CLASSES = ("circle", "square", "bar")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import writing
-from compress.files import write_json
+from compress.files.atomic import write_json
 from export.exporter import engine_path, export_run, onnx_path, target_of
 from export.verify import check_parity, judging
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from compress.checkpoints.checkpoint import Checkpoint
     from compress.config import ExportConfig, ModelConfig
     from compress.config.targets import Target
-    from compress.progress import Progress
     from compress.runs.rundirectory import RunDirectory
+    from compress.terminal.progress import Progress
     from export.nvml import Gpu
     from export.samples import Samples
 

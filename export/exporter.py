@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from compress.config import ExportConfig, ModelConfig
 from compress.config.targets import Target, load_target
 from compress.errors import ConfigError, DataError
-from compress.files import write_json
+from compress.files.atomic import write_json
 from export.onnx_check import OnnxFacts, standard_opset
 from export.onnx_export import onnx_from_network, staged_onnx
 from export.runners import OnnxRunner, TorchRunner
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from compress.checkpoints.checkpoint import Checkpoint
     from compress.checkpoints.description import Description, Structure
-    from compress.progress import Progress
     from compress.runs.rundirectory import RunDirectory
+    from compress.terminal.progress import Progress
     from export.samples import Samples
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.errors import ModelError, first_line, writing
-from compress.files import staged, write_flushed
+from compress.files.atomic import staged, write_flushed
 from export.adaptive_pool import exportable_pools
 from export.onnx_check import CLASSIFIER, OnnxFacts, inspect_onnx
 from export.onnx_fold import fold_constants

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compress.config import Precision
-from compress.documents import parsed_json, shown
 from compress.errors import CheckpointError
-from compress.files import sha256_of
+from compress.files.atomic import sha256_of
+from compress.files.documents import parsed_json, shown
 
 SCHEMA_VERSION = 2
 MOST_BYTES = 2**24

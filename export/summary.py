@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.sheet import Row, Sheet, fill
+from compress.terminal.sheet import Row, Sheet, fill
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import CheckpointError, ConfigError, OutputError, writing
-from compress.files import staged, write_flushed
+from compress.files.atomic import staged, write_flushed
 from export.onnx_check import INPUT, OUTPUT
 
 if TYPE_CHECKING:

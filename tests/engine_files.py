@@ -13,7 +13,7 @@ from tensorrt_contract import fake_tensorrt
 
 from compress.config import ExportConfig
 from compress.config.targets import Target, load_target
-from compress.files import sha256_of
+from compress.files.atomic import sha256_of
 from export.engines import build
 from export.engines.build import build_engine
 from export.nvml import Gpu

@@ -21,11 +21,11 @@ from compress.data.batches import TrainBatches
 from compress.data.loading import Batch
 from compress.distributed.world import ALONE, World, current
 from compress.networks.analysis import analyse
-from compress.pruning.run import prune
+from compress.runs.loop import accuracy_of
+from compress.runs.prune import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.training.compute import memory_format_for
-from compress.training.loop import accuracy_of
 from compress.training.trainer import Trainer
 
 IMAGES = 12

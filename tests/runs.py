@@ -13,7 +13,7 @@ from conftest import lived_in
 from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from compress.checkpoints.description import read_description
+from compress.checkpoints.description import Description, read_description
 from compress.checkpoints.recipe import recipe_from_cuts
 from compress.config import RunConfig
 from compress.data.batches import ImageData, eval_batches
@@ -25,10 +25,9 @@ from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.models import build_model
 from compress.networks.trial import tried_graph
 from compress.pruning.masking import candidates
-from compress.pruning.run import prune
+from compress.runs.prune import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
-from compress.training.dense import describe
 from compress.training.evaluate import evaluate
 
 CPU = torch.device("cpu")
@@ -83,7 +82,7 @@ def start(path: Path, config: RunConfig, data: ImageData = DATA) -> RunDirectory
     torch.manual_seed(3)
     model = lived_in(build_model(config.model.name, num_classes=data.num_classes))
     accuracy = {"top1": 12.5, "top5": 100.0, "images": 64, "skipped": 0}
-    description = describe(config.model, data, {"accuracy": accuracy})
+    description = Description.of(config.model, data, {"accuracy": accuracy})
     save_checkpoint(run.dense, model, description=description)
     return run
 

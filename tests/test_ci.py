@@ -19,7 +19,7 @@ import yaml
 import cli
 from bench.budgets import Budgets
 from compress.config import load_config
-from compress.documents import tomllib, validated
+from compress.files.documents import tomllib, validated
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")

@@ -39,9 +39,9 @@ from typer.testing import Result
 
 import cli
 import compress
-from compress.documents import read_toml
 from compress.errors import CheckpointError, ParityError
-from compress.files import sha256_of
+from compress.files.atomic import sha256_of
+from compress.files.documents import read_toml
 from compress.networks.models import build_model
 from export.installed import Installed, inspect_installed
 
@@ -421,7 +421,7 @@ class TestExport:
         self, copied: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         before = contents(copied)
-        full_for(monkeypatch, "compress.files", ".json")
+        full_for(monkeypatch, "compress.files.atomic", ".json")
         arguments = ("export", copied, "--target", "v100")
         refused(*arguments, code=1, says="dense.json: the disk is full")
         assert contents(copied) == before

@@ -482,7 +482,7 @@ class TestTrouble:
         self, copied: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         before = contents(copied)
-        full_for(monkeypatch, "compress.files", ".html")
+        full_for(monkeypatch, "compress.files.atomic", ".html")
         refused("bench", copied, code=1, says="report.html: the disk is full")
         after = contents(copied)
         assert after["report.json"] != before["report.json"]  # what was measured is not lost

@@ -21,9 +21,9 @@ from compress.config.targets import load_target
 from compress.criteria import CRITERIA
 from compress.data.batches import ImageData
 from compress.data.datasets import load_data
-from compress.documents import named_files
+from compress.files.documents import named_files
 from compress.networks.models import BUILTIN_MODELS
-from compress.pruning.run import check_budget
+from compress.runs.prune import check_budget
 
 RUNS = sorted(named_files(""))
 CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "imagefolder": 1000}

@@ -39,12 +39,12 @@ from compress.data.batches import ImageData
 from compress.data.datasets import load_data
 from compress.data.loading import Reply, Request, TensorImages
 from compress.errors import DataError, InterruptedRunError, OutputError
-from compress.pruning.run import prune
 from compress.runs import state as state_module
+from compress.runs.dense import import_dense, train_dense
+from compress.runs.prune import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.runs.state import State
-from compress.training.dense import import_dense, train_dense
 
 SHORT = {"train.epochs": "1", "prune.steps": "4", "prune.interval": "2", "finetune.epochs": "1"}
 
@@ -274,7 +274,7 @@ def test_a_killed_import_is_told_once(tmp_path: Path, monkeypatch: pytest.Monkey
     run = RunDirectory(tmp_path / "run")
     run.begin(config)
     for moment in (
-        "compress.training.dense.save_checkpoint",
+        "compress.runs.dense.save_checkpoint",
         "compress.runs.session.Session.record",
     ):
         with monkeypatch.context() as patch:

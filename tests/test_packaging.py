@@ -14,7 +14,7 @@ import pytest
 import typer.main
 
 import cli
-from compress.documents import tomllib
+from compress.files.documents import tomllib
 
 ROOT = Path(cli.__file__).parent
 PACKAGES = ("bench", "compress", "configs", "export")

@@ -18,7 +18,7 @@ import cli
 import compress
 from bench.budgets import Budgets
 from compress.config import ComputeConfig, PruneConfig, RunConfig, load_config
-from compress.documents import Section, named_files, tomllib, validated
+from compress.files.documents import Section, named_files, tomllib, validated
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from ranks import free_port
 from safetensors.torch import load_file
 
 from compress.checkpoints.checkpoint import load_checkpoint
-from compress.console import say, say_error
+from compress.terminal.console import say, say_error
 
 if not Path("/proc/self/task").is_dir():
     pytest.skip("the processes of torchrun are found in /proc", allow_module_level=True)

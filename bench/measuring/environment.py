@@ -14,7 +14,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from compress.documents import Section
+from compress.files.documents import Section
 from export.nvml import Gpu, nvml_index, query_gpus
 
 PACKAGES = (

@@ -14,7 +14,7 @@ import numpy as np
 from bench import units
 from bench.pages.svg import WIDTH, fitted
 from bench.reports.schema import GroupRecord
-from compress.plots import BLUE, FAINT, GREEN, INK, ORANGE, PALE, VERMILION
+from compress.runs.plots import BLUE, FAINT, GREEN, INK, ORANGE, PALE, VERMILION
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from bench.pages.svg import PAPER, WIDTH
 from bench.reports.schema import LatencyRecord, NetworkRecord, Report
 from bench.reports.summary import pruned_name, reference_name
 from bench.statistics.stats import QUANTILES
-from compress.plots import BLUE, FAINT, GREEN, VERMILION
+from compress.runs.plots import BLUE, FAINT, GREEN, VERMILION
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
     from matplotlib.axes import Axes

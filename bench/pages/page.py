@@ -19,7 +19,7 @@ from bench.pages.sheets import measured_on, sheets, verdict_sheet
 from bench.pages.svg import default_style, inline_svg, plain
 from bench.reports.schema import LatencyComparison, Report
 from bench.reports.summary import NOT_MEASURED, headline, known, reference_name
-from compress.sheet import Row, Sheet
+from compress.terminal.sheet import Row, Sheet
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """What a browser may load for the page: nothing."""

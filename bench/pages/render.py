@@ -10,7 +10,7 @@ from bench.measuring.layers import explain
 from bench.pages.sheets import measured_on, sheets, verdict_sheet
 from bench.reports.schema import Report
 from bench.reports.summary import comparison_sheet, headline
-from compress.sheet import Sheet, fill, markdown_lines
+from compress.terminal.sheet import Sheet, fill, markdown_lines
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -19,7 +19,7 @@ from bench.reports.summary import (
 )
 from bench.statistics.paired import PairedDrop
 from bench.statistics.stats import RatioInterval
-from compress.sheet import Row, Sheet
+from compress.terminal.sheet import Row, Sheet
 
 
 def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from compress.plots import BLUE, FAINT, GREEN, INK, ORANGE, PALE, VERMILION
+from compress.runs.plots import BLUE, FAINT, GREEN, INK, ORANGE, PALE, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

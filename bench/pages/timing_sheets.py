@@ -13,7 +13,7 @@ from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
 from bench.measuring.layers import explain
 from bench.reports.schema import LatencyRecord, Report
 from bench.statistics.stats import RatioInterval
-from compress.sheet import Row, Sheet
+from compress.terminal.sheet import Row, Sheet
 
 MOST_LAYERS = 30
 """Rows of a table of layers; what takes less time is summed up."""

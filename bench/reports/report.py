@@ -33,9 +33,9 @@ from bench.reports.schema import (
 )
 from bench.statistics.stats import summary
 from compress.config import BenchConfig, Precision
-from compress.documents import MOST_MISTAKES, parsed_json, shown
 from compress.errors import CheckpointError
-from compress.files import staged, write_flushed
+from compress.files.atomic import staged, write_flushed
+from compress.files.documents import MOST_MISTAKES, parsed_json, shown
 
 MOST_BYTES = 2**24
 """Largest report: that of 50,000 images with a hundred layers takes half a MiB."""

@@ -8,7 +8,7 @@ from bench import units
 from bench.reports.schema import NetworkRecord, Report
 from bench.statistics.paired import PairedDrop
 from bench.statistics.shares import Share
-from compress.sheet import Row, Sheet, text_lines
+from compress.terminal.sheet import Row, Sheet, text_lines
 
 NOT_MEASURED = "not measured"
 

@@ -31,7 +31,7 @@ from compress.checkpoints.tensors import read_state_dict, read_tensors, without_
 from compress.checkpoints.weights import COUNTERS, assign, encoded, with_tied
 from compress.config import ModelConfig
 from compress.errors import CheckpointError, ModelError
-from compress.files import sha256_of, write_atomically
+from compress.files.atomic import sha256_of, write_atomically
 from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.capture import Example

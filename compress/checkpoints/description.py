@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from safetensors import safe_open
@@ -12,6 +12,9 @@ from safetensors import safe_open
 from compress.config import ModelConfig
 from compress.config.images import Option, OptionName
 from compress.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from compress.data.batches import ImageData
 
 Length = Annotated[int, Field(ge=1, le=2**16)]
 Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -103,6 +106,20 @@ class Description(Header):
         if not len(self.mean) == len(self.std) == self.input_size[0]:
             raise ValueError("mean and std have one number for each channel of the images")
         return self
+
+    @classmethod
+    def of(cls, model: ModelConfig, data: ImageData, metrics: dict[str, object]) -> Description:
+        """Return what a file of weights says of itself when its network was fed with this data."""
+        return cls(
+            architecture=model.name,
+            options=model.options,
+            output=model.output,
+            classes=data.classes,
+            input_size=data.input_size,
+            mean=data.mean,
+            std=data.std,
+            metrics=metrics,
+        )
 
     @property
     def model(self) -> ModelConfig:

@@ -25,7 +25,7 @@ from compress.checkpoints.recipe import cuts_of_result, recipe_from_cuts
 from compress.checkpoints.tensors import read_tensors, without_prefixes
 from compress.checkpoints.weights import assign, encoded, with_tied
 from compress.errors import CheckpointError, ConfigError, ModelError
-from compress.files import write_atomically
+from compress.files.atomic import write_atomically
 from compress.networks.wrappers import unwrapped
 
 HOW_TO_BUILD = "give build, a callable without arguments that returns the dense network"

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from compress.config import ModelConfig
-from compress.files import sha256_of
+from compress.files.atomic import sha256_of
 from compress.networks.models import is_builtin
 
 

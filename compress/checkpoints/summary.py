@@ -26,7 +26,7 @@ from compress.checkpoints.recipe import cuts_in
 from compress.checkpoints.tensors import read_state_dict, read_tensors, without_prefixes
 from compress.config import ModelConfig
 from compress.errors import CheckpointError, one_line
-from compress.files import sha256_of
+from compress.files.atomic import sha256_of
 from compress.networks.models import SMALL_IMAGE_MODELS, build_network, ends_in
 from compress.networks.registries import usual_images
 from compress.networks.trial import tried_graph

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from compress.checkpoints.description import METADATA_KEY, Header, Saved
-from compress.checkpoints.gated import is_gate
 from compress.checkpoints.tensors import without_prefixes
 from compress.errors import CheckpointError
 
@@ -101,3 +100,9 @@ def _shape_message(
         f"{path} is of another architecture: {name!r} is {list(found.shape)} "
         f"there and {list(wanted.shape)} in the network"
     )
+
+
+def is_gate(name: str) -> bool:
+    """Whether a tensor of a state dict has the name of a gate of the research code of 2019."""
+    module, _, attribute = name.rpartition(".")
+    return attribute == "weight" and module.rpartition(".")[2].startswith("gate")

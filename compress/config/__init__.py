@@ -13,7 +13,7 @@ from compress.config.deployment import (
 )
 from compress.config.images import DataConfig, ModelConfig
 from compress.config.pruning import CRITERION_NUMBERS, SEED2019_PRUNE, Budget, PruneConfig
-from compress.config.run import DEFAULT_CONFIG, RunConfig, load_config, save_config
+from compress.config.run import DEFAULT_CONFIG, RunConfig, load_config, register_reader, save_config
 from compress.config.training import SEED2019, ComputeConfig, SaveConfig, TrainConfig
 
 __all__ = [
@@ -39,5 +39,6 @@ __all__ = [
     "SaveConfig",
     "TrainConfig",
     "load_config",
+    "register_reader",
     "save_config",
 ]

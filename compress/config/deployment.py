@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from compress.documents import Section
+from compress.files.documents import Section
 
 Precision = Literal["fp32", "fp16", "int8"]
 """The number format of weights and activations in the deployed network."""

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, model_validator
 
 from compress.config.location import Location, NoUrl, scheme_of
-from compress.documents import Section
 from compress.errors import ConfigError
+from compress.files.documents import Section
 
 Scheme = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]+$")]
 Share = Annotated[float, Field(gt=0, le=1)]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from compress.documents import Section
+from compress.files.documents import Section
 
 
 class Budget(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,14 @@ from compress.config.images import DataConfig, ModelConfig
 from compress.config.pruning import SEED2019_PRUNE, PruneConfig
 from compress.config.targets import load_target
 from compress.config.training import SEED2019, ComputeConfig, SaveConfig, TrainConfig
-from compress.documents import Section, apply_setting, read_text, read_toml, validated
-from compress.files import write_atomically
+from compress.files.atomic import write_atomically
+from compress.files.documents import Section, apply_setting, read_text, read_toml, validated
 
 DEFAULT_CONFIG = "digits-resnet20"
+
+Reader = Callable[[str, str, str | None], dict[str, Any]]
+"""(text, name of the file, network that is asked for) -> the document of a run."""
+_READERS: dict[str, Reader] = {}
 
 
 class RunConfig(Section):
@@ -40,16 +44,23 @@ class RunConfig(Section):
     bench: BenchConfig = BenchConfig()
 
 
+def register_reader(suffix: str, reader: Reader) -> None:
+    """Have files that end in ``suffix`` read by somebody who knows the format; the rest is TOML."""
+    _READERS[suffix] = reader
+
+
 def load_config(name: str = DEFAULT_CONFIG, settings: Iterable[str] = ()) -> RunConfig:
     """Read a run configuration and lay ``section.key=value`` settings over it.
 
-    A path that ends in ``.json`` holds settings of the research code of Molchanov et al. 2019.
+    A bare word names a file under ``configs/``. A path is TOML, or of a format that a reader was
+    registered for.
 
     Raises:
         ConfigError: naming the key, what it holds and what it may hold.
     """
     settings = list(settings)
-    document = _read_original(name, settings) if name.endswith(".json") else read_toml(name)
+    reader = _READERS.get(Path(name).suffix)
+    document = reader(read_text(name), name, _model_in(settings)) if reader else read_toml(name)
     for setting in settings:
         _forget_recipe(document, setting)
         apply_setting(document, setting)
@@ -75,15 +86,13 @@ def _rounded(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"prune": prune})
 
 
-def _read_original(path: str, settings: Iterable[str]) -> dict[str, Any]:
-    from compress.original import run_document  # it is built on this module
-
+def _model_in(settings: Iterable[str]) -> str | None:
+    """Return the network that settings name."""
     asked: dict[str, Any] = {}
     for setting in settings:
         apply_setting(asked, setting)
     model = asked.get("model")
-    named = model.get("name") if isinstance(model, dict) else None
-    return run_document(read_text(path), path, named)
+    return model.get("name") if isinstance(model, dict) else None
 
 
 def save_config(config: Section, path: Path) -> None:

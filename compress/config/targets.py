@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from compress.config.deployment import Precision
-from compress.documents import Section, read_toml, validated
 from compress.errors import ConfigError
+from compress.files.documents import Section, read_toml, validated
 
 VersionRange = Annotated[
     str, Field(pattern=r"^(>=|<=|==|!=|<|>)\d+(\.\d+)*(,(>=|<=|==|!=|<|>)\d+(\.\d+)*)*$")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from compress.documents import Section
+from compress.files.documents import Section
 
 
 class TrainConfig(Section):

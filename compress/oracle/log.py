@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from compress.errors import CheckpointError, ConfigError, writing
-from compress.files import write_atomically
+from compress.files.atomic import write_atomically
 
 SCHEMA_VERSION = 1
 

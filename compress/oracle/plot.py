@@ -14,7 +14,7 @@ import numpy as np
 from compress.networks.groups import ChannelGraph
 from compress.oracle.correlation import Values
 from compress.oracle.report import by_spearman
-from compress.plots import BLUE, FAINT, GREEN, ORANGE, write_figure
+from compress.runs.plots import BLUE, FAINT, GREEN, ORANGE, write_figure
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
     from matplotlib.axes import Axes

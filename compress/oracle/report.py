@@ -15,7 +15,7 @@ from rich.text import Text
 
 from compress.networks.groups import ChannelGraph
 from compress.oracle.correlation import COEFFICIENTS, Values
-from compress.sheet import Sheet, fill, markdown_lines
+from compress.terminal.sheet import Sheet, fill, markdown_lines
 
 SCOPE_TITLES = {
     "layers": "mean over layers",

@@ -18,8 +18,8 @@ from compress.data.batches import ImageData, require_images
 from compress.data.loading import Request, image_set
 from compress.data.workers import batches
 from compress.errors import CheckpointError, ConfigError, writing
-from compress.launch import check_folder, config_name, typed_model, with_flags
 from compress.oracle.scores import check_names
+from compress.runs.launch import check_folder, config_name, typed_model, with_flags
 from compress.runs.rundirectory import RunDirectory
 from compress.training.compute import pick_device
 

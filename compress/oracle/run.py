@@ -14,7 +14,7 @@ from compress.config import RunConfig
 from compress.criteria.scoring import Context
 from compress.data.datasets import load_data
 from compress.errors import InterruptedRunError, ModelError
-from compress.files import write_atomically, write_json
+from compress.files.atomic import write_atomically, write_json
 from compress.networks.groups import ChannelGraph
 from compress.networks.trial import tried_graph
 from compress.oracle.changes import (
@@ -43,10 +43,10 @@ from compress.oracle.request import (
     read_sample,
 )
 from compress.oracle.scores import importance_of, row_names
-from compress.progress import bar
 from compress.pruning.decision import report_dense
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
+from compress.terminal.progress import bar
 
 SCHEMA_VERSION = 1
 SAMPLE = 2

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from compress.config import PruneConfig
-from compress.documents import validated
+from compress.files.documents import validated
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 

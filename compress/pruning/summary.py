@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from compress.checkpoints.checkpoint import structure_of
 from compress.checkpoints.description import Structure
 from compress.networks.groups import ChannelGraph, Mask
-from compress.sheet import Sheet, fill, text_lines
+from compress.terminal.sheet import Sheet, fill, text_lines
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -14,7 +14,7 @@ from typing import Any
 from compress.checkpoints.permission import remember
 from compress.config import RunConfig, load_config, save_config
 from compress.errors import CheckpointError, ConfigError, writing
-from compress.files import real_name
+from compress.files.atomic import real_name
 
 ABANDONED_SECONDS = 3600.0
 """Age at which a temporary file is nobody's where no lock tells; no file takes as long to write."""

@@ -18,7 +18,7 @@ from typing import Any
 from compress.config import SaveConfig
 from compress.distributed.world import World, current
 from compress.errors import CheckpointError, InterruptedRunError, writing
-from compress.files import write_atomically
+from compress.files.atomic import write_atomically
 from compress.runs.rundirectory import RunDirectory, event_of
 from compress.runs.state import State, StateFiles
 from compress.runs.tensorboard import Curves

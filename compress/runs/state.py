@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from safetensors import SafetensorError, safe_open
 
 from compress.errors import CheckpointError, writing
-from compress.files import staged, temporary_name, write_flushed
+from compress.files.atomic import staged, temporary_name, write_flushed
 
 log = logging.getLogger("compress")
 

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from compress.config import Budget
-from compress.documents import Section
+from compress.files.documents import Section
 
 DECIMALS = 4
 """Of the shares that a search tries."""

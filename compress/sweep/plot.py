@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.plots import BLUE, FAINT, INK, VERMILION, plain_axes, short_count, write_figure
+from compress.runs.plots import BLUE, FAINT, INK, VERMILION, plain_axes, short_count, write_figure
 from compress.sweep.document import ON_FRONT, top1_of
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw

@@ -14,7 +14,7 @@ from typing import Any
 from compress.checkpoints.description import read_description
 from compress.config import Budget, RunConfig
 from compress.errors import CheckpointError, ConfigError, writing
-from compress.files import staged, write_atomically
+from compress.files.atomic import staged, write_atomically
 from compress.runs.lock import locked
 from compress.runs.rundirectory import RunDirectory
 from compress.sweep.request import read_asked

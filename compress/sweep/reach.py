@@ -10,8 +10,8 @@ from compress.networks import cost
 from compress.networks.trial import tried_graph
 from compress.pruning.decision import prunable
 from compress.pruning.masking import smallest
+from compress.runs.dense import fresh_network
 from compress.sweep.plan import DECIMALS
-from compress.training.dense import fresh_network
 
 
 def least_share(config: RunConfig, data: ImageData, kind: str) -> float:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from compress.config import Budget, RunConfig
-from compress.documents import Section, read_text, validated
 from compress.errors import ConfigError
-from compress.launch import asked_config
+from compress.files.documents import Section, read_text, validated
+from compress.runs.launch import asked_config
 from compress.sweep.plan import Search
 
 SCHEMA_VERSION = 1

@@ -10,17 +10,17 @@ from typing import Any
 from compress.config import Budget
 from compress.data.datasets import load_data
 from compress.distributed.torchrun import started_again
-from compress.documents import validated
 from compress.errors import BudgetError, CompressError, InterruptedRunError
-from compress.launch import require_allowed, typed_model
-from compress.pruning.run import check_budget
+from compress.files.documents import validated
+from compress.runs.dense import check_logits, read_dense
+from compress.runs.launch import require_allowed, typed_model
+from compress.runs.prune import check_budget
 from compress.sweep.devices import Slot, slots_for
 from compress.sweep.plan import Search
 from compress.sweep.points import SweepFiles, point_config
 from compress.sweep.reach import least_share
 from compress.sweep.request import Asked, SweepRequest, asked_for, check_options, read_asked
 from compress.sweep.sweep import Say, Sweep
-from compress.training.dense import check_logits, read_dense
 
 
 def run_sweep(request: SweepRequest, say: Say) -> dict[str, Any]:

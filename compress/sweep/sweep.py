@@ -11,8 +11,9 @@ from typing import Any
 from compress.config import Budget
 from compress.data.datasets import load_data
 from compress.errors import CompressError, InterruptedRunError
-from compress.files import write_atomically, write_json
+from compress.files.atomic import write_atomically, write_json
 from compress.networks.models import is_builtin
+from compress.runs.dense import import_dense
 from compress.runs.session import Session
 from compress.sweep.devices import Slot
 from compress.sweep.document import PointState, sweep_csv, sweep_document
@@ -27,7 +28,6 @@ from compress.sweep.points import (
 )
 from compress.sweep.request import Asked
 from compress.sweep.runner import Ended, Task, run_tasks
-from compress.training.dense import import_dense
 
 Say = Callable[[str], None]
 DENSE = "dense"

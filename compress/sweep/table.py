@@ -11,9 +11,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from compress.plots import short_count
-from compress.sheet import Row, Sheet, fill
+from compress.runs.plots import short_count
 from compress.sweep.document import ON_FRONT
+from compress.terminal.sheet import Row, Sheet, fill
 
 FRONT_TITLES = {"macs": "MACs", "params": "params"}
 HEADER = ("network", "MACs", "params", "top-1", "change", "Pareto")

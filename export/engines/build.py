@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from compress.config import ExportConfig
 from compress.config.targets import Target
 from compress.errors import CheckpointError, ConfigError, EnvironmentUnfitError, ModelError, writing
-from compress.files import staged, write_flushed, write_json
+from compress.files.atomic import staged, write_flushed, write_json
 from export.engines.api import TensorRT, load_tensorrt
 from export.engines.checks import refuse_engine, refuse_version
 from export.engines.gpu import find_gpu
@@ -34,7 +34,7 @@ from export.nvml import Gpu
 from export.onnx_check import standard_opset
 
 if TYPE_CHECKING:
-    from compress.progress import Progress
+    from compress.terminal.progress import Progress
 
 SUFFIX = ".engine"
 

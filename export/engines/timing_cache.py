@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import OutputError
-from compress.files import write_atomically
+from compress.files.atomic import write_atomically
 
 if TYPE_CHECKING:
     from export.engines.api import TensorRT

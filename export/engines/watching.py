@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compress.progress import Progress
+    from compress.terminal.progress import Progress
     from export.engines.api import TensorRT
 
 

@@ -21,7 +21,7 @@ from bench.pages import bars, pareto
 from bench.pages.figures import Plot, plots
 from bench.pages.svg import VARIABLES, default_style, fitted, inline_svg, plain
 from bench.reports.schema import GroupRecord, Report
-from compress.plots import BLUE, GREEN, INK, ORANGE, VERMILION
+from compress.runs.plots import BLUE, GREEN, INK, ORANGE, VERMILION
 
 ReportFactory = Callable[..., Report]
 

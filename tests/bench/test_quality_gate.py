@@ -17,8 +17,8 @@ from bench.judging.verdicts import Verdict, exit_code
 from bench.measuring.conditions import Conditions, CpuConditions, throttled
 from bench.reports.schema import Report
 from bench.statistics.stats import RatioInterval
-from compress.documents import named_files
 from compress.errors import ConfigError
+from compress.files.documents import named_files
 
 ReportFactory = Callable[..., Report]
 ORDER = {"FAIL": 0, "INCONCLUSIVE": 1, "PASS": 2}

@@ -13,7 +13,7 @@ from bench.pages.sheets import sheets
 from bench.pages.timing_sheets import MOST_LAYERS, layer_sheet
 from bench.reports.schema import Change, LatencyChange, Report
 from bench.statistics.stats import RatioInterval, summary
-from compress.sheet import Sheet
+from compress.terminal.sheet import Sheet
 
 ReportFactory = Callable[..., Report]
 

@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 from rich.console import Console
 
 from compress.config.targets import load_target
-from compress.documents import named_files
 from compress.errors import ConfigError
+from compress.files.documents import named_files
 from export import doctor
 from export.doctor import (
     MINIMUM,

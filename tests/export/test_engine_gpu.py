@@ -18,7 +18,7 @@ from torch import nn
 from compress.config import ExportConfig
 from compress.config.targets import Target, load_target
 from compress.errors import EnvironmentUnfitError
-from compress.files import sha256_of
+from compress.files.atomic import sha256_of
 from compress.networks.analysis import analyse
 from compress.networks.shrink import shrink
 from export.engines import sidecar

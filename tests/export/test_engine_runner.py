@@ -19,7 +19,7 @@ from torch import nn
 from compress.config import ExportConfig
 from compress.config.targets import load_target
 from compress.errors import CheckpointError, DataError, EnvironmentUnfitError, ModelError
-from compress.files import sha256_of
+from compress.files.atomic import sha256_of
 from export.engines import build, sidecar
 from export.nvml import Gpu
 from export.runners import EngineRunner, Runner, open_runner, stages_of

@@ -24,8 +24,8 @@ from mutations import (
 from bench.budgets import load_budgets
 from compress.config import DEFAULT_CONFIG, RunConfig, load_config, save_config
 from compress.config.targets import load_target
-from compress.documents import MOST_BYTES, Section, named_files, read_toml
 from compress.errors import ConfigError
+from compress.files.documents import MOST_BYTES, Section, named_files, read_toml
 
 RUN = {
     **RunConfig().model_dump(mode="json", exclude_none=True),

@@ -12,7 +12,7 @@ from mutations import damaged, fuzzed, mutated, refused_in_a_sentence
 
 from compress.config import load_config
 from compress.errors import ConfigError
-from compress.original import OriginalSettings, run_document
+from compress.seed2019.settings import OriginalSettings, run_document
 
 SETTINGS = {
     name: field.default

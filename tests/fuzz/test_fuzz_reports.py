@@ -22,8 +22,8 @@ from bench.measuring.conditions import CpuConditions, GpuConditions
 from bench.pages.page import render_page
 from bench.pages.render import render_markdown, render_table
 from bench.reports.report import MOST_BYTES, load_report, save_report, sealed
-from compress.documents import MOST_MISTAKES
 from compress.errors import CheckpointError
+from compress.files.documents import MOST_MISTAKES
 
 BUDGETS = Budgets.model_validate(
     {

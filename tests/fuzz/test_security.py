@@ -32,8 +32,8 @@ from bench.measuring.environment import fingerprint
 from compress.checkpoints.description import METADATA_KEY, Description
 from compress.config import RunConfig, save_config
 from compress.data.decoding import DECODE_ERRORS, decode_rgb
-from compress.documents import read_toml
 from compress.errors import CheckpointError, ConfigError
+from compress.files.documents import read_toml
 from export.onnx_check import weight_files
 from export.runners import OnnxRunner
 from export.triton import model_name
@@ -301,7 +301,7 @@ import io, json, os, resource, sys, zipfile
 import torch
 from compress.checkpoints.description import METADATA_KEY
 from compress.errors import CompressError
-from compress.importing import import_checkpoint
+from compress.seed2019.importing import import_checkpoint
 from compress.config import ModelConfig
 from compress.networks.models import build_model
 from compress.checkpoints.summary import inspect_checkpoint

@@ -11,14 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from compress.console import say
 from compress.data.shards.dataset import read_shards
 from compress.data.shards.index import INDEX, Shard, index_bytes, index_of
 from compress.data.shards.pack import pack_folder
 from compress.data.shards.store import Folder
 from compress.errors import CompressError, DataError, InterruptedRunError
-from compress.files import write_atomically
-from compress.progress import bar
+from compress.files.atomic import write_atomically
+from compress.terminal.console import say
+from compress.terminal.progress import bar
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,8 +17,8 @@ from compress.data.shards.dataset import CLASSES, read_shards
 from compress.data.shards.index import INDEX, index_bytes, index_of
 from compress.data.shards.store import Folder
 from compress.errors import ConfigError, DataError, writing
-from compress.files import temporary_name, write_atomically
-from compress.progress import Bar, bar
+from compress.files.atomic import temporary_name, write_atomically
+from compress.terminal.progress import Bar, bar
 
 SHUFFLE_SEED = 2019
 Sample = tuple[str, int]

@@ -34,7 +34,7 @@ from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.cuts import tensor_of
 from compress.networks.models import build_model
-from compress.pruning.run import prune
+from compress.runs.prune import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 

@@ -18,8 +18,8 @@ from compress.config import (
     load_config,
     save_config,
 )
-from compress.documents import Section, apply_setting, named_files, read_toml, validated
 from compress.errors import ConfigError
+from compress.files.documents import Section, apply_setting, named_files, read_toml, validated
 
 
 def mistake(*settings: str, name: str = DEFAULT_CONFIG) -> str:

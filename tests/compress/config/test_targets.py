@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from compress.config.targets import load_target
-from compress.documents import named_files
 from compress.errors import ConfigError
+from compress.files.documents import named_files
 
 ROOT = Path(__file__).parents[3]
 A100 = """

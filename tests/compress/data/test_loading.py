@@ -24,7 +24,7 @@ from compress.data.loading import Batch, FileImages, ImageSet, Reply, Request, T
 from compress.data.views import CACHED_VALUES, View
 from compress.data.workers import Reader
 from compress.errors import DataError
-from compress.training.loop import train_batches
+from compress.runs.loop import train_batches
 
 # Newer Pythons and small machines warn about worker processes; neither matters to these tests.
 pytestmark = [

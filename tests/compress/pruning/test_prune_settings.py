@@ -31,10 +31,10 @@ from compress.criteria.scoring import Context
 from compress.data.loading import Batch
 from compress.errors import ConfigError, InterruptedRunError
 from compress.networks import cost
-from compress.pruning.run import check_budget, prune
+from compress.runs.loop import train_batches
+from compress.runs.prune import check_budget, prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
-from compress.training.loop import train_batches
 from compress.training.trainer import Trainer
 
 

@@ -44,7 +44,7 @@ from compress.errors import (
 from compress.networks import cost
 from compress.networks.groups import ChannelGraph
 from compress.networks.models import build_model
-from compress.pruning.run import prune
+from compress.runs.prune import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 

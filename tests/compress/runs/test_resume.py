@@ -14,7 +14,7 @@ import torch
 from conftest import lived_in
 
 from compress.checkpoints.checkpoint import save_checkpoint
-from compress.checkpoints.description import read_description
+from compress.checkpoints.description import Description, read_description
 from compress.config import DataConfig, RunConfig
 from compress.data.batches import ImageData
 from compress.data.datasets import load_data
@@ -22,11 +22,11 @@ from compress.data.loading import Reply, Request, TensorImages
 from compress.data.views import View
 from compress.errors import CheckpointError, InterruptedRunError
 from compress.networks.models import build_model
-from compress.pruning.run import prune
+from compress.runs.dense import train_dense
+from compress.runs.prune import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.runs.state import State
-from compress.training.dense import describe, train_dense
 
 Work = Callable[[Session], Path]
 
@@ -250,7 +250,7 @@ def dense_of(folder: Path, config: RunConfig, data: ImageData) -> Path:
     torch.manual_seed(6)
     channels = data.input_size[0]
     model = build_model(config.model.name, num_classes=data.num_classes, in_channels=channels)
-    description = describe(config.model, data, {})
+    description = Description.of(config.model, data, {})
     save_checkpoint(folder / "start.safetensors", lived_in(model), description=description)
     return folder / "start.safetensors"
 

@@ -22,12 +22,12 @@ from compress.data.batches import ImageData
 from compress.data.loading import TensorImages
 from compress.data.views import View
 from compress.networks.models import build_model
-from compress.pruning.run import prune
+from compress.runs.dense import train_dense
+from compress.runs.prune import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.runs.state import State
 from compress.runs.tensorboard import Scalar, scalars
-from compress.training.dense import train_dense
 
 Curve = dict[str, list[tuple[int, float]]]
 

@@ -24,10 +24,10 @@ from sweep_stand_in import DENSE_TOP1, PROGRAM, top1_of
 from compress.checkpoints.checkpoint import load_checkpoint
 from compress.config import Budget, load_config
 from compress.data.datasets import load_data
-from compress.documents import read_toml
 from compress.errors import BudgetError, ConfigError, EnvironmentUnfitError, OutputError
-from compress.pruning.run import check_budget
+from compress.files.documents import read_toml
 from compress.runs.lock import locked
+from compress.runs.prune import check_budget
 from compress.sweep import devices as sweep_devices
 from compress.sweep import run as sweep_run
 from compress.sweep import runner
@@ -502,7 +502,7 @@ class TestSweepOfStandIns:
     def test_a_full_disk_at_the_start_leaves_nothing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        full_for(monkeypatch, "compress.files", ".csv")
+        full_for(monkeypatch, "compress.files.atomic", ".csv")
         arguments = ("sweep", *GRID, *FAST, "--output", tmp_path / "s")
         refused(*arguments, code=1, says="sweep.csv: the disk is full")
         assert not (tmp_path / "s").exists()

@@ -12,21 +12,21 @@ from torch import nn
 
 from compress.checkpoints.checkpoint import identify, load_weights, require_claims, save_checkpoint
 from compress.checkpoints.description import Description, read_description
-from compress.checkpoints.gated import attach, find_gates, is_gate, ungated
 from compress.checkpoints.tensors import read_state_dict
+from compress.checkpoints.weights import is_gate
 from compress.config import DataConfig, ModelConfig, RunConfig
 from compress.config.location import root_setting
 from compress.data.batches import first_images
 from compress.data.datasets import IMAGENET_MEAN, IMAGENET_STD, load_data
-from compress.documents import apply_setting, validated
 from compress.errors import CheckpointError, ConfigError, ModelError
-from compress.files import sha256_of
+from compress.files.atomic import sha256_of
+from compress.files.documents import apply_setting, validated
 from compress.networks.analysis import analyse
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.models import TORCHVISION_MODELS, build_network, ends_in
 from compress.networks.registries import usual_images
 from compress.networks.shrink import PROOF_TOLERANCE, shrink_
-from compress.training.dense import describe
+from compress.seed2019.gates import attach, find_gates, ungated
 
 IMAGENET = {"image_size": 224, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 """How the networks of torchvision that are built in saw images."""
@@ -173,7 +173,7 @@ def _surroundings(
     usual = IMAGENET if model.name in TORCHVISION_MODELS else usual_images(model.name)
     if data is not None:
         images = load_data(data.prepared(usual))
-        return describe(model, images, {}), first_images(images, 1)
+        return Description.of(model, images, {}), first_images(images, 1)
     if not usual.keys() >= IMAGENET.keys():
         raise ConfigError(
             f"the image size and the normalisation of a {model.name} are not known: add --data "

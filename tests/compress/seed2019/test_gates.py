@@ -24,15 +24,16 @@ from typer.testing import CliRunner, Result
 import cli
 import compress
 from compress.checkpoints.checkpoint import load_checkpoint
-from compress.checkpoints.gated import find_gates, is_gate, ungated
+from compress.checkpoints.weights import is_gate
 from compress.config import ModelConfig
 from compress.errors import CheckpointError, ConfigError, ModelError
-from compress.files import sha256_of
-from compress.importing import data_asked_for, import_checkpoint
+from compress.files.atomic import sha256_of
 from compress.networks.analysis import analyse
 from compress.networks.groups import ChannelGraph
 from compress.networks.models import build_model
 from compress.networks.shrink import shrink
+from compress.seed2019.gates import find_gates, ungated
+from compress.seed2019.importing import data_asked_for, import_checkpoint
 
 State = dict[str, torch.Tensor]
 CLASSES = 6
@@ -409,7 +410,7 @@ def test_the_proof_finds_a_unit_that_was_removed_by_mistake(
         others = [g if g.stream else replace(g, units=np.roll(g.units, 1)) for g in gates]
         return ungated(state, others, graph, where)
 
-    monkeypatch.setattr("compress.importing.ungated", wrong)
+    monkeypatch.setattr("compress.seed2019.importing.ungated", wrong)
     with pytest.raises(ModelError, match="without its gates the network differs by"):
         import_checkpoint(saved(tmp_path, "r18", gated_state), tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()

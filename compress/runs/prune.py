@@ -18,15 +18,15 @@ from compress.distributed.world import current
 from compress.errors import CheckpointError, ConfigError
 from compress.networks import cost
 from compress.networks.trial import tried_graph
-from compress.plots import plot_history, plot_widths, widths_of
-from compress.progress import bar
 from compress.pruning.decision import Decisions, report_dense
 from compress.pruning.pruner import Pruner, context_of
+from compress.runs.dense import fresh_network
+from compress.runs.loop import Loop, train_batches
+from compress.runs.plots import plot_history, plot_widths, widths_of
 from compress.runs.session import Session
 from compress.runs.state import State
+from compress.terminal.progress import bar
 from compress.training.compute import computing, memory_format_for, pick_device
-from compress.training.dense import fresh_network
-from compress.training.loop import Loop, train_batches
 from compress.training.trainer import OTHER_NETWORK, Trainer, tensors_under
 
 UNKNOWN_END = 10**9

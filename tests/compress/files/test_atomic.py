@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from compress.errors import OutputError, writing
-from compress.files import staged, write_flushed
+from compress.files.atomic import staged, write_flushed
 
 
 def test_the_name_appears_only_when_the_block_is_done(tmp_path: Path) -> None:

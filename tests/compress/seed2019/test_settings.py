@@ -18,9 +18,9 @@ from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.groups import ChannelGraph
 from compress.networks.models import build_model
-from compress.original import OriginalSettings, gate_group
 from compress.pruning.decision import prunable
 from compress.pruning.masking import goal_for, prune_to
+from compress.seed2019.settings import OriginalSettings, gate_group
 
 SHIPPED: dict[str, Any] = {
     "method": 22,
@@ -412,7 +412,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_the_page_has_a_row_for_every_key() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "original.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "original.md").read_text(encoding="utf-8")
     table = page.split("## Settings")[1].split("\n## ")[0]
     firsts = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     assert set("".join(firsts).replace(",", " ").split()) == {

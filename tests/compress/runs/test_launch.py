@@ -13,10 +13,10 @@ import pytest
 from compress.config import RunConfig
 from compress.distributed.torchrun import RESTART_COUNTS
 from compress.errors import ConfigError, InterruptedRunError, OutputError
-from compress.launch import Request, Started, reading, started
+from compress.runs.launch import Request, Started, reading, started
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.state import State
-from compress.signals import sigterm_as_ctrl_c
+from compress.terminal.signals import sigterm_as_ctrl_c
 
 SETTINGS = ["device=cpu", "data.image_size=8", "tensorboard=false"]
 
@@ -146,7 +146,7 @@ def test_a_disk_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     def refuse(path: Path, data: bytes) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("compress.files.write_flushed", refuse)
+    monkeypatch.setattr("compress.files.atomic.write_flushed", refuse)
     with (
         pytest.raises(OutputError, match=r"config\.toml: the file system is read-only"),
         started(request_for(tmp_path / "run")),

@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
-from compress import plots
 from compress.errors import OutputError
 from compress.networks import cost
-from compress.plots import (
+from compress.runs import plots
+from compress.runs.plots import (
     BLUE,
     ORANGE,
     GroupWidths,
@@ -262,7 +262,7 @@ def test_a_picture_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mo
 def test_pyplot_stays_out(tmp_path: Path) -> None:
     """It is global state; and nothing of matplotlib is imported before something is drawn."""
     script = (
-        "import sys; from compress import plots\n"
+        "import sys; from compress.runs import plots\n"
         "assert not any(name.startswith('matplotlib') for name in sys.modules)\n"
         "groups = (plots.GroupWidths('a', 8, 4),)\n"
         "costs = {'macs': 2, 'params': 2, 'channels': 8}\n"

@@ -16,9 +16,9 @@ from compress.data.batches import ImageData, eval_batches
 from compress.data.datasets import load_data
 from compress.errors import CheckpointError, ModelError, TrainingError
 from compress.networks.models import build_model, build_network
+from compress.runs.dense import import_dense, train_dense
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
-from compress.training.dense import import_dense, train_dense
 from compress.training.evaluate import evaluate
 
 CPU = torch.device("cpu")
@@ -133,7 +133,7 @@ def test_a_network_of_which_nothing_can_be_trained(
     def frozen(model: ModelConfig, **ends: int) -> torch.nn.Module:
         return build_network(model, **ends).requires_grad_(False)
 
-    monkeypatch.setattr("compress.training.dense.build_network", frozen)
+    monkeypatch.setattr("compress.runs.dense.build_network", frozen)
     with pytest.raises(ModelError, match="every parameter of resnet20 is frozen"):
         train_dense(config_of(), digits, session_in(tmp_path, config_of()))
 
@@ -142,7 +142,7 @@ def test_a_network_that_views_its_feature_maps_can_be_trained(
     tmp_path: Path, digits: ImageData
 ) -> None:
     """``x.view(len(x), -1)`` needs contiguous feature maps, before and after pruning."""
-    from compress.pruning.run import prune
+    from compress.runs.prune import prune
 
     rgb = replace(
         digits, train=Coloured(digits.train), val=Coloured(digits.val), input_size=(3, 12, 12),

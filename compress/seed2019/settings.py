@@ -15,8 +15,8 @@ import torch
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from compress.config import CRITERION_NUMBERS
-from compress.documents import Section, parsed_json, read_toml, validated
 from compress.errors import ConfigError
+from compress.files.documents import Section, parsed_json, read_toml, validated
 from compress.networks.analysis import analyse
 from compress.networks.groups import ChannelGraph
 from compress.networks.models import BUILTIN_MODELS, build_model

@@ -12,9 +12,9 @@ from compress.data.batches import ImageData, TrainBatches, eval_batches, require
 from compress.data.loading import Batch
 from compress.distributed.world import ALONE, World
 from compress.errors import DataError
-from compress.progress import Bar
 from compress.runs.session import Session
 from compress.runs.state import State
+from compress.terminal.progress import Bar
 from compress.training.evaluate import Accuracy, evaluate
 from compress.training.trainer import SMALLEST_BATCH, Trainer
 

@@ -36,7 +36,7 @@ from compress.networks import cost
 from compress.networks.gates import GatedNetwork
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shrink import mask_
-from compress.pruning.run import check_budget, prune
+from compress.runs.prune import check_budget, prune
 from compress.runs.session import Session
 from compress.training.trainer import Trainer
 

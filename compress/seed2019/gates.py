@@ -55,12 +55,6 @@ class Gate(nn.Module):
         return x * self.weight.view(1, -1, *(1,) * (x.dim() - 2))
 
 
-def is_gate(name: str) -> bool:
-    """Whether a tensor of a state dict has the name of a gate."""
-    module, _, attribute = name.rpartition(".")
-    return attribute == "weight" and module.rpartition(".")[2].startswith("gate")
-
-
 def find_gates(
     architecture: str, graph: ChannelGraph, names: Iterable[str], where: object
 ) -> tuple[GateAt, ...]:

@@ -11,17 +11,17 @@ from torch import nn
 
 from compress.checkpoints.checkpoint import load_weights, save_checkpoint
 from compress.checkpoints.description import Description, read_description
-from compress.config import ModelConfig, RunConfig
+from compress.config import RunConfig
 from compress.data.batches import ImageData
 from compress.distributed.world import current
 from compress.errors import CheckpointError, ModelError
 from compress.networks.models import build_network, build_skeleton, head_of
 from compress.networks.outputs import require_logits
-from compress.progress import bar
+from compress.runs.loop import Loop, accuracy_of, train_batches
 from compress.runs.session import Session
 from compress.runs.state import State
+from compress.terminal.progress import bar
 from compress.training.compute import computing, memory_format_for, pick_device
-from compress.training.loop import Loop, accuracy_of, train_batches
 from compress.training.trainer import Trainer
 
 log = logging.getLogger("compress")
@@ -72,7 +72,7 @@ def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
             each_epoch=lambda epoch: loop.record_epoch("train", epoch),
         )
         accuracy = loop.accuracy()
-    description = describe(config.model, data, {"accuracy": accuracy.as_dict()})
+    description = Description.of(config.model, data, {"accuracy": accuracy.as_dict()})
     if world.main:
         save_checkpoint(session.run.dense, trainer.result, description=description)
         session.finish()
@@ -92,7 +92,7 @@ def import_dense(config: RunConfig, data: ImageData, session: Session, checkpoin
     if config.model.new_head:
         log.warning("the classifier begins anew, and learns while the network is pruned")
     accuracy = accuracy_of(model.to(device), data, config, world)
-    description = describe(config.model, data, {"accuracy": accuracy.as_dict()})
+    description = Description.of(config.model, data, {"accuracy": accuracy.as_dict()})
     session.forget("train")  # what an import tells that was killed before its file was there
     session.record("dense", checkpoint=checkpoint.name, **accuracy.as_dict())
     if world.main:
@@ -175,17 +175,3 @@ def _check_origin(own: Description, config: RunConfig, data: ImageData, path: Pa
 
 def _preview(classes: tuple[str, ...]) -> str:
     return ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
-
-
-def describe(model: ModelConfig, data: ImageData, metrics: dict[str, object]) -> Description:
-    """Return what a file of weights says of itself when its network was fed with this data."""
-    return Description(
-        architecture=model.name,
-        options=model.options,
-        output=model.output,
-        classes=data.classes,
-        input_size=data.input_size,
-        mean=data.mean,
-        std=data.std,
-        metrics=metrics,
-    )

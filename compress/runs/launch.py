@@ -12,23 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoints.permission import how_to_allow, is_allowed
-from compress.config import DEFAULT_CONFIG, ModelConfig, RunConfig, load_config
+from compress.config import DEFAULT_CONFIG, ModelConfig, RunConfig, load_config, register_reader
 from compress.config.location import root_setting
 from compress.data.batches import ImageData
 from compress.data.datasets import load_data
 from compress.distributed.torchrun import started_again
 from compress.distributed.world import asked, joined
-from compress.documents import apply_setting, validated
 from compress.errors import ConfigError, InterruptedRunError
+from compress.files.documents import apply_setting, validated
 from compress.networks.models import SMALL_IMAGE_MODELS
 from compress.networks.registries import usual_images
+from compress.runs.dense import check_logits, read_dense
 from compress.runs.lock import locked
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
+from compress.seed2019.settings import run_document
 from compress.training.compute import pick_device
-from compress.training.dense import check_logits, read_dense
 
 log = logging.getLogger("compress")
+
+register_reader(".json", run_document)
 
 Check = Callable[[RunConfig, ImageData], object]
 """Finds what a later stage would refuse before an earlier one has cost any time."""

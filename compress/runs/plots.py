@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from compress.files import write_atomically
+from compress.files.atomic import write_atomically
 from compress.networks import cost
 from compress.networks.groups import ChannelGraph, Mask
 

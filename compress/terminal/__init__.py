@@ -1,0 +1,1 @@
+"""What people see and press: results, progress, tables, signals."""
