@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from compress.distributed.torchrun import is_main, require_one_process
+from compress.distributed.torchrun import is_main, leave, require_one_process
 from compress.errors import (
     CompressError,
     ConfigError,
@@ -618,7 +618,11 @@ def import_command(
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="compress")
+    try:
+        app(prog_name="compress")
+    except SystemExit as end:
+        leave(end.code if isinstance(end.code, int) else 1)
+        raise
 
 
 # Starting

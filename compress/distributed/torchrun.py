@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
+from contextlib import suppress
 
 from compress.errors import ConfigError
 
@@ -40,6 +43,21 @@ def ranks_here() -> int:
 def is_main() -> bool:
     """Return whether this process speaks for all of them."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def leave(code: int) -> None:
+    """End a process of several at once, after all that Python does at its exit; else do nothing.
+
+    Gloo's threads outlive the process group. One that asks for the interpreter while that is taken
+    down aborts the process ("terminate called without an active exception", torch 2.10), and the
+    launcher takes a run that has finished for one that failed.
+    """
+    with suppress(ConfigError):
+        if rank_and_size()[1] > 1:
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
 
 
 def require_one_process(command: str) -> None:
