@@ -359,7 +359,7 @@ def test_loading_captures_nothing(
     monkeypatch.setattr(torch.fx.Tracer, "trace", captured)
     monkeypatch.setattr("compress.checkpoints.checkpoint.analyse", captured)
     with pytest.raises(ModelError, match="something was captured"):
-        built("lenet")
+        analyse(build_model("lenet", num_classes=7), (3, 16, 16))
     assert same_state(load_model(pruned), expected)
     assert same_state(load_model(tmp_path / "own.safetensors", own_network), own)
     checkpoint = load_checkpoint(pruned)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import joined_loops
 import joined_work
 import pytest
 import torch
@@ -67,11 +68,13 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     tasks.append((joined_work.not_a_number,))
     tasks.append((joined_work.unused_parameter,))
     tasks.append((joined_work.empty_share,))
+    tasks.append((joined_loops.pruned,))
+    tasks.append((joined_loops.never_wrapped,))
     return together(RANKS, joined_work.several, tasks)
 
 
 def test_every_rank_did_everything(done: list[list[Any]]) -> None:
-    assert [len(found) for found in done] == [8] * RANKS
+    assert [len(found) for found in done] == [10] * RANKS
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: "-".join(map(str, CASES[n])))
@@ -147,6 +150,20 @@ def test_a_parameter_without_gradient_is_named(done: list[list[Any]]) -> None:
 
 def test_a_rank_without_images_lets_all_pass_the_minibatch_over(done: list[list[Any]]) -> None:
     assert [found[7] for found in done] == [2] * RANKS
+
+
+def test_every_rank_of_a_loop_of_ones_own_decides_alike(
+    done: list[list[Any]],
+) -> None:
+    """test_joined_loops.py has other criteria."""
+    expected = joined_loops.pruned()
+    for found in done:
+        assert not isinstance(found[8], Exception), found[8]
+        assert found[8]["recipe"] == expected["recipe"]
+        for key, weights in expected["weights"].items():
+            torch.testing.assert_close(found[8]["weights"][key], weights, rtol=1e-6, atol=1e-9)
+        assert isinstance(found[9], RunError)
+        assert "wrap the network in DistributedDataParallel anew" in str(found[9])
 
 
 def test_what_a_dead_process_left_in_the_store_is_not_taken_for_news() -> None:
