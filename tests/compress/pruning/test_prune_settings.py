@@ -38,6 +38,9 @@ from compress.runs.session import Session
 from compress.training.trainer import Trainer
 
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -64,6 +67,7 @@ def test_max_steps_ends_pruning_early_and_says_so(
     assert len(history(run, "epoch")) == 1  # and finetuning follows
 
 
+@pytest.mark.slow
 def test_max_steps_that_suffice_change_nothing(tmp_path: Path) -> None:
     for name, steps in (("free", None), ("enough", 5)):
         config = config_of("networks:Dense", budget="removed=5", step_size=1, max_steps=steps)
@@ -167,6 +171,7 @@ def mean_of_first_interval(config: RunConfig, path: Path) -> np.ndarray:
     return torch.stack(found).mean(0).double().numpy()
 
 
+@pytest.mark.slow
 def test_only_prunes_the_groups_that_are_named(tmp_path: Path) -> None:
     config = config_of("resnet20", only=["layer1.*.conv1"], budget="removed=12", interval=1)
     run = pruned_run(tmp_path, config)
@@ -258,6 +263,7 @@ def test_scoring_does_not_disturb_training(tmp_path: Path, criterion: str) -> No
     assert F.mse_loss(plain.head.weight, dense.model.head.weight) > 0
 
 
+@pytest.mark.slow
 def test_recipe_2019_runs(tmp_path: Path) -> None:
     config = config_of("resnet20", recipe="seed2019", budget="removed=30", step_size=10, interval=1)
     assert config.prune.as_published
