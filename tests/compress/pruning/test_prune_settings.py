@@ -37,7 +37,6 @@ from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.training.trainer import Trainer
 
-
 pytestmark = pytest.mark.usefixtures("unpainted")
 
 
