@@ -183,7 +183,7 @@ def run_command(
         export = partial(_export, run, run.export, on.config, on.data, on.config.model)
         _stage(_exported(on), "exporting", export)
         say("measuring")
-        budgets = on.config.bench.budgets
+        budgets = on.config.bench.limits
         report = _measure(run, on.config, on.data, budgets=budgets, typed=on.config.model)
     verdicts = _judge(report)
     _publish(report, verdicts, run.path)
@@ -646,7 +646,7 @@ def _started(
         checks.append(lambda config, _: target_of(config.export))
         checks.append(
             lambda config, data: require_judgeable(
-                load_budgets(config.bench.budgets),
+                load_budgets(config.bench.limits),
                 images=data.val_images,
                 confidence=config.bench.confidence,
                 baseline=False,
