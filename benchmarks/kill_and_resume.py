@@ -58,8 +58,8 @@ IMPORTED = (
     "bench.publish",
     "compress.runs.launch",
     "compress.runs.prune",
-    "export.delivery",
-    "export.samples",
+    "export.stage",
+    "export.checkpoint_to_onnx",
     "sklearn.datasets",
     "sklearn.model_selection",
 )
