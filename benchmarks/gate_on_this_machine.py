@@ -41,6 +41,7 @@ from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from compress.config.targets import load_target
 from compress.errors import CompressError
 from compress.runs.launch import existing
+from compress.runs.request import Request
 from export.checkpoint_to_onnx import export_checkpoint, samples_of
 
 
@@ -58,7 +59,7 @@ def with_one_more_convolution(model: nn.Module, after: str, kernel: int) -> nn.M
 
 def exported(run: Path, folder: Path, options: argparse.Namespace) -> dict[str, Path]:
     """Write three run directories whose pruned networks are compared."""
-    directory, config, data = existing(run, None, options.data)
+    directory, config, data = existing(run, Request(data=options.data))
     checkpoint = load_checkpoint(directory.pruned)
     longer = with_one_more_convolution(checkpoint.model, options.after, options.kernel)
     networks: dict[str, Checkpoint] = {

@@ -37,6 +37,7 @@ from compress.config.targets import Target, load_target
 from compress.data.batches import ImageData, eval_batches, spread_batches
 from compress.errors import CompressError
 from compress.runs.launch import existing
+from compress.runs.request import Request
 from export.onnx.check import INPUT
 from export.onnx.trace import onnx_from_network
 from export.precision.calibration import calibrate, require_calibration
@@ -186,7 +187,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="calibration images, default of the run")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args()
-    run, config, data = existing(options.run, None, options.data)
+    run, config, data = existing(options.run, Request(data=options.data))
     target, batch_size = load_target(config.export.target), config.data.eval_batch_size
     asked = options.images or config.export.calibration_images
     calibration = Calibration(data, asked, batch_size)

@@ -136,9 +136,10 @@ def _hold(say: Callable[[], None]) -> None:
 
 def _arm(moment: Moment, say: Callable[[], None]) -> None:
     """Have this process come to the moment."""
-    import cli
     from compress.files import atomic as files
-    from compress.runs import state
+    from compress.runs import stages, state
+    from compress.runs.dense import train_dense
+    from compress.runs.prune import prune
     from compress.training.trainer import Trainer
 
     phase = [""]
@@ -151,7 +152,8 @@ def _arm(moment: Moment, say: Callable[[], None]) -> None:
 
         return entered
 
-    cli._train, cli._prune = phased("train", cli._train), phased("prune", cli._prune)
+    vars(stages)["train_dense"] = phased("train", train_dense)
+    vars(stages)["prune"] = phased("prune", prune)
     take, rename, write = Trainer.step, Path.replace, files.write_flushed
 
     def step(trainer: Trainer, *arguments: Any, **options: Any) -> bool:
@@ -183,12 +185,12 @@ def _arm(moment: Moment, say: Callable[[], None]) -> None:
 
 
 def _end_before_the_export() -> None:
-    import cli
+    from bench import commands
 
     def end(*_: Any, **__: Any) -> None:
         os._exit(0)
 
-    vars(cli)["_export"] = end
+    vars(commands)["export_stage"] = end
 
 
 def _child(order: dict[str, Any], pipe: int) -> int:

@@ -41,7 +41,6 @@ from compress.oracle.report import plot_oracle, render_markdown, units_csv
 from compress.oracle.request import (
     ImageSample,
     OracleFiles,
-    OracleRequest,
     check_data,
     check_options,
     loaded,
@@ -50,6 +49,7 @@ from compress.oracle.request import (
 )
 from compress.oracle.scores import importance_of, row_names
 from compress.pruning.decision import report_dense
+from compress.runs.request import OracleRequest
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.terminal.progress import bar

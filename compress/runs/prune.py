@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compress.checkpoints.permission import Permission
 from compress.config import RunConfig
 from compress.criteria import bind
 from compress.data.batches import ImageData, first_images
@@ -48,7 +49,7 @@ def prune(config: RunConfig, data: ImageData, session: Session) -> Path:
         InterruptedRunError: the user stopped; the state is saved.
     """
     device = pick_device(config.device)
-    dense = load_checkpoint(session.run.dense, config.model)
+    dense = load_checkpoint(session.run.dense, Permission(config.model))
     run = _PruneRun(config, data, session, dense, device)
     finetuning = session.load("finetune")
     state = finetuning or session.load("prune")

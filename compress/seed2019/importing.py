@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -27,6 +27,9 @@ from compress.networks.models import TORCHVISION_MODELS, build_network, ends_in
 from compress.networks.registries import usual_images
 from compress.networks.shrink import PROOF_TOLERANCE, shrink_
 from compress.seed2019.gates import attach, find_gates, ungated
+
+if TYPE_CHECKING:
+    from compress.runs.request import ImportRequest
 
 IMAGENET = {"image_size": 224, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 """How the networks of torchvision that are built in saw images."""
@@ -95,6 +98,17 @@ def import_checkpoint(
         kept=kept,
     )
     return output
+
+
+def import_asked_for(request: ImportRequest) -> Path:
+    """Import what the command asks for; see ``import_checkpoint``."""
+    return import_checkpoint(
+        *(request.checkpoint, request.output),
+        model=request.permission.typed,
+        data=data_asked_for(request.data, request.settings),
+        classes=request.classes,
+        overwrite=request.overwrite,
+    )
 
 
 def data_asked_for(folder: Path | None, settings: Iterable[str]) -> DataConfig | None:

@@ -29,13 +29,14 @@ from compress.errors import BudgetError, ConfigError, EnvironmentUnfitError, Out
 from compress.files.documents import read_toml
 from compress.runs.lock import locked
 from compress.runs.prune import check_budget
+from compress.runs.request import SweepRequest
 from compress.sweep import processes
 from compress.sweep import run as sweep_run
 from compress.sweep.plan import Search, pareto_front, search_state
 from compress.sweep.points import SweepFiles, name_of, point_config
 from compress.sweep.processes import Ended, Slot, Task, run_tasks, slots_for
 from compress.sweep.report import PointState, draw_sweep, sweep_csv, sweep_document, sweep_sheet
-from compress.sweep.request import Goal, SweepRequest, split_budgets
+from compress.sweep.request import Goal, split_budgets
 from compress.sweep.run import least_share, run_sweep
 
 GRID = ("--budget", "macs=0.7,0.5", "--budget", "params=0.4")
