@@ -6,32 +6,32 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sweep_stand_in import COMMAND, orders_of
 
+import cli
+from compress.sweep import processes, run, sweep
+from compress.sweep.request import SweepRequest
+from compress.sweep.sweep import Say
+
 
 def install(patch: pytest.MonkeyPatch) -> None:
     """Have ``compress sweep`` start stand-ins, and check and draw nothing."""
-    from compress.sweep import processes, run, sweep  # slow
-
     real = run.run_sweep
-    patch.setattr(run, "run_sweep", lambda request, say, command: real(request, say, COMMAND))
+
+    def run_sweep(request: SweepRequest, say: Say, command: Sequence[str]) -> dict[str, Any]:
+        assert command == (sys.executable, cli.__file__)
+        return real(request, say, COMMAND)
+
+    patch.setattr(run, "run_sweep", run_sweep)
     patch.setattr(run, "check_budget", lambda *_: None)  # TestRefused has the real ones
     patch.setattr(run, "check_logits", lambda *_: None)
     patch.setattr(sweep, "plot_sweep", lambda *_: None)
     patch.setattr(processes, "POLL", 0.02)
-
-
-def command_line() -> None:
-    """Run the command line of this process with stand-ins."""
-    import cli
-
-    with pytest.MonkeyPatch.context() as patch:
-        install(patch)
-        cli.main()
 
 
 def calls(folder: Path) -> list[tuple[str, str, int]]:
