@@ -78,6 +78,8 @@ class PruneConfig(Section):
     """Nothing is removed while the mean training loss since the last pruning step is above."""
     interval: int = Field(default=10, ge=1)
     """Minibatches between two pruning steps, over which importance is averaged."""
+    first_interval_extra: int = Field(default=0, ge=0)
+    """Minibatches by which the first interval is longer."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Exponential average of importance over pruning steps; 0 uses the last interval alone."""
     fixed_criteria: bool = False
@@ -146,8 +148,10 @@ class PruneConfig(Section):
 SEED2019_PRUNE: dict[str, Any] = {
     "step_size": 100,
     "interval": 30,
+    "first_interval_extra": 1,
     "momentum": 0.9,
     "channel_multiple": 1,
+    "hessian_samples": 0,
     "residual_gate": "block",
     "as_published": True,
     "min_channels": 1,

@@ -168,7 +168,8 @@ class Pruner:
     @property
     def due(self) -> bool:
         """Whether the next ``step`` takes a pruning step."""
-        return not self.done and (self.at.minibatches + 1) % self.settings.interval == 0
+        counted = self.at.minibatches + 1 - self.settings.first_interval_extra
+        return not self.done and counted > 0 and counted % self.settings.interval == 0
 
     @property
     def recipe(self) -> Recipe:
@@ -203,7 +204,12 @@ class Pruner:
             self._require_watched()
             self.scoring.before_backward(loss)
 
-    def score(self, scaler: torch.amp.GradScaler | None = None) -> None:
+    def score(
+        self,
+        scaler: torch.amp.GradScaler | None = None,
+        *,
+        clipped: float | torch.Tensor = 1.0,
+    ) -> None:
         """Take the importance of channels from the gradients of a minibatch.
 
         Call it once for every ``optimizer.step()``, between the last ``backward()`` and that, with
@@ -211,6 +217,8 @@ class Pruner:
 
         Args:
             scaler: what scaled the loss, if anything; gradients are unscaled if that is not done.
+            clipped: the factor by which the gradients of parameters were clipped, if they were:
+                those that a criterion takes elsewhere are scaled alike.
 
         Raises:
             UsageError: there are no gradients, or they were scored already, or the criterion
@@ -233,7 +241,7 @@ class Pruner:
             self._bind()
         self._require_watched()
         scale = unscale(scaler, self.optimizers) if scaler is not None else 1.0
-        self.at.importance.add(self.scoring.score(scale))
+        self.at.importance.add(self.scoring.score(scale / clipped))
         self._scored = True
 
     def step(self, loss: float | torch.Tensor | None = None) -> bool:

@@ -105,7 +105,7 @@ class _PruneRun:
         teacher = None
         if config.finetune.distill:
             teacher = copy.deepcopy(dense.model).to(device).requires_grad_(False)
-        self.model, world = dense.model.to(device).train(), current()
+        self.model, world = dense.model.to(device), current()
         self.trainer = Trainer(
             self.model,
             config.finetune,
