@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -81,6 +82,8 @@ class PruneConfig(Section):
     """``seed2019`` sets what the research code of Molchanov et al. 2019 does; explicit keys win."""
     criterion: str = "taylor-gate"
     """Name of the importance formula, or the original's number of it; see docs/criteria.md."""
+    importance_from: Path | None = None
+    """File with the importance of every channel, or a mask; nothing is scored then."""
     budget: Budget = Budget(kind="macs", value=0.5)
     """``macs=0.5``, ``params=0.4``, ``channels=0.72`` (shares kept) or ``removed=3200``."""
     steps: int = Field(default=30, ge=1)
@@ -142,6 +145,11 @@ class PruneConfig(Section):
                 "flops_regularization and rank = 'importance-per-mac' exclude each other"
             )
         return self
+
+    @field_validator("importance_from")
+    @classmethod
+    def _wherever_it_is_resumed(cls, value: Path | None) -> Path | None:
+        return value and value.absolute()
 
     @field_validator("criterion", mode="before")
     @classmethod

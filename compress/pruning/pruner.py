@@ -27,6 +27,7 @@ from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shrink import holder, proof, shrink_
 from compress.networks.trial import tried_graph
 from compress.pruning.decision import Decisions, Event, report_dense
+from compress.pruning.given import read_importance
 from compress.pruning.importance import Importance
 from compress.pruning.masking import Scores
 from compress.pruning.progress import Progress
@@ -143,6 +144,9 @@ class Pruner:
         self.decisions = Decisions(self.model, graph, self.settings, patience)
         require_trained(self.model, graph, self.optimizers, self.copies)
         importance = Importance(graph.num_units, momentum=self.settings.momentum)
+        if self.settings.importance_from is not None:
+            file, allowed = self.settings.importance_from, self.decisions.allowed
+            importance.average = read_importance(file, graph, allowed)
         self.at = Progress(graph.everything(), graph.everything(), importance)
         self.reshaped = self._scored = False
         self._detach: Callable[[], None] = lambda: None
@@ -297,7 +301,9 @@ class Pruner:
     @property
     def _judged(self) -> bool:
         """Whether the importance is final."""
-        return self.settings.fixed_criteria and self.at.step > self.settings.start_after
+        settings = self.settings
+        measured = settings.fixed_criteria and self.at.step > settings.start_after
+        return measured or settings.importance_from is not None
 
     @property
     def _listens(self) -> bool:
@@ -387,7 +393,7 @@ class Pruner:
         self.scoring: Scoring = bind(self.settings.criterion, context)
         self._bound = Bound(self.model, self.graph)
         self._hold = holder(self.model, self.graph, self.at.kept)
-        if self.scoring.network is not None:
+        if self.scoring.network is not None and not self._judged:
             self._detach = self.scoring.network.attach()
 
     def _require_watched(self) -> None:
