@@ -81,7 +81,8 @@ def check(config: RunConfig, history: list[dict[str, Any]], dense: int) -> list[
     steps = [line for line in history if line["event"] == "prune_step"]
     interval, size = prune_settings.interval, prune_settings.step_size
     assert (interval, size) == (30, 100)
-    assert [line["step"] for line in steps] == [interval * (n + 1) for n in range(len(steps))]
+    first = interval + prune_settings.first_interval_extra
+    assert [line["step"] for line in steps] == [first + interval * n for n in range(len(steps))]
     left = [dense, *(line["channels"] for line in steps)]
     assert [a - b for a, b in pairwise(left)] == [size] * len(steps)
     assert {line["lr"] for line in steps} == {1e-3}
@@ -141,7 +142,7 @@ def main() -> None:
     for words in check(config, history, dense):
         print("ok:", words)
     seconds = np.diff(session.times)
-    pruning = options.steps * config.prune.interval
+    pruning = options.steps * config.prune.interval + config.prune.first_interval_extra
     print(f"seconds per step while pruning (median): {statistics.median(seconds[:pruning]):.3f}")
     print(f"seconds per step of finetuning (median): {statistics.median(seconds[pruning:]):.3f}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
