@@ -23,7 +23,7 @@ from compress.errors import (
     InterruptedRunError,
 )
 from compress.terminal.console import print_json, print_table, print_text, say, say_error
-from compress.terminal.signals import sigterm_as_ctrl_c
+from compress.terminal.signals import hold_on, sigterm_as_ctrl_c
 
 # Nothing else is imported up here: --help must not wait for torch.
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def run_command(
         export = partial(_export, run, run.export, on.config, on.data, on.config.model)
         _stage(_exported(on), "exporting", export)
         say("measuring")
-        budgets = on.config.bench.budgets
+        budgets = on.config.bench.limits
         report = _measure(run, on.config, on.data, budgets=budgets, typed=on.config.model)
     verdicts = _judge(report)
     _publish(report, verdicts, run.path)
@@ -522,9 +522,9 @@ def sweep_command(
 
     Every point is a run directory of its own, for compress export and compress bench.
     """
+    from compress.sweep.report import render_sweep
     from compress.sweep.request import SweepRequest
     from compress.sweep.run import require_complete, run_sweep
-    from compress.sweep.table import render_sweep
 
     options = {
         "prune.criterion": criterion,
@@ -550,7 +550,7 @@ def sweep_command(
         overwrite=overwrite,
     )
     start = time.monotonic()
-    document = run_sweep(request, say)
+    document = run_sweep(request, say, command=(sys.executable, __file__))
     say(f"{time.monotonic() - start:.0f} s; everything is in {output}")
     if as_json:
         print_json(document)
@@ -618,6 +618,7 @@ def import_command(
 
 def main() -> None:
     """Run the command line."""
+    hold_on()
     try:
         app(prog_name="compress")
     except SystemExit as end:
@@ -646,7 +647,7 @@ def _started(
         checks.append(lambda config, _: target_of(config.export))
         checks.append(
             lambda config, data: require_judgeable(
-                load_budgets(config.bench.budgets),
+                load_budgets(config.bench.limits),
                 images=data.val_images,
                 confidence=config.bench.confidence,
                 baseline=False,
@@ -667,7 +668,15 @@ def _request(
     """Gather the options of a command that starts a run."""
     from compress.runs.launch import Request
 
-    return Request(config, settings or [], output, model, data, resume, overwrite)
+    return Request(
+        config=config,
+        settings=settings or [],
+        output=output,
+        model=model,
+        data=data,
+        resume=resume,
+        overwrite=overwrite,
+    )
 
 
 def _asked(settings: list[str] | None, options: dict[str, str | None]) -> list[str]:

@@ -109,10 +109,10 @@ def _work(seed: int) -> None:
 
 def judged(measured: Path, against: Path, folder: Path, options: argparse.Namespace) -> Any:
     """Run ``compress bench`` in a process of its own and return its only verdict."""
-    budgets = folder / "budgets.toml"
-    budgets.write_text(f"[latency]\nmax_ratio = {options.limit}\n", encoding="utf-8")
+    limits = folder / "limits.toml"
+    limits.write_text(f"[latency]\nmax_ratio = {options.limit}\n", encoding="utf-8")
     command = [sys.executable, "-m", "cli", "bench", str(measured), "--against", str(against)]
-    command += ["--precision", "fp32", "--batch", str(options.batch), "--budgets", str(budgets)]
+    command += ["--precision", "fp32", "--batch", str(options.batch), "--budgets", str(limits)]
     command += ["--output", str(folder / "reports"), "--json", "--set", "bench.layer_calls=0"]
     for setting in options.settings:
         command += ["--set", setting]

@@ -34,7 +34,7 @@ from typing import Any
 
 from smoke import parsed
 
-BUDGETS = "[macs]\nmax_ratio = 0.9\n"
+LIMITS = "[macs]\nmax_ratio = 0.9\n"
 """Judged by counting, so the run ends the same way on any machine."""
 SETTINGS = {
     "device": "cpu",
@@ -419,8 +419,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     rng, start = random.Random(options.seed), time.monotonic()
     with _folder(options.output) as folder, Runs() as runs:
-        (folder / "budgets.toml").write_text(BUDGETS)
-        settings = SETTINGS | {"bench.budgets": str(folder / "budgets.toml")}
+        (folder / "limits.toml").write_text(LIMITS)
+        settings = SETTINGS | {"bench.limits": str(folder / "limits.toml")}
         settings |= {key: value for key, _, value in (s.partition("=") for s in options.settings)}
         alone, killed = folder / "alone", folder / "killed"
         if runs.run(command(alone, settings)):
