@@ -390,7 +390,7 @@ def report_command(
     as_json: Json = False,
 ) -> None:
     """Write a report's Markdown, page and JUnit file again, from its JSON alone."""
-    from bench.publish import write_views
+    from bench.pages.publish import write_views
     from bench.reports.report import load_report
 
     measured, more = load_report(report), [load_report(other) for other in others or ()]
@@ -843,7 +843,7 @@ def _exit_code(verdicts: list[Verdict]) -> int:
 
 
 def _publish(report: Report, verdicts: list[Verdict], folder: Path) -> None:
-    from bench.publish import publish
+    from bench.pages.publish import publish
 
     publish(report, verdicts, folder)
 
@@ -855,7 +855,7 @@ def _print_report(report: Report, verdicts: list[Verdict], as_json: bool) -> Non
         judged = [asdict(verdict) for verdict in verdicts]
         print_json({"report": sealed(report), "verdicts": judged})
     else:
-        from bench.pages.render import render_table
+        from bench.pages.publish import render_table
 
         print_table(render_table(report, verdicts))
 

@@ -9,8 +9,7 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, field_validator, model_validator
 
 from bench import units
-from bench.statistics.paired import images_to_resolve, resolution
-from bench.statistics.shares import most_shown, trials_to_show
+from bench.statistics.shares import images_to_resolve, most_shown, resolution, trials_to_show
 from compress.config import Precision
 from compress.errors import ConfigError
 from compress.files.documents import Section, apply_setting, read_toml, validated

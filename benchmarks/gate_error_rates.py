@@ -23,15 +23,17 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.budgets import Budgets
-from bench.judging.change import change_against
+from bench.judging.baseline import change_against
 from bench.judging.quality_gate import judge
-from bench.measuring.accuracy import Predictions, compare
-from bench.measuring.environment import Environment
+from bench.measuring.answers import Predictions, compare_predictions
 from bench.measuring.latency import SLOTS, Call, LatencyResult, measure_latency
+from bench.measuring.records import Artefact, Environment, ValidationSet
+from bench.measuring.session import Measured
+from bench.measuring.subject import About
 from bench.reports.report import build_report
-from bench.reports.schema import Artefact, Report, ValidationSet
-from bench.statistics.paired import PairedDrop, paired_drop
-from bench.statistics.stats import RatioInterval
+from bench.reports.schema import Report
+from bench.statistics.latency_ratios import RatioInterval
+from bench.statistics.shares import PairedDrop, paired_drop
 from compress.config import BenchConfig
 
 Floats = npt.NDArray[np.float64]
@@ -149,11 +151,7 @@ def simulate(noise: Noise, ratio: float, seed: int, config: BenchConfig) -> Late
     return measure_latency(
         calls,
         batch_size=1,
-        block_ms=config.block_ms,
-        min_blocks=config.min_blocks,
-        max_seconds=config.max_seconds,
-        ratio_precision=config.ratio_precision,
-        confidence=config.confidence,
+        config=config,
         seed=seed,
         clock=machine.clock,
     )
@@ -179,19 +177,17 @@ def reported(result: LatencyResult, config: BenchConfig) -> Report:
         packages={},
         gpu=None,
     )
-    return build_report(
-        architecture="simulated",
-        target="cpu",
+    measured = Measured(
         runtime="simulated",
         validation=ValidationSet(identity="0" * 64, images=1, skipped=0),
-        artefacts=(artefact, artefact),
-        predictions=(seen, seen),
-        accuracy=compare(seen, seen, config.confidence),
-        latency=[result],
         environment=machine,
         config=config,
-        created=datetime(2000, 1, 1, tzinfo=timezone.utc),
+        latency=[result],
+        predictions=(seen, seen),
+        accuracy=compare_predictions(seen, seen, config.confidence),
     )
+    about = About(architecture="simulated", target="cpu", artefacts=(artefact, artefact))
+    return build_report(about, measured, created=datetime(2000, 1, 1, tzinfo=timezone.utc))
 
 
 @dataclass

@@ -55,7 +55,7 @@ SETTINGS = {
 }
 IMPORTED = (
     "bench.compare",
-    "bench.publish",
+    "bench.pages.publish",
     "compress.runs.launch",
     "compress.runs.prune",
     "export.delivery",

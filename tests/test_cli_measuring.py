@@ -23,7 +23,7 @@ from commands import (
 )
 
 from bench.reports.report import load_report, save_report
-from bench.statistics.stats import RatioInterval
+from bench.statistics.latency_ratios import RatioInterval
 
 
 class TestBenchAndGate:
@@ -397,7 +397,7 @@ class TestAgainst:
         def measured(*_: object, **__: object) -> None:
             raise AssertionError("this should have been refused before")
 
-        monkeypatch.setattr("bench.subject.Subject.open", measured)
+        monkeypatch.setattr("bench.measuring.subject.Subject.open", measured)
 
     @pytest.mark.usefixtures("never_measured")
     def test_a_stored_report_of_another_model_is_refused_before_it_measures(
@@ -489,14 +489,12 @@ class TestTrouble:
         assert after["report.html"] == before["report.html"]
         assert after.keys() == before.keys()
 
-    @pytest.mark.parametrize(
-        "moment", ["bench.comparison.measure_latency", "bench.comparison.profile_layers"]
-    )
+    @pytest.mark.parametrize("moment", ["measure_latency", "profile_layers"])
     def test_ctrl_c_while_it_measures(
         self, moment: str, copied: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         before = contents(copied)
-        interrupted_in(monkeypatch, moment)
+        interrupted_in(monkeypatch, f"bench.measuring.session.{moment}")
         result = invoke("bench", copied)
         assert (result.exit_code, result.stdout) == (130, "")
         assert result.stderr.splitlines()[-1] == "stopped"

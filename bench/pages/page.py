@@ -9,14 +9,14 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
 
 from bench import units
 from bench.judging.verdicts import EXIT_CODES, Status, Verdict
-from bench.measuring.agreement import AgreementRecord
-from bench.pages.figures import Plot, plots
-from bench.pages.page_style import STYLE
+from bench.measuring.records import AgreementRecord
+from bench.pages.figures import plots
 from bench.pages.sheets import measured_on, sheets, verdict_sheet
-from bench.pages.svg import default_style, inline_svg, plain
+from bench.pages.svg import Plot, default_style, inline_svg, plain
 from bench.reports.schema import LatencyComparison, Report
 from bench.reports.summary import NOT_MEASURED, headline, known, reference_name
 from compress.terminal.sheet import Row, Sheet
@@ -54,6 +54,7 @@ def render_page(report: Report, verdicts: Sequence[Verdict], others: Sequence[Re
             images, and for latency on the same machine.
     """
     title = headline(report)
+    style = (resources.files("bench.pages") / "page.css").read_text(encoding="utf-8")
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -63,7 +64,7 @@ def render_page(report: Report, verdicts: Sequence[Verdict], others: Sequence[Re
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{_text(title)}</title>",
-            f"<style>{STYLE}</style>",
+            f"<style>\n{style}</style>",
             "</head>",
             "<body>",
             "<main>",

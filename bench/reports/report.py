@@ -11,28 +11,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.measuring.accuracy import AccuracyComparison, Predictions
-from bench.measuring.agreement import AgreementRecord
-from bench.measuring.environment import Environment
+from bench.measuring.answers import Predictions
 from bench.measuring.latency import HOST, LatencyResult
-from bench.measuring.layer_records import LayerTimes
-from bench.record import Sha256
-from bench.reports.outcomes import pack_outcomes
+from bench.measuring.records import Artefact, Sha256, pack_outcomes
+from bench.measuring.session import Measured
+from bench.measuring.subject import About
 from bench.reports.schema import (
     SCHEMA_VERSION,
     Against,
-    Artefact,
     Comparison,
-    GroupRecord,
     LatencyComparison,
     LatencyRecord,
     NetworkRecord,
     Networks,
     Report,
-    ValidationSet,
 )
-from bench.statistics.stats import summary
-from compress.config import BenchConfig, Precision
+from bench.statistics.latency_ratios import summary
 from compress.errors import CheckpointError
 from compress.files.atomic import staged, write_flushed
 from compress.files.documents import MOST_MISTAKES, parsed_json, shown
@@ -42,57 +36,50 @@ MOST_BYTES = 2**24
 
 
 def build_report(
+    about: About,
+    measured: Measured,
     *,
-    architecture: str | None,
-    target: str | None,
-    runtime: str,
-    validation: ValidationSet,
-    precision: Precision | None = "fp32",
-    artefacts: tuple[Artefact, Artefact],
-    predictions: tuple[Predictions, Predictions] | None = None,
-    accuracy: AccuracyComparison | None = None,
-    agreement: AgreementRecord | None = None,
-    notes: Sequence[str] = (),
-    latency: Sequence[LatencyResult],
-    environment: Environment,
-    config: BenchConfig,
     against: Against = "dense",
-    layers: Sequence[LayerTimes] = (),
-    groups: Sequence[GroupRecord] = (),
-    pruning: dict[str, Any] | None = None,
     created: datetime | None = None,
 ) -> Report:
-    """Put measurements together; pairs are (reference, pruned)."""
-    reference, pruned = artefacts
-    said = predictions or (None, None)
+    """Put together what is known of two networks and what was measured of them.
+
+    Args:
+        about: what is known of both.
+        measured: what a session gave.
+        against: what the reference is.
+        created: when it was measured; default now.
+    """
+    reference, pruned = about.artefacts
+    said = measured.predictions or (None, None)
     alike = reference.file is None or _suffix(reference) == _suffix(pruned)
     return Report(
         created=created or datetime.now(timezone.utc).replace(microsecond=0),
-        runtime=runtime,
+        runtime=measured.runtime,
         against=against,
-        architecture=architecture,
-        target=target,
-        precision=precision,
-        notes=tuple(notes),
-        validation=validation,
+        architecture=about.architecture,
+        target=about.target,
+        precision=about.precision,
+        notes=measured.notes,
+        validation=measured.validation,
         networks=Networks(
-            reference=_network(reference, said[0], latency, "reference"),
-            pruned=_network(pruned, said[1], latency, "pruned"),
+            reference=_network(reference, said[0], measured.latency, "reference"),
+            pruned=_network(pruned, said[1], measured.latency, "pruned"),
         ),
         comparison=Comparison(
-            latency=tuple(map(_compare_latency, latency)),
-            accuracy=accuracy,
-            agreement=agreement,
+            latency=tuple(map(_compare_latency, measured.latency)),
+            accuracy=measured.accuracy,
+            agreement=measured.agreement,
             macs_ratio=_ratio(reference.macs, pruned.macs),
             params_ratio=_ratio(reference.params, pruned.params),
             # Files of two kinds hold different things.
             bytes_ratio=_ratio(reference.bytes, pruned.bytes) if alike else None,
         ),
-        layers=tuple(layers),
-        groups=tuple(groups),
-        environment=environment,
-        config=config,
-        pruning=pruning,
+        layers=tuple(measured.layers),
+        groups=about.groups,
+        environment=measured.environment,
+        config=measured.config,
+        pruning=about.pruning,
     )
 
 

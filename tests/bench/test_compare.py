@@ -27,7 +27,7 @@ from torch import nn
 from bench.compare import compare
 from bench.judging.quality_gate import judge
 from bench.pages.page import render_page
-from bench.pages.render import render_markdown
+from bench.pages.publish import render_markdown
 from bench.reports.report import load_report, save_report, sealed
 from bench.reports.schema import Report
 from compress.checkpoints.checkpoint import save_checkpoint

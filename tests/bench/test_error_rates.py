@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 from scipy.stats import binom
 
-from bench.statistics.stats import FEWEST_ROUNDS
+from bench.statistics.latency_ratios import FEWEST_ROUNDS
 from benchmarks.gate_error_rates import (
     NEIGHBOURS,
     NOISES,

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from bench.budgets import load_budgets
 from bench.judging.quality_gate import judge
 from bench.judging.verdicts import Status, Verdict
-from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
+from bench.measuring.records import GroupRecord, LayerFigures, LayerRecord, LayerTimes
 from bench.pages.page import POLICY, render_page
 from bench.pages.sheets import sheets, verdict_sheet
 from bench.reports.report import save_report
-from bench.reports.schema import GroupRecord, Report
+from bench.reports.schema import Report
 from bench.reports.summary import headline
 
 ReportFactory = Callable[..., Report]

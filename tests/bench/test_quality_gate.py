@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.budgets import Budgets, load_budgets, require_baseline, require_resolvable
-from bench.judging.change import change_against
-from bench.judging.latency_verdicts import unfit
-from bench.judging.quality_gate import judge
+from bench.judging.baseline import change_against
+from bench.judging.quality_gate import judge, unfit
 from bench.judging.verdicts import Verdict, exit_code
-from bench.measuring.conditions import Conditions, CpuConditions, throttled
+from bench.measuring.conditions import throttled
+from bench.measuring.records import Conditions, CpuConditions
 from bench.reports.schema import Report
-from bench.statistics.stats import RatioInterval
+from bench.statistics.latency_ratios import RatioInterval
 from compress.errors import ConfigError
 from compress.files.documents import named_files
 

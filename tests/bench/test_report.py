@@ -18,12 +18,11 @@ from bench import units
 from bench.budgets import load_budgets
 from bench.judging.quality_gate import judge
 from bench.judging.verdicts import Verdict
-from bench.pages.render import render_markdown, render_table
+from bench.measuring.records import Outcomes
+from bench.pages.publish import render_markdown, render_table
 from bench.pages.sheets import verdict_sheet
-from bench.reports.json_schema import report_schema
-from bench.reports.outcomes import Outcomes
 from bench.reports.report import load_report, save_report, sealed
-from bench.reports.schema import Report
+from bench.reports.schema import Report, report_schema
 from bench.reports.summary import comparison_sheet
 from compress.errors import CheckpointError, OutputError
 
@@ -77,7 +76,7 @@ def test_the_document_says_what_it_is(report: Report, tmp_path: Path) -> None:
 
 
 def test_the_interval_can_be_recomputed_from_the_document(report: Report) -> None:
-    from bench.statistics.stats import median_ratio_interval
+    from bench.statistics.latency_ratios import median_ratio_interval
 
     found = report.comparison.latency[0]
     again = median_ratio_interval(
@@ -271,7 +270,7 @@ def test_units(written: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["bench.judging.quality_gate", "bench.reports.report", "bench.comparison"]
+    "module", ["bench.judging.quality_gate", "bench.reports.report", "bench.compare"]
 )
 def test_import_is_light(module: str) -> None:
     heavy = "('torch', 'torchvision', 'onnx', 'onnxruntime', 'scipy', 'rich')"

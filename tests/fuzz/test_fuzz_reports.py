@@ -15,12 +15,11 @@ from mutations import CASES, damaged, fuzzed, mutated, refused_in_a_sentence
 from rich.console import Console
 
 from bench.budgets import Budgets
-from bench.judging.change import change_against
-from bench.judging.junit import render_junit
+from bench.judging.baseline import change_against
 from bench.judging.quality_gate import judge
-from bench.measuring.conditions import CpuConditions, GpuConditions
+from bench.measuring.records import CpuConditions, GpuConditions
 from bench.pages.page import render_page
-from bench.pages.render import render_markdown, render_table
+from bench.pages.publish import render_junit, render_markdown, render_table
 from bench.reports.report import MOST_BYTES, load_report, save_report, sealed
 from compress.errors import CheckpointError
 from compress.files.documents import MOST_MISTAKES

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.subject import Facts, Pair, Subject
+from bench.measuring.subject import Facts, Pair, Subject
 from compress.config import BenchConfig, ModelConfig, Precision, Runtime
 from compress.errors import CheckpointError, ConfigError
 from compress.files.atomic import sha256_of

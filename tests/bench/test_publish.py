@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.budgets import Budgets
-from bench.judging.junit import render_junit
 from bench.judging.quality_gate import judge
 from bench.judging.verdicts import Verdict
+from bench.pages.publish import render_junit
 from bench.reports.schema import Report
 
 ReportFactory = Callable[..., Report]
