@@ -367,11 +367,11 @@ def gate_command(
     as_json: Json = False,
 ) -> None:
     """Judge a report by budgets; the exit code is the verdict."""
-    from bench.budgets import load_budgets
     from bench.judging.baseline import load_compared
+    from bench.limits import load_limits
 
-    loaded = load_budgets(budgets or "default", settings or ())
-    measured = load_compared(report, baseline).model_copy(update={"budgets": loaded})
+    loaded = load_limits(budgets or "default", settings or ())
+    measured = load_compared(report, baseline).model_copy(update={"limits": loaded})
     verdicts = _judge(measured)
     if output is not None:
         _publish(measured, verdicts, output)
@@ -640,13 +640,13 @@ def _started(
 
         checks.append(check_budget)
     if exports:
-        from bench.budgets import load_budgets, require_judgeable
+        from bench.limits import load_limits, require_judgeable
         from export.exporter import target_of
 
         checks.append(lambda config, _: target_of(config.export))
         checks.append(
             lambda config, data: require_judgeable(
-                load_budgets(config.bench.budgets),
+                load_limits(config.bench.budgets),
                 images=data.val_images,
                 confidence=config.bench.confidence,
                 baseline=False,
@@ -808,11 +808,11 @@ def _measure(
     budgets: str | None,
     typed: ModelConfig | None,
 ) -> Report:
-    from bench.budgets import load_budgets
     from bench.compare import DENSE, compare_run
+    from bench.limits import load_limits
     from compress.terminal.progress import percent_bar
 
-    judged_by = load_budgets(budgets) if budgets else None
+    judged_by = load_limits(budgets) if budgets else None
     with percent_bar("measuring") as show:
         return compare_run(
             run,
@@ -820,7 +820,7 @@ def _measure(
             data,
             against=against or DENSE,
             baseline=baseline,
-            budgets=judged_by,
+            limits=judged_by,
             typed=typed,
             progress=show,
         )
@@ -830,7 +830,7 @@ def _judge(report: Report) -> list[Verdict]:
     """Judge a report by the budgets that it names."""
     from bench.judging.quality_gate import judge
 
-    return judge(report, report.budgets) if report.budgets else []
+    return judge(report, report.limits) if report.limits else []
 
 
 def _exit_code(verdicts: list[Verdict]) -> int:

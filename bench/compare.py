@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from bench.budgets import Budgets, Limits, budgets_of, require_baseline, require_judgeable
 from bench.judging.baseline import change_against, require_same_model
+from bench.limits import AnyLimits, Limits, limits_of, require_baseline, require_judgeable
 from bench.measuring.discovery import any_subjects, missing_facts, subjects
 from bench.measuring.inputs import RANDOM_INPUTS, Inputs
 from bench.measuring.session import Plan, Source, measure
@@ -47,7 +47,7 @@ def compare(
     seed: int = 0,
     random_count: int = RANDOM_INPUTS,
     images: Mapping[str, Any] | None = None,
-    limits: Limits | None = None,
+    limits: AnyLimits | None = None,
     baseline: str | Path | Report | None = None,
     model: ModelConfig | None = None,
     progress: Progress | None = None,
@@ -75,8 +75,8 @@ def compare(
         random_count: how many random inputs are drawn.
         images: how a folder of images is prepared, by the keys of ``[data]``: ``image_size``,
             ``mean``, ``std``; default as a sidecar says, else as ImageNet's.
-        limits: budgets that the report will be judged by, as ``judge`` takes them; those that could
-            not be shown to hold are refused before anything is measured.
+        limits: what the report will be judged by, as ``judge`` takes it; limits that could not be
+            shown to hold are refused before anything is measured.
         baseline: a stored report of the same reference to compare with besides.
         model: the network that a checkpoint may be built as, where it is not built in.
         progress: told about every step.
@@ -84,7 +84,7 @@ def compare(
 
     Raises:
         CheckpointError: a file is missing or damaged, or its sidecar is another file's.
-        ConfigError: settings, budgets or batch sizes that cannot be.
+        ConfigError: settings, limits or batch sizes that cannot be.
         DataError: inputs that cannot be read, or networks that do not read or return the same.
         EnvironmentUnfitError: a runtime cannot work here.
         ModelError: a network cannot be computed, or answers with NaN.
@@ -94,9 +94,9 @@ def compare(
     config = validated(BenchConfig, known, source="the settings of a comparison")
     prepared = validated(DataConfig, images or {}, source="the settings of images")
     stored = load_report(Path(baseline)) if isinstance(baseline, str | Path) else baseline
-    budgets = None if limits is None else budgets_of(limits)
-    if budgets is not None:
-        require_baseline(budgets, present=stored is not None)
+    judged_by = None if limits is None else limits_of(limits)
+    if judged_by is not None:
+        require_baseline(judged_by, present=stored is not None)
     pair = any_subjects(
         *(Path(one) if isinstance(one, str) else one for one in (reference, candidate)),
         config=config,
@@ -115,7 +115,7 @@ def compare(
             given=given_specs(data),
         ),
         against="file",
-        budgets=budgets,
+        limits=judged_by,
         stored=stored,
         notes=missing_facts(pair),
     )
@@ -129,11 +129,11 @@ def compare_run(
     *,
     against: str = DENSE,
     baseline: Path | None = None,
-    budgets: Budgets | None = None,
+    limits: Limits | None = None,
     typed: ModelConfig | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Measure the pruned network of a run, and put the budgets into the report unjudged.
+    """Measure the pruned network of a run, and put the limits into the report unjudged.
 
     Args:
         run: the run directory.
@@ -141,7 +141,7 @@ def compare_run(
         data: validation images.
         against: ``dense``, a run directory, or a stored report beside the dense network.
         baseline: a stored report.
-        budgets: what it will be judged by; those that so few images cannot decide are refused.
+        limits: what it will be judged by; those that so few images cannot decide are refused.
         typed: the network that the user asked for, where it is not built in.
         progress: told about every step.
 
@@ -149,9 +149,9 @@ def compare_run(
         CompressError: as ``measure``, ``subjects``, ``change_against`` and ``require_judgeable``.
     """
     other, stored = _against_what(against, baseline)
-    if budgets is not None:
+    if limits is not None:
         require_judgeable(
-            budgets,
+            limits,
             images=data.val_images,
             confidence=config.bench.confidence,
             baseline=stored is not None,
@@ -172,7 +172,7 @@ def compare_run(
         source=source,
         plan=Plan(config=config.bench, at_once=config.data.eval_batch_size, seed=config.seed),
         against="dense" if other is None else "run",
-        budgets=budgets,
+        limits=limits,
         stored=stored,
     )
     return comparison.report(progress)
@@ -187,7 +187,7 @@ class Comparison:
     """What they are fed."""
     plan: Plan
     against: Against = "dense"
-    budgets: Budgets | None = None
+    limits: Limits | None = None
     """What the report will be judged by; those that nothing could meet are refused at once."""
     stored: Report | None = None
     """What the report is compared with besides."""
@@ -195,19 +195,19 @@ class Comparison:
     """For the report, one sentence each."""
 
     def report(self, progress: Progress | None = None) -> Report:
-        """Measure both, and put the budgets into the report, unjudged.
+        """Measure both, and put the limits into the report, unjudged.
 
         Raises:
             CheckpointError: the stored report is of another model, or as ``measure``.
             CompressError: as ``measure`` and ``require_judgeable``.
         """
         self._refuse_stored()
-        plan = replace(self.plan, check=self._refuse_budgets)
+        plan = replace(self.plan, check=self._refuse_limits)
         measured = measure(self.pair, self.source, plan, progress=progress)
         measured = replace(measured, notes=(*self.notes, *measured.notes))
         report = build_report(self.pair.about, measured, against=self.against)
         change = change_against(report, self.stored) if self.stored else None
-        return report.model_copy(update={"budgets": self.budgets, "change": change})
+        return report.model_copy(update={"limits": self.limits, "change": change})
 
     def _refuse_stored(self) -> None:
         """Refuse a stored report of another model before any time is spent on measuring."""
@@ -224,12 +224,12 @@ class Comparison:
             against=self.against,
         )
 
-    def _refuse_budgets(self, inputs: Inputs) -> None:
-        """Refuse budgets that so many inputs cannot decide before any time is spent on them."""
-        if self.budgets is not None:
+    def _refuse_limits(self, inputs: Inputs) -> None:
+        """Refuse limits that so many inputs cannot decide before any time is spent on them."""
+        if self.limits is not None:
             count = inputs.count or 0
             require_judgeable(
-                self.budgets,
+                self.limits,
                 images=count if inputs.kind == "labelled" else 0,
                 inputs=count,
                 confidence=self.plan.config.confidence,

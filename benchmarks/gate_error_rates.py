@@ -5,7 +5,7 @@
 Networks that only move a clock are measured by ``measure_latency`` with the settings of
 ``compress bench``, reported and judged. The reference takes 4 ms a call. Of every noise there are
 ``--runs`` baselines, as many measurements of a network that did not change (so it lies exactly on
-the budgets, 1.00) and as many of one that is 5 % slower.
+the limits, 1.00) and as many of one that is 5 % slower.
 
 Of accuracy, outcomes of a reference and a pruned network are drawn image by image.
 """
@@ -22,9 +22,9 @@ from itertools import count
 import numpy as np
 import numpy.typing as npt
 
-from bench.budgets import Budgets
 from bench.judging.baseline import change_against
 from bench.judging.quality_gate import judge
+from bench.limits import Limits
 from bench.measuring.answers import Predictions, compare_predictions
 from bench.measuring.latency import SLOTS, Call, LatencyResult, measure_latency
 from bench.measuring.records import Artefact, Environment, ValidationSet
@@ -197,9 +197,9 @@ class Rates:
     passed: int = 0
     failed: int = 0
     caught: int = 0
-    """FAIL of the slower network, at a budget of 1.00."""
+    """FAIL of the slower network, at a limit of 1.00."""
     caught_beyond: int = 0
-    """FAIL of the slower network, at a budget of 1.03."""
+    """FAIL of the slower network, at a limit of 1.03."""
     held: int = 0
     runs: int = 0
 
@@ -244,9 +244,9 @@ def _count(found: NoiseRates, report: Report, *, changed: bool) -> None:
         "max_median_regression": (found.median, change.median),
     }
     for limit in (1.0, 1.03):
-        budgets = Budgets.model_validate({"latency": dict.fromkeys(kinds, limit)})
-        for verdict in judge(report, budgets):
-            rates, interval = kinds[verdict.budget.partition(".")[2]]
+        limits = Limits.model_validate({"latency": dict.fromkeys(kinds, limit)})
+        for verdict in judge(report, limits):
+            rates, interval = kinds[verdict.name.partition(".")[2]]
             assert interval is not None
             if changed:
                 name = "caught" if limit == 1.0 else "caught_beyond"
@@ -309,7 +309,7 @@ def _latency_tables(runs: int, config: BenchConfig) -> Iterator[str]:
 
 
 def _accuracy_table(runs: int) -> Iterator[str]:
-    yield "\nAccuracy (budget 1 pp):\n"
+    yield "\nAccuracy (limit 1 pp):\n"
     header = ("images", "flips", "FAIL", "PASS", "interval holds", "no drop: PASS", "2 pp: FAIL")
     rows = []
     for images in (1000, 10_000, 50_000):

@@ -181,7 +181,7 @@ class TestBenchAndGate:
             (b"[macs]\nmax_ration = 1\n", "did you mean 'max_ratio'?"),
             (b"[macs]\nmax_ratio = -1\n", "macs.max_ratio"),
             (b"[macs]\nmax_ratio = 'low'\n", "macs.max_ratio"),
-            (b"", "no budget to judge"),
+            (b"", "no limit to judge by"),
             (b"\xff\xfe", "not a text file"),
             (None, "No such file"),
         ],
@@ -208,7 +208,7 @@ class TestBenchAndGate:
             (lambda whole: whole[:3000], "is cut short"),
             (lambda whole: b"", "is cut short"),
             (lambda whole: b"[]", "not a report"),
-            (lambda whole: whole.replace(b'"schema_version": 2', b'"schema_version": 9'), "9"),
+            (lambda whole: whole.replace(b'"schema_version": 3', b'"schema_version": 9'), "9"),
             (lambda whole: whole.replace(b'"created"', b'"creatd"'), "damaged"),
         ],
     )
@@ -315,7 +315,7 @@ class TestBaseline:
         baseline = tmp_path / "baseline.json"
         assert invoke("baseline", report, "--output", baseline).exit_code == 0
         kept = load_report(baseline)
-        assert (kept.budgets, kept.change) == (None, None)
+        assert (kept.limits, kept.change) == (None, None)
         assert kept.networks == load_report(report).networks
         before = baseline.read_bytes()
         refused("baseline", report, "--output", baseline, code=1, says="--overwrite")

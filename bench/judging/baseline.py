@@ -131,7 +131,7 @@ def keep_baseline(report: Path, baseline: Path, *, overwrite: bool = False) -> R
                 f"{report} is no baseline, at batch size {comparison.batch_size} {reason}"
             )
     # What it was once compared with and judged by does not belong to a baseline.
-    kept = found.model_copy(update={"change": None, "budgets": None})
+    kept = found.model_copy(update={"change": None, "limits": None})
     replaced = load_report(baseline) if baseline.exists() else None
     if replaced is not None and not overwrite:
         raise OutputError(

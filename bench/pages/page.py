@@ -37,8 +37,8 @@ _MARKS: dict[Status, str] = {
     "SKIPPED": "\N{EN DASH}",
 }
 _SUMMARIES: dict[Status, str] = {
-    "PASS": "Every budget holds",
-    "FAIL": "Beyond the budget",
+    "PASS": "Every limit holds",
+    "FAIL": "Beyond the limit",
     "INCONCLUSIVE": "This measurement cannot tell",
     "SKIPPED": "Not measured, so not passed",
 }
@@ -98,11 +98,11 @@ def _header(report: Report, title: str) -> Iterator[str]:
 
 def _banner(verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
-        return '<p class="card banner"><strong>NOT JUDGED</strong> No budgets were named.</p>'
+        return '<p class="card banner"><strong>NOT JUDGED</strong> No limits were named.</p>'
     counted = ["PASS" if verdict.allowed else verdict.status for verdict in verdicts]
     worst = next(status for status in EXIT_CODES if status in counted)
     allowed = sum(verdict.allowed for verdict in verdicts)
-    skipped = f"; {allowed} skipped, which the budgets allow" if allowed else ""
+    skipped = f"; {allowed} skipped, which the limits allow" if allowed else ""
     found = counted.count(worst) - (allowed if worst == "PASS" else 0)
     return (
         f'<p class="card banner {worst.lower()}"><strong>{_status(worst)}</strong> '
@@ -196,7 +196,7 @@ def _judged(verdicts: Sequence[Verdict]) -> Iterator[str]:
 
 def _verdict(row: Row, verdict: Verdict) -> str:
     name, limit, measured, _ = map(_cell, row)
-    allowed = ", which the budgets allow" if verdict.allowed else ""
+    allowed = ", which the limits allow" if verdict.allowed else ""
     name = _AFTER_WORD.sub(r"\g<0><wbr>", name)
     return (
         f'<tbody><tr><th scope="row">{name}</th><td>{limit}</td><td>{measured}</td></tr>'

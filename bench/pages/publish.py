@@ -108,7 +108,7 @@ def render_markdown(report: Report, verdicts: Sequence[Verdict]) -> str:
 def render_junit(report: Report, verdicts: Sequence[Verdict]) -> str:
     """Return the verdicts as an XML document; what did not pass carries its sentence.
 
-    FAIL is a failure. INCONCLUSIVE, and SKIPPED where the budgets do not allow it, are errors: the
+    FAIL is a failure. INCONCLUSIVE, and SKIPPED where the limits do not allow it, are errors: the
     check could not be made. SKIPPED where they do is a skipped case.
     """
     cases = [_case(verdict) for verdict in verdicts]
@@ -153,7 +153,7 @@ def _properties(report: Report) -> dict[str, str]:
 
 
 def _case(verdict: Verdict) -> ET.Element:
-    section, _, key = verdict.budget.partition(".")
+    section, _, key = verdict.name.partition(".")
     where = f", batch size {verdict.batch_size}" if verdict.batch_size is not None else ""
     case = _element("testcase", classname=f"quality_gate.{section}", name=key + where, time="0")
     case.append(_outcome(verdict))

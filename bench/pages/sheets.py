@@ -40,14 +40,14 @@ def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
     """Return one row per verdict; what did not pass is explained under the table."""
     rows = []
     for verdict in verdicts:
-        write = units.budget(verdict.budget)
+        write = units.of_limit(verdict.name)
         where = f", batch {verdict.batch_size}" if verdict.batch_size is not None else ""
         measured = known(write, verdict.measured)
         if verdict.interval is not None:
             measured += f" {units.interval(write, *verdict.interval)}"
-        rows.append((verdict.budget + where, write(verdict.limit), measured, verdict.status))
+        rows.append((verdict.name + where, write(verdict.limit), measured, verdict.status))
     notes = tuple(f"{v.status}: {v.sentence}." for v in verdicts if v.status != "PASS")
-    return Sheet("Verdicts", ("budget", "limit", "measured", "verdict"), tuple(rows), notes)
+    return Sheet("Verdicts", ("judged", "limit", "measured", "verdict"), tuple(rows), notes)
 
 
 def sheets(report: Report, verdicts: Sequence[Verdict]) -> Iterator[Sheet]:

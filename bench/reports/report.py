@@ -31,6 +31,7 @@ from compress.errors import CheckpointError
 from compress.files.atomic import staged, write_flushed
 from compress.files.documents import MOST_MISTAKES, parsed_json, shown
 
+_WITH_BUDGETS = 2  # the schema version that is read besides
 MOST_BYTES = 2**24
 """Largest report: that of 50,000 images with a hundred layers takes half a MiB."""
 
@@ -105,11 +106,36 @@ def save_report(report: Report, path: Path) -> None:
 
 
 def load_report(path: Path) -> Report:
-    """Read a report and check every field of it.
+    """Read a report of this or the last schema version, and check every field of it.
 
     Raises:
         CheckpointError: missing, truncated, edited, not a report, or of another schema version.
     """
+    document = _read(path)
+    version = document["schema_version"]
+    if version not in (_WITH_BUDGETS, SCHEMA_VERSION):
+        raise CheckpointError(
+            f"{path} has schema_version {shown(version)} and this tool reads {_WITH_BUDGETS} and "
+            f"{SCHEMA_VERSION}; measure again with `compress bench`"
+        )
+    digest = document.pop("sha256", None)
+    try:
+        report = Report.model_validate(_brought_up(document))
+        found = _digest(document)
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is a damaged report: {_first(error)}") from error
+    except (ValueError, RecursionError) as error:  # infinities, or depth, where anything may be
+        raise CheckpointError(f"{path} is a damaged report: JSON does not hold it") from error
+    if digest != found:
+        raise CheckpointError(
+            f"{path} was changed after it was written: its sha256 is not that of its content; "
+            "measure again with `compress bench`"
+        )
+    return report
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the document in a file, which names its version and may be anything else."""
     try:
         with path.open("rb") as stream:
             data = stream.read(MOST_BYTES + 1)
@@ -130,26 +156,16 @@ def load_report(path: Path) -> Report:
         ) from error
     if not isinstance(document, dict) or "schema_version" not in document:
         raise CheckpointError(f"{path} is JSON but not a report of `compress bench`")
-    version = document["schema_version"]
-    if version != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{path} has schema_version {shown(version)} and this tool reads {SCHEMA_VERSION}; "
-            "measure again with `compress bench`"
-        )
-    digest = document.pop("sha256", None)
-    try:
-        report = Report.model_validate(document)
-        found = _digest(document)
-    except ValidationError as error:
-        raise CheckpointError(f"{path} is a damaged report: {_first(error)}") from error
-    except (ValueError, RecursionError) as error:  # infinities, or depth, where anything may be
-        raise CheckpointError(f"{path} is a damaged report: JSON does not hold it") from error
-    if digest != found:
-        raise CheckpointError(
-            f"{path} was changed after it was written: its sha256 is not that of its content; "
-            "measure again with `compress bench`"
-        )
-    return report
+    return document
+
+
+def _brought_up(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document in the words of this version; the one before said budgets for limits."""
+    if document["schema_version"] == SCHEMA_VERSION:
+        return document
+    rest = {key: value for key, value in document.items() if key != "budgets"}
+    limits = {"limits": document["budgets"]} if "budgets" in document else {}
+    return {**rest, **limits, "schema_version": SCHEMA_VERSION}
 
 
 def _digest(document: dict[str, Any]) -> Sha256:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
-from bench.budgets import Budgets
+from bench.limits import Limits
 from bench.measuring.answers import AccuracyComparison
 from bench.measuring.latency import Warmup
 from bench.measuring.records import (
@@ -40,7 +40,7 @@ from bench.statistics.shares import MOST_COUNT, PairedDrop, Share
 from compress.config import BenchConfig, Precision
 from compress.files.documents import Section
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
 Against = Literal["dense", "run", "file"]
 """What the reference is: the dense parent, the pruned network of another run, or any file."""
@@ -238,7 +238,7 @@ class Change(Section):
 class Report(Section):
     """One comparison of a pruned network with its reference."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     created: AwareDatetime
     """UTC."""
     runtime: str
@@ -260,7 +260,7 @@ class Report(Section):
     """Where the time goes, one for each batch size; empty where the runtime does not tell."""
     change: Change | None = None
     """Against a stored report, where one was named."""
-    budgets: Budgets | None = None
+    limits: Limits | None = None
     """What it was judged by when it was written."""
     environment: Environment
     config: BenchConfig

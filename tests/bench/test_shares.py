@@ -110,7 +110,10 @@ def test_paired_drop_refuses_what_is_not_paired(dense: list[bool], pruned: list[
 def exact_mcnemar(worse: int, better: int) -> float:
     """The definition, in whole numbers: twice the tail of a fair coin."""
     flips = worse + better
-    tail = sum(math.comb(flips, k) for k in range(min(worse, better) + 1))
+    tail = term = 1
+    for k in range(min(worse, better)):
+        term = term * (flips - k) // (k + 1)
+        tail += term
     return float(min(Fraction(1), Fraction(2 * tail, 2**flips)))
 
 
@@ -136,7 +139,7 @@ def test_interval_covers(worse: float, better: float) -> None:
         low, high = tango_interval(lost, won, images, tail=0.025)
         missed += not low <= truth <= high
         at_least, at_most = tango_interval(lost, won, images, tail=0.05)
-        passed += at_most < truth  # a budget just below the truth would be passed
+        passed += at_most < truth  # a limit just below the truth would be passed
         failed += at_least > truth
     # Counts are discrete: the exact error of a score interval swings around its level.
     assert max(missed, passed, failed) <= binom.ppf(0.999, runs, 0.065)
@@ -161,7 +164,7 @@ def test_images_needed_decides_and_one_fewer_does_not() -> None:
             assert (high <= limit / 100 or low > limit / 100) is decided
 
 
-def test_no_number_of_images_decides_a_drop_on_the_budget() -> None:
+def test_no_number_of_images_decides_a_drop_on_the_limit() -> None:
     assert images_needed(1.0, worse=4, better=0, images=400, confidence=0.95) is None
 
 
