@@ -23,7 +23,7 @@ from compress.errors import (
     InterruptedRunError,
 )
 from compress.terminal.console import print_json, print_table, print_text, say, say_error
-from compress.terminal.signals import sigterm_as_ctrl_c
+from compress.terminal.signals import hold_on, sigterm_as_ctrl_c
 
 # Nothing else is imported up here: --help must not wait for torch.
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from compress.data.batches import ImageData
     from compress.runs.launch import Check, Request, Started
     from compress.runs.rundirectory import RunDirectory
-    from export.delivery import Delivery
+    from export.stage import Exported
 
 EXIT_CODES = (
     "Exit codes: 0 done, every budget holds; 1 the command could not do its job; 2 usage or "
@@ -183,7 +183,7 @@ def run_command(
         export = partial(_export, run, run.export, on.config, on.data, on.config.model)
         _stage(_exported(on), "exporting", export)
         say("measuring")
-        budgets = on.config.bench.budgets
+        budgets = on.config.bench.limits
         report = _measure(run, on.config, on.data, budgets=budgets, typed=on.config.model)
     verdicts = _judge(report)
     _publish(report, verdicts, run.path)
@@ -279,7 +279,7 @@ def export_command(
 ) -> None:
     """Export the dense and the pruned network of a run to ONNX, and prove parity with torch."""
     from compress.runs.launch import existing, reading, typed_model
-    from export.summary import render_delivery
+    from export.summary import render_export
 
     options = {"export.target": target, "export.precision": precision, "export.batch": batch}
     directory, config, images = existing(run, _asked(settings, options), data)
@@ -292,7 +292,7 @@ def export_command(
     if as_json:
         print_json(asdict(delivery))
     else:
-        print_table(render_delivery(delivery, folder))
+        print_table(render_export(delivery, folder))
 
 
 @app.command("bench")
@@ -522,9 +522,9 @@ def sweep_command(
 
     Every point is a run directory of its own, for compress export and compress bench.
     """
+    from compress.sweep.report import render_sweep
     from compress.sweep.request import SweepRequest
     from compress.sweep.run import require_complete, run_sweep
-    from compress.sweep.table import render_sweep
 
     options = {
         "prune.criterion": criterion,
@@ -550,7 +550,7 @@ def sweep_command(
         overwrite=overwrite,
     )
     start = time.monotonic()
-    document = run_sweep(request, say)
+    document = run_sweep(request, say, command=(sys.executable, __file__))
     say(f"{time.monotonic() - start:.0f} s; everything is in {output}")
     if as_json:
         print_json(document)
@@ -618,6 +618,7 @@ def import_command(
 
 def main() -> None:
     """Run the command line."""
+    hold_on()
     try:
         app(prog_name="compress")
     except SystemExit as end:
@@ -641,12 +642,12 @@ def _started(
         checks.append(check_budget)
     if exports:
         from bench.limits import load_limits, require_judgeable
-        from export.exporter import target_of
+        from export.stage import target_of
 
         checks.append(lambda config, _: target_of(config.export))
         checks.append(
             lambda config, data: require_judgeable(
-                load_limits(config.bench.budgets),
+                load_limits(config.bench.limits),
                 images=data.val_images,
                 confidence=config.bench.confidence,
                 baseline=False,
@@ -667,7 +668,15 @@ def _request(
     """Gather the options of a command that starts a run."""
     from compress.runs.launch import Request
 
-    return Request(config, settings or [], output, model, data, resume, overwrite)
+    return Request(
+        config=config,
+        settings=settings or [],
+        output=output,
+        model=model,
+        data=data,
+        resume=resume,
+        overwrite=overwrite,
+    )
 
 
 def _asked(settings: list[str] | None, options: dict[str, str | None]) -> list[str]:
@@ -718,7 +727,7 @@ def _prune(on: Started) -> Path:
 
 def _exported(on: Started) -> Path:
     """What an export of the run writes last."""
-    from export.exporter import onnx_path
+    from export.stage import onnx_path
 
     return onnx_path(on.run.export, "pruned", on.config.export.precision)
 
@@ -732,22 +741,10 @@ def _export(
     *,
     engine: bool = False,
     triton: Path | None = None,
-) -> Delivery:
-    from compress.terminal.progress import percent_bar
-    from export.delivery import deliver
-    from export.samples import samples_of
+) -> Exported:
+    from export.stage import export_stage
 
-    with percent_bar("exporting") as show:
-        return deliver(
-            run,
-            folder,
-            config=config.export,
-            samples=samples_of(data, config),
-            engine=engine,
-            triton=triton,
-            typed=typed,
-            progress=show,
-        )
+    return export_stage(run, folder, config, data, typed, engine=engine, triton=triton)
 
 
 def _bench_run(

@@ -44,8 +44,8 @@ from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.outputs import PickOutput
 from compress.networks.shrink import difference_of, largest_difference, shrink
 from compress.networks.trial import tried_graph, try_out
-from export.onnx_check import INPUT
-from export.onnx_export import onnx_from_network
+from export.onnx.check import INPUT
+from export.onnx.trace import onnx_from_network
 
 TORCHVISION = (
     *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s"),

@@ -35,7 +35,7 @@ from compress.pruning.decision import prunable
 from compress.pruning.masking import goal_for, prune_to
 from export.engines.build import build_engine
 from export.engines.sidecar import NETWORK_FACTS
-from export.onnx_export import onnx_from_network, staged_onnx
+from export.onnx.trace import onnx_from_network, staged_onnx
 from export.precision.calibration import calibrate
 from export.precision.fp16 import to_fp16
 from export.precision.int8 import quantised_tensors, to_int8

@@ -41,8 +41,7 @@ from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from compress.config.targets import load_target
 from compress.errors import CompressError
 from compress.runs.launch import existing
-from export.exporter import export_checkpoint
-from export.samples import samples_of
+from export.checkpoint_to_onnx import export_checkpoint, samples_of
 
 
 def with_one_more_convolution(model: nn.Module, after: str, kernel: int) -> nn.Module:

@@ -37,8 +37,8 @@ from compress.config.targets import Target, load_target
 from compress.data.batches import ImageData, eval_batches, spread_batches
 from compress.errors import CompressError
 from compress.runs.launch import existing
-from export.onnx_check import INPUT
-from export.onnx_export import onnx_from_network
+from export.onnx.check import INPUT
+from export.onnx.trace import onnx_from_network
 from export.precision.calibration import calibrate, require_calibration
 from export.precision.fp16 import to_fp16
 from export.precision.int8 import quantised_tensors, to_int8

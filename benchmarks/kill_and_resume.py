@@ -58,8 +58,8 @@ IMPORTED = (
     "bench.pages.publish",
     "compress.runs.launch",
     "compress.runs.prune",
-    "export.delivery",
-    "export.samples",
+    "export.stage",
+    "export.checkpoint_to_onnx",
     "sklearn.datasets",
     "sklearn.model_selection",
 )
@@ -409,7 +409,7 @@ def main() -> None:
     rng, start = random.Random(options.seed), time.monotonic()
     with _folder(options.output) as folder, Runs() as runs:
         (folder / "budgets.toml").write_text(BUDGETS)
-        settings = SETTINGS | {"bench.budgets": str(folder / "budgets.toml")}
+        settings = SETTINGS | {"bench.limits": str(folder / "budgets.toml")}
         alone, killed = folder / "alone", folder / "killed"
         if runs.run(command(alone, settings)):
             sys.exit(runs.said())

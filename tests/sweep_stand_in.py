@@ -16,11 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-PROGRAM = (
-    "import sys; sys.path[:] = {path!r}; "
-    "from compress.sweep.lifeline import hold_on; hold_on(); "
-    "import sweep_stand_in; sweep_stand_in.main()"
-)
+from compress.terminal.signals import hold_on
+
+PROGRAM = f"import sys; sys.path[:] = {sys.path!r}; import sweep_stand_in; sweep_stand_in.main()"
+COMMAND = (sys.executable, "-c", PROGRAM)
 LIFETIME = 600
 """Most seconds that a stand-in lives."""
 DENSE_TOP1 = 98.0
@@ -33,6 +32,7 @@ def top1_of(share: float) -> float:
 
 
 def main() -> None:
+    hold_on()
     command, *options = sys.argv[1:]
     path = Path(options[options.index("--output") + 1])
     calls = path.parent / "calls"

@@ -177,7 +177,7 @@ class TestRun:
         def disagree(*_: object, **__: object) -> None:
             raise ParityError("they disagree")
 
-        monkeypatch.setattr("export.exporter.check_parity", disagree)
+        monkeypatch.setattr("export.checkpoint_to_onnx.check_parity", disagree)
         before = contents(copied)
         refused("export", copied, code=6, says="they disagree")
         assert contents(copied) == before

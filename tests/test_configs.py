@@ -53,7 +53,7 @@ def test_named_configuration_is_complete(name: str) -> None:
     assert config.model.name in BUILTIN_MODELS
     assert config.prune.criterion in CRITERIA
     load_target(config.export.target)
-    load_limits(config.bench.budgets)
+    load_limits(config.bench.limits)
     assert named_files("")[name].startswith("#"), "the first line says what it is for"
 
 

@@ -171,7 +171,7 @@ def _any(
         facts = read_engine_sidecar(given)
         return Subject(given, _onnx_of(given, facts), facts, config)
     if given.suffix == ".onnx":
-        from export.sidecar import has_sidecar, read_sidecar
+        from export.onnx.sidecar import has_sidecar, read_sidecar
 
         facts = read_sidecar(given) if has_sidecar(given) else _bare(given)
         return Subject(given, given, facts, config)
@@ -194,7 +194,7 @@ def _checkpoint(
 ) -> Subject:
     """Take a checkpoint by itself; what a sidecar would tell is in its header."""
     from compress.checkpoints.checkpoint import load_checkpoint
-    from export.exporter import pruning_facts
+    from export.onnx.sidecar import pruning_facts
 
     found = load_checkpoint(path, typed)
     facts: Facts = {
@@ -220,8 +220,8 @@ def _of_run(
     precision: Precision,
     typed: ModelConfig | None,
 ) -> Subject:
-    from export.exporter import engine_path, onnx_path
-    from export.sidecar import read_sidecar
+    from export.onnx.sidecar import read_sidecar
+    from export.stage import engine_path, onnx_path
 
     if config.runtime.startswith("torch") and precision == "int8":
         raise ConfigError("torch does not run the INT8 network; choose another bench.runtime")
@@ -245,7 +245,7 @@ def _with_pruning(facts: Facts, checkpoint: Path) -> Facts:
     if "groups" in facts or not checkpoint.is_file():
         return facts
     from compress.checkpoints.description import read_description
-    from export.exporter import pruning_facts
+    from export.onnx.sidecar import pruning_facts
 
     description = read_description(checkpoint)
     return facts | (pruning_facts(description, description.structure) if description else {})

@@ -89,7 +89,7 @@ class Subject:
             return ()
         if self.path.suffix != ".onnx" or "weights_sha256" in self.facts:
             return (self.path,)  # what this tool exports is one file
-        from export.onnx_check import weight_files
+        from export.onnx.check import weight_files
 
         return weight_files(self.path)
 

@@ -1,7 +1,7 @@
 """Accuracy against cost: the points of one report and of others, and which of them are best.
 
 Only what compares is put side by side: accuracy on the same images, latency on the same machine.
-Which networks no other one beats is decided by ``compress.runs.plots.pareto_front``.
+Which networks no other one beats is decided as in a sweep, by ``pareto_front``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from bench import units
 from bench.pages.svg import PAPER, Plot, stacked_panels
 from bench.reports.schema import NetworkRecord, Report
 from bench.reports.summary import reference_name
-from compress.runs.plots import BLUE, FAINT, GREEN, VERMILION, pareto_front
+from compress.runs.plots import BLUE, FAINT, GREEN, VERMILION
+from compress.sweep.plan import pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

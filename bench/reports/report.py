@@ -31,7 +31,7 @@ from compress.errors import CheckpointError
 from compress.files.atomic import staged, write_flushed
 from compress.files.documents import MOST_MISTAKES, parsed_json, shown
 
-_WITH_BUDGETS = 2  # the schema version that is read besides
+_BEFORE = 2  # the schema version that is read besides: it says budgets for limits
 MOST_BYTES = 2**24
 """Largest report: that of 50,000 images with a hundred layers takes half a MiB."""
 
@@ -113,14 +113,14 @@ def load_report(path: Path) -> Report:
     """
     document = _read(path)
     version = document["schema_version"]
-    if version not in (_WITH_BUDGETS, SCHEMA_VERSION):
+    if version not in (_BEFORE, SCHEMA_VERSION):
         raise CheckpointError(
-            f"{path} has schema_version {shown(version)} and this tool reads {_WITH_BUDGETS} and "
+            f"{path} has schema_version {shown(version)} and this tool reads {_BEFORE} and "
             f"{SCHEMA_VERSION}; measure again with `compress bench`"
         )
     digest = document.pop("sha256", None)
     try:
-        report = Report.model_validate(_brought_up(document))
+        report = Report.model_validate({**document, "schema_version": SCHEMA_VERSION})
         found = _digest(document)
     except ValidationError as error:
         raise CheckpointError(f"{path} is a damaged report: {_first(error)}") from error
@@ -157,15 +157,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or "schema_version" not in document:
         raise CheckpointError(f"{path} is JSON but not a report of `compress bench`")
     return document
-
-
-def _brought_up(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a document in the words of this version; the one before said budgets for limits."""
-    if document["schema_version"] == SCHEMA_VERSION:
-        return document
-    rest = {key: value for key, value in document.items() if key != "budgets"}
-    limits = {"limits": document["budgets"]} if "budgets" in document else {}
-    return {**rest, **limits, "schema_version": SCHEMA_VERSION}
 
 
 def _digest(document: dict[str, Any]) -> Sha256:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
@@ -237,6 +237,8 @@ class Change(Section):
 
 class Report(Section):
     """One comparison of a pruned network with its reference."""
+
+    renamed: ClassVar = {"budgets": "limits"}
 
     schema_version: Literal[3] = SCHEMA_VERSION
     created: AwareDatetime

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -57,10 +56,26 @@ CRITERION_NUMBERS = {
 """The criteria by the numbers that the research code of Molchanov et al. 2019 gives them."""
 
 
+SEED2019_PRUNE: dict[str, Any] = {
+    "step_size": 100,
+    "interval": 30,
+    "momentum": 0.9,
+    "channel_multiple": 1,
+    "residual_gate": "block",
+    "as_published": True,
+    "min_channels": 1,
+    "min_share": 0.0,
+}
+"""Pruning settings of Molchanov et al., CVPR 2019, and the rules of their research code."""
+
+
 class PruneConfig(Section):
     """How channels are chosen and removed."""
 
-    recipe: Literal["default", "seed2019"] = "default"
+    renamed: ClassVar = {"recipe": "preset"}
+    presets: ClassVar = {"seed2019": SEED2019_PRUNE}
+
+    preset: Literal["default", "seed2019"] = "default"
     """``seed2019`` sets what the research code of Molchanov et al. 2019 does; explicit keys win."""
     criterion: str = "taylor-gate"
     """Name of the importance formula, or the original's number of it; see docs/criteria.md."""
@@ -111,13 +126,6 @@ class PruneConfig(Section):
     proof_images: int = Field(default=1, ge=1)
     """Real images on which masked and shrunk are compared in float64."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_recipe(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("recipe") == "seed2019":
-            return {**SEED2019_PRUNE, **values}
-        return values
-
     @model_validator(mode="after")
     def _check(self) -> PruneConfig:
         if self.max_steps is not None and self.max_steps <= self.start_after:
@@ -141,16 +149,3 @@ class PruneConfig(Section):
             known = ", ".join(f"{n} {name}" for n, name in CRITERION_NUMBERS.items())
             raise ValueError(f"no criterion has this number: choose one of {known}")
         return CRITERION_NUMBERS[int(number)]
-
-
-SEED2019_PRUNE: dict[str, Any] = {
-    "step_size": 100,
-    "interval": 30,
-    "momentum": 0.9,
-    "channel_multiple": 1,
-    "residual_gate": "block",
-    "as_published": True,
-    "min_channels": 1,
-    "min_share": 0.0,
-}
-"""Pruning settings of Molchanov et al., CVPR 2019, and the rules of their research code."""

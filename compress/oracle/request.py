@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,32 +13,30 @@ import torch
 from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from compress.checkpoints.description import read_description
 from compress.config import RunConfig, load_config
+from compress.data import loading
 from compress.data.batches import ImageData, require_images
-from compress.data.loading import Request, image_set
 from compress.data.workers import batches
 from compress.errors import CheckpointError, ConfigError, writing
 from compress.oracle.scores import check_names
-from compress.runs.launch import check_folder, config_name, typed_model, with_flags
-from compress.runs.rundirectory import RunDirectory
+from compress.runs.launch import Request, check_folder, config_name, typed_model, with_flags
+from compress.runs.rundirectory import (
+    RunDirectory,
+    check_directory,
+    check_resumable,
+    entries_of,
+)
 from compress.training.compute import pick_device
 
 log = logging.getLogger("compress")
 
 
-@dataclass(frozen=True)
-class OracleRequest:
-    """What is asked for."""
+@dataclass(frozen=True, kw_only=True)
+class OracleRequest(Request):
+    """The options."""
 
     checkpoint: Path
     """A dense file of this tool, or a run directory."""
     output: Path
-    config: str | None = None
-    settings: Sequence[str] = ()
-    """``section.key=value`` on top of the configuration."""
-    data: Path | None = None
-    """Folder of the data set."""
-    model: str | None = None
-    """The network, where it is not built in."""
     images: int = 1024
     split: str = "train"
     """``train`` or ``val``; neither is augmented."""
@@ -51,8 +48,6 @@ class OracleRequest:
     """A group, or ``all``."""
     seed: int | None = None
     """Of the choice of images; default that of the configuration."""
-    resume: bool = False
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,24 +87,12 @@ class OracleFiles:
         Raises:
             ConfigError: it is a file, not empty, or holds nothing to go on with or to overwrite.
         """
-        if resume and overwrite:
-            raise ConfigError("--resume and --overwrite exclude each other")
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path} is a file, not a directory")
-        if resume and not self.changes.is_file():
-            raise ConfigError(f"{self.path} holds no {self.changes.name}: nothing to resume")
-        if resume or not self.path.is_dir() or not any(self.path.iterdir()):
+        if resume:
+            check_resumable(self.changes)
             return
-        if not overwrite:
-            raise ConfigError(
-                f"{self.path} is not empty: use --resume to go on, --overwrite to start anew, "
-                "or another --output"
-            )
-        if not self.changes.is_file():
-            raise ConfigError(
-                f"{self.path} is not empty and holds no {self.changes.name}, so --overwrite leaves "
-                "it alone: give another --output"
-            )
+        marker = self.changes
+        held = entries_of(self.path)
+        check_directory(self.path, held, marker=marker, holds=marker.name, overwrite=overwrite)
 
     def clear(self) -> None:
         """Remove the files of an earlier measurement, and only those."""
@@ -137,7 +120,7 @@ def read_sample(request: OracleRequest, config: RunConfig, data: ImageData) -> I
     Raises:
         DataError: not one can be read.
     """
-    images = image_set(data.train if request.split == "train" else data.val)
+    images = loading.image_set(data.train if request.split == "train" else data.val)
     seed = config.seed if request.seed is None else request.seed
     chosen = np.random.default_rng(seed).permutation(len(images))[: request.images]
     if len(chosen) < request.images:
@@ -148,8 +131,9 @@ def read_sample(request: OracleRequest, config: RunConfig, data: ImageData) -> I
             request.split,
         )
     size = config.data.eval_batch_size
-    asked = [Request(chosen[i : i + size], None) for i in range(0, len(chosen), size)]
-    read = list(batches(images, asked, workers=config.data.workers))
+    parts = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+    requests = [loading.Request(part, None) for part in parts]
+    read = list(batches(images, requests, workers=config.data.workers))
     pixels, labels = torch.cat([b.images for b in read]), torch.cat([b.labels for b in read])
     require_images(len(labels), sum(b.skipped for b in read), purpose="compress oracle")
     digest = hashlib.sha256(f"{tuple(pixels.shape)}".encode())

@@ -18,6 +18,7 @@ from compress.files.atomic import write_atomically, write_json
 from compress.networks.groups import ChannelGraph
 from compress.networks.trial import tried_graph
 from compress.oracle.changes import (
+    ChangeLog,
     Job,
     Measured,
     images_at_once,
@@ -26,12 +27,17 @@ from compress.oracle.changes import (
     pair_jobs,
     single_jobs,
 )
-from compress.oracle.correlation import COEFFICIENTS, Span, Values, agreement
-from compress.oracle.log import ChangeLog
-from compress.oracle.pairs import Pairs, Pick, judge_pairs
-from compress.oracle.plot import plot_oracle
+from compress.oracle.correlation import (
+    COEFFICIENTS,
+    Pairs,
+    Pick,
+    Span,
+    Values,
+    agreement,
+    judge_pairs,
+)
 from compress.oracle.replay import Replay
-from compress.oracle.report import render_markdown, units_csv
+from compress.oracle.report import plot_oracle, render_markdown, units_csv
 from compress.oracle.request import (
     ImageSample,
     OracleFiles,

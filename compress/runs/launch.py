@@ -37,17 +37,28 @@ Check = Callable[[RunConfig, ImageData], object]
 """Finds what a later stage would refuse before an earlier one has cost any time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """The options that every command which starts a run shares."""
+    """The options that every command shares which starts something in a directory of its own.
 
-    config: str | None
-    settings: list[str]
-    output: Path | None
-    model: str | None
-    data: Path | None
-    resume: bool
-    overwrite: bool
+    Raises:
+        ConfigError: ``resume`` and ``overwrite`` exclude each other.
+    """
+
+    config: str | None = None
+    settings: Sequence[str] = ()
+    """``section.key=value`` on top of the configuration."""
+    output: Path | None = None
+    model: str | None = None
+    """The network, where it is not built in."""
+    data: Path | None = None
+    """Folder of the data set."""
+    resume: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise ConfigError("--resume and --overwrite exclude each other")
 
 
 @dataclass(frozen=True)
@@ -291,8 +302,6 @@ def _check_request(request: Request) -> None:
         raise ConfigError("several processes need --output DIR, which every one of them can read")
     if not request.resume:
         return
-    if request.overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other")
     if request.output is None:
         raise ConfigError("--resume needs --output DIR, the directory of the run to go on with")
     beside = [setting for setting in request.settings if not setting.startswith("model.")]

@@ -266,7 +266,7 @@ def _prune(settings: OriginalSettings) -> dict[str, Any]:
     if settings.prune_neurons_max == -1:
         removed = step * (settings.maximum_pruning_iterations - skipped)
     return {
-        "recipe": "seed2019",
+        "preset": "seed2019",
         "criterion": CRITERION_NUMBERS[settings.method],
         "budget": f"removed={removed}",
         "step_size": step,

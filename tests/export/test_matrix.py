@@ -23,8 +23,8 @@ from compress.networks.models import build_model
 from compress.networks.shrink import shrink
 from export.engines.build import build_engine
 from export.engines.sidecar import NETWORK_FACTS
-from export.onnx_check import OnnxFacts
-from export.onnx_export import onnx_from_network, staged_onnx
+from export.onnx.check import OnnxFacts
+from export.onnx.trace import onnx_from_network, staged_onnx
 from export.precision.calibration import calibrate
 from export.precision.fp16 import to_fp16
 from export.precision.int8 import quantised_tensors, to_int8

@@ -34,7 +34,7 @@ from compress.config import RunConfig, save_config
 from compress.data.decoding import DECODE_ERRORS, decode_rgb
 from compress.errors import CheckpointError, ConfigError
 from compress.files.documents import read_toml
-from export.onnx_check import weight_files
+from export.onnx.check import weight_files
 from export.runners import OnnxRunner
 from export.triton import model_name
 

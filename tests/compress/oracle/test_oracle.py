@@ -40,6 +40,7 @@ from compress.networks.walk import operator_name
 from compress.oracle import replay as oracle_replay
 from compress.oracle.captured import captured_for_any_count
 from compress.oracle.changes import (
+    ChangeLog,
     Job,
     Measured,
     images_at_once,
@@ -48,12 +49,10 @@ from compress.oracle.changes import (
     pair_jobs,
     single_jobs,
 )
-from compress.oracle.correlation import COEFFICIENTS
-from compress.oracle.log import ChangeLog
+from compress.oracle.correlation import BY_CHANGE, BY_SQUARE, COEFFICIENTS, judge_pairs
 from compress.oracle.network import unwritten
-from compress.oracle.pairs import BY_CHANGE, BY_SQUARE, judge_pairs
-from compress.oracle.plot import plot_oracle
 from compress.oracle.replay import DensePass, Replay
+from compress.oracle.report import plot_oracle
 from compress.oracle.request import OracleFiles, OracleRequest
 from compress.oracle.run import run_oracle
 from compress.oracle.scores import importance_of, row_names
@@ -650,7 +649,7 @@ def request(dense: Path, output: Path, **options: Any) -> OracleRequest:
         "model": OWN,
         "criteria": "weight-norm,taylor-gate,taylor-gate:block",
     }
-    return OracleRequest(dense, output, **{**known, **options})
+    return OracleRequest(checkpoint=dense, output=output, **{**known, **options})
 
 
 @pytest.mark.usefixtures("_no_picture")

@@ -258,8 +258,8 @@ def test_scoring_does_not_disturb_training(tmp_path: Path, criterion: str) -> No
     assert F.mse_loss(plain.head.weight, dense.model.head.weight) > 0
 
 
-def test_recipe_2019_runs(tmp_path: Path) -> None:
-    config = config_of("resnet20", recipe="seed2019", budget="removed=30", step_size=10, interval=1)
+def test_preset_2019_runs(tmp_path: Path) -> None:
+    config = config_of("resnet20", preset="seed2019", budget="removed=30", step_size=10, interval=1)
     assert config.prune.as_published
     assert config.prune.residual_gate == "block"
     assert_sound(pruned_run(tmp_path, config), config)

@@ -31,7 +31,7 @@ def request_for(
     output: Path, *settings: str, resume: bool = False, overwrite: bool = False
 ) -> Request:
     asked = [] if resume else [*SETTINGS, *settings]
-    return Request(None, asked, output, None, None, resume, overwrite)
+    return Request(settings=asked, output=output, resume=resume, overwrite=overwrite)
 
 
 def begun(output: Path, *settings: str) -> RunDirectory:

@@ -19,8 +19,9 @@ import torch
 from commands import contents, document, files_in, full_for, invoke, refused, small
 from hypothesis import given
 from hypothesis import strategies as st
-from sweep_stand_in import DENSE_TOP1, PROGRAM, top1_of
+from sweep_stand_in import COMMAND, DENSE_TOP1, top1_of
 
+import cli
 from compress.checkpoints.checkpoint import load_checkpoint
 from compress.config import Budget, load_config
 from compress.data.datasets import load_data
@@ -28,19 +29,14 @@ from compress.errors import BudgetError, ConfigError, EnvironmentUnfitError, Out
 from compress.files.documents import read_toml
 from compress.runs.lock import locked
 from compress.runs.prune import check_budget
-from compress.sweep import devices as sweep_devices
+from compress.sweep import processes
 from compress.sweep import run as sweep_run
-from compress.sweep import runner
-from compress.sweep.devices import Slot, slots_for
-from compress.sweep.document import PointState, sweep_csv, sweep_document
-from compress.sweep.pareto import pareto_front
-from compress.sweep.plan import Search, search_state
-from compress.sweep.plot import draw_sweep
+from compress.sweep.plan import Search, pareto_front, search_state
 from compress.sweep.points import SweepFiles, name_of, point_config
-from compress.sweep.reach import least_share
-from compress.sweep.request import Asked, split_budgets
-from compress.sweep.runner import Ended, Task, run_tasks
-from compress.sweep.table import sweep_sheet
+from compress.sweep.processes import Ended, Slot, Task, run_tasks, slots_for
+from compress.sweep.report import PointState, draw_sweep, sweep_csv, sweep_document, sweep_sheet
+from compress.sweep.request import Goal, SweepRequest, split_budgets
+from compress.sweep.run import least_share, run_sweep
 
 GRID = ("--budget", "macs=0.7,0.5", "--budget", "params=0.4")
 FAST = ("--set", "data.image_size=8")
@@ -157,14 +153,14 @@ def test_a_budget_option_may_hold_several_and_needs_the_kind_once() -> None:
 def test_what_was_asked_for_comes_back_from_the_document(name: str) -> None:
     settings = ("data.root=/nowhere", "prune.step_size=3", "train.ema=0.9")
     config = load_config(name, settings)
-    asked = Asked(search=search(), checkpoint=Path("/x/y.pth"), config=config)
-    assert Asked.model_validate(json.loads(json.dumps(asked.model_dump(mode="json")))) == asked
+    asked = Goal(search=search(), checkpoint=Path("/x/y.pth"), config=config)
+    assert Goal.model_validate(json.loads(json.dumps(asked.model_dump(mode="json")))) == asked
 
 
 class TestDevices:
     @pytest.fixture(autouse=True)
     def _two_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sweep_devices, "_gpus", lambda: 2)
+        monkeypatch.setattr(processes, "_gpus", lambda: 2)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
@@ -226,7 +222,7 @@ def found_document(**changes: Any) -> dict[str, Any]:
         PointState("macs-0.6", "macs=0.6", measured(0.6, 91.5), None, 10.0),
         PointState("macs-0.2", "macs=0.2", None, "out of memory", 1.0),
     ]
-    asked = Asked(budgets=tuple(budgets), config=load_config())
+    asked = Goal(budgets=tuple(budgets), config=load_config())
     options = {"accuracy": {"top1": 92.0, "top5": 99.5}, "points": points, **changes}
     return sweep_document(asked, dense_seconds=5.0, search=None, chosen=None, **options)
 
@@ -283,9 +279,14 @@ class TestDocument:
 # Processes
 
 
+def by_stand_ins(request: SweepRequest, say: Any, command: Any) -> dict[str, Any]:
+    """``run_sweep`` with another command than the command line has given."""
+    return run_sweep(request, say, COMMAND)
+
+
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "PROGRAM", PROGRAM)
+    monkeypatch.setattr(sweep_run, "run_sweep", by_stand_ins)
     monkeypatch.setattr(sweep_run, "check_budget", lambda *_: None)  # TestRefused has the real one
 
 
@@ -527,13 +528,11 @@ class TestRunTasks:
             raise OutputError("no room for the table")
 
         with pytest.raises(OutputError, match="no room"):
-            run_tasks(tasks, self.slots, started=lambda *_: None, ended=fail)
+            run_tasks(tasks, self.slots, command=COMMAND, started=lambda *_: None, ended=fail)
         assert [word for word, _, _ in calls(slow)] == ["prune", "told", "saved"]
 
-    def test_a_process_that_says_nothing_is_described(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(runner, "PROGRAM", "import os, sys; exec(sys.argv[1]) # {path}")
+    def test_a_process_that_says_nothing_is_described(self, tmp_path: Path) -> None:
+        command = (sys.executable, "-c", "import os, sys; exec(sys.argv[1])")
         programs = ["os.kill(os.getpid(), 9)", "sys.exit(3)", "1 / 0", "print('error: a\\nb')"]
         ends: dict[str, Ended] = {}
         tasks = [Task(p, (p,), tmp_path / f"{i}.log") for i, p in enumerate(programs)]
@@ -541,6 +540,7 @@ class TestRunTasks:
         assert run_tasks(
             tasks,
             self.slots,
+            command=command,
             started=lambda *_: None,
             ended=lambda end: ends.update({end.task.name: end}),
         )
@@ -558,7 +558,10 @@ class TestRunTasks:
         (tmp_path / "cli.py").write_text("raise SystemExit('the wrong cli')")
         task = Task("v", ("--version",), tmp_path / "v.log")
         ends: list[Ended] = []
-        assert run_tasks([task], self.slots, started=lambda *_: None, ended=ends.append)
+        command = (sys.executable, cli.__file__)
+        assert run_tasks(
+            [task], self.slots, command=command, started=lambda *_: None, ended=ends.append
+        )
         assert ends[0].code == 0, task.log.read_text()
         assert task.log.read_text().startswith("compress ")
 
@@ -595,8 +598,10 @@ def test_ctrl_c_is_sent_on_and_the_sweep_goes_on_where_it_stopped(
 ) -> None:
     folder = ordered(tmp_path / "s", "slow")
     program = (
-        "import cli, sweep_stand_in; from compress.sweep import points, runner; "
-        "runner.PROGRAM = sweep_stand_in.PROGRAM; real = points.SweepFiles._entries; "
+        "import cli, sweep_stand_in; "
+        "from compress.sweep import points, run; real_run = run.run_sweep; "
+        "run.run_sweep = lambda *given, **_: real_run(*given, sweep_stand_in.COMMAND); "
+        "real = points.SweepFiles._entries; "
         "points.SweepFiles._entries = lambda f: real(f) - {f.path / 'slow', f.path / 'calls'}; "
         "cli.main()"
     )
@@ -628,12 +633,12 @@ def tasks_process(folder: Path, mark: str) -> subprocess.Popen[str]:
     """Start a process that runs two tasks of the stand-in, which never end by themselves."""
     program = (
         "import sys; from pathlib import Path; import sweep_stand_in; "
-        "from compress.sweep import runner; from compress.sweep.devices import Slot; "
-        "runner.PROGRAM = sweep_stand_in.PROGRAM; folder = Path(sys.argv[1]); "
-        "tasks = [runner.Task(n, ('prune', '--resume', '--output', str(folder / n)), "
+        "from compress.sweep.processes import Slot, Task, run_tasks; folder = Path(sys.argv[1]); "
+        "tasks = [Task(n, ('prune', '--resume', '--output', str(folder / n)), "
         "folder / f'{n}.log') for n in 'xy']; "
         "nothing = lambda *_: None; slots = [Slot('cpu'), Slot('cpu')]; "
-        "sys.exit(not runner.run_tasks(tasks, slots, started=nothing, ended=nothing))"
+        "command = sweep_stand_in.COMMAND; "
+        "sys.exit(not run_tasks(tasks, slots, command=command, started=nothing, ended=nothing))"
     )
     process = python(program, ordered(folder, mark))
     until(lambda: len(started(folder)) == 2 or process.poll() is not None)

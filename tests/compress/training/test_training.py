@@ -186,7 +186,7 @@ def test_constant_is_constant_after_warm_up() -> None:
 
 @pytest.mark.parametrize("hold", [0, 7])
 def test_seed2019_decays_in_epochs_10_and_20_counted_from_one(hold: int) -> None:
-    config = TrainConfig.model_validate({"recipe": "seed2019"})
+    config = TrainConfig.model_validate({"preset": "seed2019"})
     total = hold + SEED2019["epochs"] * STEPS_PER_EPOCH
     for epoch in range(1, 26):
         expected = 1e-3 if epoch <= 9 else 1e-4 if epoch <= 19 else 1e-5

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from compress.config.targets import load_target
-from export.adaptive_pool import exportable_pools
+from export.onnx.adaptive_pool import exportable_pools
 from export.runners import OnnxRunner
 
 

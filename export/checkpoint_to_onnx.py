@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.config import ExportConfig, ModelConfig
-from compress.config.targets import Target, load_target
+from compress.config import ExportConfig
+from compress.config.targets import Target
 from compress.errors import ConfigError, DataError
 from compress.files.atomic import write_json
-from export.onnx_check import OnnxFacts, standard_opset
-from export.onnx_export import onnx_from_network, staged_onnx
+from export.onnx.check import OnnxFacts, standard_opset
+from export.onnx.sidecar import SCHEMA_VERSION, network_facts, pruning_facts
+from export.onnx.trace import onnx_from_network, staged_onnx
 from export.runners import OnnxRunner, TorchRunner
-from export.sidecar import SCHEMA_VERSION
 from export.verify import ParityResult, check_parity, judging
 
 if TYPE_CHECKING:
@@ -25,73 +26,42 @@ if TYPE_CHECKING:
     import onnx
 
     from compress.checkpoints.checkpoint import Checkpoint
-    from compress.checkpoints.description import Description, Structure
-    from compress.runs.rundirectory import RunDirectory
+    from compress.config import RunConfig
+    from compress.data.batches import ImageData
+    from compress.data.loading import Batch
     from compress.terminal.progress import Progress
-    from export.samples import Samples
 
 
-def export_run(
-    run: RunDirectory,
-    folder: Path,
-    *,
-    config: ExportConfig,
-    samples: Samples,
-    typed: ModelConfig | None = None,
-    progress: Progress | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Export the dense and the pruned network of a run for its target.
+@dataclass(frozen=True)
+class Samples:
+    """Real images, normalised as the network expects them."""
 
-    Args:
-        run: the run directory; both networks lie there.
-        folder: where the files of ``onnx_path`` are written.
-        config: target, precision and parity.
-        samples: images for parity and for calibration.
-        typed: the network that the user asked for, where it is not built in.
-        progress: told about the slow steps.
+    validation: np.ndarray
+    """(N, C, H, W) float32, for parity."""
+    training: Callable[[], Iterable[Batch]]
+    """Returns the batches anew from which the ranges of INT8 are measured; not augmented."""
 
-    Returns:
-        The sidecar of each network, by name.
+
+def samples_of(data: ImageData, config: RunConfig) -> Samples:
+    """Take images that lie evenly over a data set, so that every class has its part.
 
     Raises:
-        CheckpointError: a network is missing or damaged.
-        CompressError: see export_checkpoint.
+        DataError: not one validation image can be read.
     """
-    from compress.checkpoints.checkpoint import load_checkpoint
+    import torch
 
-    target = target_of(config)
-    return {
-        path.stem: export_checkpoint(
-            load_checkpoint(path, typed),
-            onnx_path(folder, path.stem, config.precision),
-            target=target,
-            config=config,
-            samples=samples,
-            progress=progress,
-        )
-        for path in (run.dense, run.pruned)
-    }
+    from compress.data.batches import require_images, spread_batches
 
+    size, workers = config.data.eval_batch_size, config.data.workers
+    found = list(spread_batches(data.val, config.export.parity_images, batch_size=size))
+    images = torch.cat([batch.images for batch in found])
+    require_images(len(images), sum(batch.skipped for batch in found), purpose="parity")
 
-def onnx_path(folder: Path, network: str, precision: str) -> Path:
-    """Return where a network's export lies: ``pruned.onnx``, or ``pruned.fp16.onnx``."""
-    return folder / f"{network}{'' if precision == 'fp32' else f'.{precision}'}.onnx"
+    def training() -> Iterable[Batch]:
+        count = config.export.calibration_images
+        return spread_batches(data.train, count, batch_size=min(size, 32), workers=workers)
 
-
-def engine_path(folder: Path, network: str, precision: str) -> Path:
-    """Return where the engine of a network's export lies: ``pruned.fp16.engine``."""
-    return onnx_path(folder, network, precision).with_suffix(".engine")
-
-
-def target_of(config: ExportConfig) -> Target:
-    """Return the target of an export.
-
-    Raises:
-        ConfigError: there is none of this name, or it does not compute the precision.
-    """
-    target = load_target(config.target)
-    target.require(config.precision)
-    return target
+    return Samples(images.numpy(), training)
 
 
 def export_checkpoint(
@@ -128,7 +98,7 @@ def export_checkpoint(
     if path.suffix != ".onnx":
         raise ConfigError(f"an ONNX file is named *.onnx, not {path.name!r}")
     tell = progress or (lambda step, share: None)
-    network = {**_describe(checkpoint), "target": target.name, "precision": config.precision}
+    network = {**network_facts(checkpoint), "target": target.name, "precision": config.precision}
     proto = onnx_from_network(checkpoint.model, target=target, input_size=checkpoint.input_size)
     conversion = _convert(proto, checkpoint, config=config, samples=samples, tell=tell)
     with staged_onnx(proto, path, target=target, metadata=_as_metadata(network)) as facts:
@@ -179,8 +149,13 @@ def _quantise(
     tell: Progress,
 ) -> dict[str, Any]:
     from export.precision.calibration import calibrate, require_calibration
-    from export.precision.int8 import HALF_OPSET, Rest, quantised_tensors, to_int8
-    from export.precision.witness import rounds_half_precision
+    from export.precision.int8 import (
+        HALF_OPSET,
+        Rest,
+        quantised_tensors,
+        rounds_half_precision,
+        to_int8,
+    )
 
     labels = [int(label) for batch in samples.training() for label in batch.labels]
     require_calibration(labels, checkpoint.num_classes, config.calibration_images)
@@ -222,34 +197,6 @@ def _largest_activation(proto: onnx.ModelProto, samples: Samples, tell: Progress
         progress=lambda share: tell("range of activations", share),
     )
     return require_range(largest)
-
-
-def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "architecture": checkpoint.architecture,
-        "num_classes": checkpoint.num_classes,
-        "classes": list(checkpoint.classes),
-        "input_size": list(checkpoint.input_size),
-        "mean": list(checkpoint.mean),
-        "std": list(checkpoint.std),
-        "weights_sha256": checkpoint.sha256,
-    }
-
-
-def pruning_facts(description: Description, structure: Structure | None) -> dict[str, Any]:
-    """Return what pruning made of a network: its channel groups, and what it said of itself.
-
-    Groups that may not be pruned are left out; there are none of a network that was not analysed.
-    """
-    groups = structure.groups if structure else ()
-    return {
-        "groups": [
-            {key: getattr(group, key) for key in ("name", "dense", "kept", "residual")}
-            for group in groups
-            if group.frozen is None
-        ],
-        "pruning": description.metrics,
-    }
 
 
 def _as_metadata(values: dict[str, Any]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export.onnx_check import walk_nodes
+from export.onnx.check import walk_nodes
 
 if TYPE_CHECKING:
     import onnx

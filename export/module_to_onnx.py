@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.config.targets import load_target
-from compress.errors import ConfigError, ModelError, first_line
-from export.onnx_export import TRACED_BATCH, onnx_from_call, staged_onnx
-from export.onnx_parity import largest_error, onnx_outputs
-from export.signature import BATCH, Call, Shape, Signature, checked_names, named_tensors
-from export.signature import output_names as names_of_outputs
+from compress.errors import CheckpointError, ConfigError, ModelError, first_line
+from export.onnx.signature import BATCH, Call, Shape, Signature, checked_names, named_tensors
+from export.onnx.signature import output_names as names_of_outputs
+from export.onnx.trace import TRACED_BATCH, onnx_from_call, staged_onnx
+from export.runners import OnnxRunner
+from export.verify import largest_error
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
     import torch
     from torch import nn
@@ -114,9 +116,9 @@ def export_onnx(
     with staged_onnx(proto, path, target=aim, metadata={}, signature=signature) as facts:
         error = None
         if parity:
-            named = [dict(zip(ins, tensors, strict=True)) for tensors in batches]
             sizes = [len(tensors[0]) if tensors[0].dim() else 1 for tensors in batches]
-            error = largest_error(outs, expected, onnx_outputs(facts.path, named), sizes)
+            found = _in_onnx_runtime(facts.path, ins, batches)
+            error = largest_error(outs, list(map(_arrays, expected)), found, sizes)
     return OnnxExport(
         *(path, facts.sha256, facts.bytes, facts.opset),
         *(dict(signature.inputs), dict(signature.outputs), error),
@@ -200,6 +202,31 @@ def _returned(model: nn.Module, call: Call, tensors: Outputs) -> Any:
     args, kwargs = call.arguments([tensor.clone() for tensor in tensors])
     with torch.no_grad():
         return model(*args, **kwargs)
+
+
+def _in_onnx_runtime(
+    path: Path, names: Sequence[str], batches: Sequence[Outputs]
+) -> list[list[np.ndarray]]:
+    """Return all outputs of an ONNX file for each batch of inputs.
+
+    Raises:
+        ModelError: ONNX Runtime cannot compute it.
+    """
+    try:
+        with OnnxRunner(path) as runner:
+            read = {spec.name for spec in runner.inputs or ()}
+            fed = [
+                {name: array for name, array in zip(names, arrays, strict=True) if name in read}
+                for arrays in map(_arrays, batches)
+            ]
+            return [list(runner.run(feeds).values()) for feeds in fed]
+    except CheckpointError as error:
+        why = first_line(error.__cause__ or error)
+        raise ModelError(f"ONNX Runtime cannot compute this network: {why}") from error
+
+
+def _arrays(tensors: Outputs) -> list[np.ndarray]:
+    return [tensor.detach().numpy() for tensor in tensors]
 
 
 def _refusal(model: nn.Module, call: Call, error: Exception, size: int | None) -> str:

@@ -30,14 +30,14 @@ from compress.errors import (
     ParityError,
 )
 from compress.runs.rundirectory import RunDirectory
-from export import delivery
-from export.delivery import Delivery, deliver
+from export import stage
+from export.checkpoint_to_onnx import Samples, samples_of
 from export.engines.checks import runs_on
 from export.nvml import Gpu
+from export.onnx.sidecar import read_sidecar
 from export.runners import engine_runner
-from export.samples import Samples, samples_of
-from export.sidecar import read_sidecar
-from export.summary import delivery_sheet
+from export.stage import Exported, export_run
+from export.summary import export_sheet
 
 CONFIG = config_of("resnet20")
 SAMPLES = samples_of(DATA, CONFIG)
@@ -46,14 +46,14 @@ HOST = Gpu(HostGpu.name, HostGpu.sm, "570.1")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    return pruned_run(tmp_path_factory.mktemp("delivery") / "run", CONFIG)
+    return pruned_run(tmp_path_factory.mktemp("stage") / "run", CONFIG)
 
 
-def export(run: RunDirectory, folder: Path, **options: Any) -> Delivery:
+def export(run: RunDirectory, folder: Path, **options: Any) -> Exported:
     rest = {key: options.pop(key) for key in ("engine", "triton", "samples") if key in options}
     limits = {"int8": {"top1_agreement": 0.0}}  # one epoch leaves the classes nearly tied
     config = ExportConfig(parity_images=16, calibration_images=64, limits=limits, **options)
-    return deliver(run, folder, config=config, **{"samples": SAMPLES, **rest})
+    return export_run(run, folder, config=config, **{"samples": SAMPLES, **rest})
 
 
 def names(folder: Path) -> set[str]:
@@ -67,7 +67,7 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("export.runners.engine_runner.Cuda", fresh_host_gpu())
     monkeypatch.setattr("bench.measuring.device_timing._TorchEvent", HostEvent)
-    for where in ("export.engines.gpu.find_gpu", "export.engines.build.find_gpu"):
+    for where in ("export.nvml.find_gpu", "export.engines.build.find_gpu"):
         monkeypatch.setattr(where, lambda: HOST)
     return module
 
@@ -174,7 +174,7 @@ def test_engines_are_built_and_run_against_torch(
     assert not any("building" in name for name in found)
     assert "resnet20_pruned_fp16/1/model.plan" in names(tmp_path / "models")
     assert set(done.triton) == {"resnet20_dense_fp16", "resnet20_pruned_fp16"}
-    files = [row[0] for row in delivery_sheet(done).rows]
+    files = [row[0] for row in export_sheet(done).rows]
     assert files == [f"{n}.fp16.{kind}" for kind in ("onnx", "engine") for n in ("dense", "pruned")]
 
 
@@ -185,7 +185,7 @@ def test_an_engine_that_disagrees_gets_no_name(
     def disagree(*_: Any, **__: Any) -> None:
         raise ParityError("they disagree")
 
-    monkeypatch.setattr(delivery, "check_parity", disagree)
+    monkeypatch.setattr(stage, "check_parity", disagree)
     with pytest.raises(ParityError):
         export(run, tmp_path, target="h100", engine=True)
     assert not [name for name in names(tmp_path) if "engine" in name or "building" in name]
@@ -220,7 +220,7 @@ def test_a_disk_that_fills_up_leaves_no_half_engine(
 def test_what_cannot_be_built_is_refused_before_any_file(
     run: RunDirectory, tmp_path: Path, target: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.engines.gpu.find_gpu", lambda: None)
+    monkeypatch.setattr("export.nvml.find_gpu", lambda: None)
     with pytest.raises((EnvironmentUnfitError, ConfigError), match=says):
         export(run, tmp_path, target=target, engine=True)
     assert names(tmp_path) == set()
@@ -237,7 +237,7 @@ def test_tensorrt_rtx_builds_for_real_and_says_that_nothing_ran(
     run: RunDirectory, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-    gpu = delivery_gpu()
+    gpu = this_gpu()
     if gpu and runs_on(load_target("rtx"), gpu):
         pytest.skip("there is a GPU that runs the engine")
     done = export(
@@ -249,7 +249,7 @@ def test_tensorrt_rtx_builds_for_real_and_says_that_nothing_ran(
     )
     assert done.engines["pruned"]["parity"] is None
     assert done.engines["pruned"]["provider"] == "tensorrt_rtx"
-    sheet = delivery_sheet(done)
+    sheet = export_sheet(done)
     assert sheet.rows[-1][3] == "not run"
     assert "pruned.int8.engine was not run: there is no GPU for it here" in sheet.notes
     # Triton has no backend for it, so it serves the ONNX files.
@@ -265,8 +265,8 @@ def test_an_engine_for_other_gpus_is_built_and_not_run(run: RunDirectory, tmp_pa
     assert {"dense.engine", "pruned.engine"} <= names(tmp_path)
 
 
-def delivery_gpu() -> Gpu | None:
-    from export.engines.gpu import find_gpu
+def this_gpu() -> Gpu | None:
+    from export.nvml import find_gpu
 
     return find_gpu()
 

@@ -15,7 +15,7 @@ from torchvision import models
 
 from compress.config.targets import load_target
 from compress.errors import ModelError, OutputError
-from export.onnx_check import OnnxFacts
+from export.onnx.check import OnnxFacts
 
 V100 = load_target("v100")
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from compress.errors import ModelError, first_line, writing
 from compress.files.atomic import staged, write_flushed
-from export.adaptive_pool import exportable_pools
-from export.onnx_check import CLASSIFIER, OnnxFacts, inspect_onnx
-from export.onnx_fold import fold_constants
-from export.signature import Call, Signature, named_tensors
+from export.onnx.adaptive_pool import exportable_pools
+from export.onnx.check import CLASSIFIER, OnnxFacts, inspect_onnx
+from export.onnx.fold import fold_constants
+from export.onnx.signature import Call, Signature, named_tensors
 
 if TYPE_CHECKING:
     import onnx

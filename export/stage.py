@@ -1,4 +1,4 @@
-"""Everything that a deployment takes: ONNX files, engines, a model repository.
+"""What ``compress export`` makes of a run: ONNX files, engines, a model repository.
 
 What this machine or the target cannot do is refused before the first file is written.
 """
@@ -13,25 +13,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.config.targets import load_target
 from compress.errors import writing
 from compress.files.atomic import write_json
-from export.exporter import engine_path, export_run, onnx_path, target_of
+from export.checkpoint_to_onnx import Samples, export_checkpoint, samples_of
 from export.verify import check_parity, judging
 
 if TYPE_CHECKING:
     from compress.checkpoints.checkpoint import Checkpoint
-    from compress.config import ExportConfig, ModelConfig
+    from compress.config import ExportConfig, ModelConfig, RunConfig
     from compress.config.targets import Target
+    from compress.data.batches import ImageData
     from compress.runs.rundirectory import RunDirectory
     from compress.terminal.progress import Progress
     from export.nvml import Gpu
-    from export.samples import Samples
 
 NETWORKS = ("dense", "pruned")
 
 
+def onnx_path(folder: Path, network: str, precision: str) -> Path:
+    """Return where a network's export lies: ``pruned.onnx``, or ``pruned.fp16.onnx``."""
+    return folder / f"{network}{'' if precision == 'fp32' else f'.{precision}'}.onnx"
+
+
+def engine_path(folder: Path, network: str, precision: str) -> Path:
+    """Return where the engine of a network's export lies: ``pruned.fp16.engine``."""
+    return onnx_path(folder, network, precision).with_suffix(".engine")
+
+
+def target_of(config: ExportConfig) -> Target:
+    """Return the target of an export.
+
+    Raises:
+        ConfigError: there is none of this name, or it does not compute the precision.
+    """
+    target = load_target(config.target)
+    target.require(config.precision)
+    return target
+
+
 @dataclass(frozen=True)
-class Delivery:
+class Exported:
     """What was written."""
 
     onnx: dict[str, dict[str, Any]]
@@ -44,7 +66,37 @@ class Delivery:
     """What the target has to say about the precision."""
 
 
-def deliver(
+def export_stage(
+    run: RunDirectory,
+    folder: Path,
+    config: RunConfig,
+    data: ImageData,
+    typed: ModelConfig | None = None,
+    *,
+    engine: bool = False,
+    triton: Path | None = None,
+) -> Exported:
+    """Export a run with images of its data set, and show how far it is; see ``export_run``.
+
+    Raises:
+        DataError: not one validation image can be read.
+        CompressError: see ``export_run``.
+    """
+    from compress.terminal.progress import percent_bar
+
+    with percent_bar("exporting") as show:
+        return export_run(
+            *(run, folder),
+            config=config.export,
+            samples=samples_of(data, config),
+            engine=engine,
+            triton=triton,
+            typed=typed,
+            progress=show,
+        )
+
+
+def export_run(
     run: RunDirectory,
     folder: Path,
     *,
@@ -54,7 +106,7 @@ def deliver(
     triton: Path | None = None,
     typed: ModelConfig | None = None,
     progress: Progress | None = None,
-) -> Delivery:
+) -> Exported:
     """Export both networks of a run; on request build their engines and a model repository.
 
     An engine is run against torch on the GPU that it was built on. A TensorRT-RTX engine that was
@@ -74,36 +126,42 @@ def deliver(
     Raises:
         EnvironmentUnfitError: this machine cannot build the engines.
         ParityError: a runtime computes something else than torch.
+        CheckpointError: a network is missing or damaged.
         CompressError: see ``export_checkpoint``, ``build_engine`` and ``write_model_repository``.
     """
+    from compress.checkpoints.checkpoint import load_checkpoint
+
     target = target_of(config)
     warning = target.warnings.get(config.precision)
     if engine:
         _refuse_machine(target, config)
-    onnx = export_run(
-        *(run, folder), config=config, samples=samples, typed=typed, progress=progress
-    )
-    engines = {}
-    if engine:
-        from compress.checkpoints.checkpoint import load_checkpoint
-
-        for name, path in zip(NETWORKS, (run.dense, run.pruned), strict=True):
-            engines[name] = _build(
-                *(load_checkpoint(path, typed), name, folder, onnx[name]),
-                target=target,
-                config=config,
-                samples=samples,
-                progress=progress,
-            )
+    onnx, engines = {}, {}
+    for name, path in zip(NETWORKS, (run.dense, run.pruned), strict=True):
+        onnx[name] = export_checkpoint(
+            load_checkpoint(path, typed),
+            onnx_path(folder, name, config.precision),
+            target=target,
+            config=config,
+            samples=samples,
+            progress=progress,
+        )
+    for name, path in zip(NETWORKS if engine else (), (run.dense, run.pruned), strict=False):
+        engines[name] = _build(
+            *(load_checkpoint(path, typed), name, folder, onnx[name]),
+            target=target,
+            config=config,
+            samples=samples,
+            progress=progress,
+        )
     served = _serve(triton, folder, target, config, onnx, engines) if triton else {}
-    return Delivery(onnx, engines, served, (warning,) if warning else ())
+    return Exported(onnx, engines, served, (warning,) if warning else ())
 
 
 def _refuse_machine(target: Target, config: ExportConfig) -> None:
     """Refuse engines that cannot be built here."""
     from export.engines.api import load_tensorrt
     from export.engines.checks import refuse_engine, refuse_version
-    from export.engines.gpu import find_gpu
+    from export.nvml import find_gpu
 
     # What is exported next keeps the target's ceiling.
     refuse_engine(target, config.precision, gpu=find_gpu(), opset=target.opset)
@@ -125,8 +183,8 @@ def _build(
     """Build an engine aside, run it against torch where it can run, then give it its name."""
     from export.engines.build import build_engine
     from export.engines.checks import runs_on
-    from export.engines.gpu import find_gpu
     from export.engines.sidecar import sidecar_path
+    from export.nvml import find_gpu
 
     final = engine_path(folder, name, config.precision)
     cache = config.timing_cache or folder / "timing_cache"

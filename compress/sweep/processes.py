@@ -1,22 +1,25 @@
-"""The processes of a sweep: how they start, stop and report, and that none outlives it."""
+"""The processes of a sweep: where they compute, how they start, stop and report.
+
+None outlives the sweep: each holds a lifeline to it, see ``compress.terminal.signals``.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from compress.errors import writing
-from compress.sweep.devices import Slot
+from compress.errors import ConfigError, EnvironmentUnfitError, writing
+from compress.terminal.signals import LIFELINE
 
 POLL = 0.1
 """Time between two looks at the processes, in seconds."""
@@ -24,20 +27,25 @@ STOPPING = (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL)
 """What the first, the second and the third Ctrl-C send on: save and stop, stop at once, die."""
 LAST_BYTES = 8192
 """Of a log, in which its last words are looked for."""
-PROGRAM = (
-    "import sys; sys.path[:] = {path!r}; "
-    "from compress.sweep.lifeline import hold_on; hold_on(); "
-    "import cli; cli.main()"
-)
-"""The command line, with this process's modules whatever directory it is started from."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one process at a time."""
+
+    device: str
+    """``cpu`` or ``cuda:N``."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment of a process here: it sees its own device only, and takes it for ``auto``."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One command for one process."""
+    """What one process does."""
 
     name: str
     arguments: tuple[str, ...]
+    """Those that follow the command."""
     log: Path
     """Where its stdout and stderr are appended."""
 
@@ -86,6 +94,7 @@ def run_tasks(
     tasks: Sequence[Task],
     slots: Sequence[Slot],
     *,
+    command: Sequence[str],
     started: Callable[[Task, Slot], None],
     ended: Callable[[Ended], None],
 ) -> bool:
@@ -97,6 +106,7 @@ def run_tasks(
     Args:
         tasks: started in this order.
         slots: where.
+        command: the words that start this tool's command line, before the arguments of a task.
         started: told of each process that was started.
         ended: told of each that has ended.
 
@@ -112,7 +122,7 @@ def run_tasks(
             while running or (waiting and not signals):
                 for place in range(len(slots)):
                     if place not in running and waiting and not signals:
-                        running[place] = _start(waiting.popleft(), slots[place])
+                        running[place] = _start(waiting.popleft(), slots[place], command)
                         started(running[place].task, slots[place])
                 _look(running, len(signals), ended)
         finally:
@@ -133,16 +143,15 @@ def _look(running: dict[int, _Child], signals: int, ended: Callable[[Ended], Non
         time.sleep(POLL)
 
 
-def _start(task: Task, slot: Slot) -> _Child:
-    command = [sys.executable, "-c", PROGRAM.format(path=sys.path), *task.arguments]
+def _start(task: Task, slot: Slot, command: Sequence[str]) -> _Child:
     with writing(task.log), task.log.open("ab") as log:
         start = log.tell()
         process = subprocess.Popen(
-            command,
+            [*command, *task.arguments],
             stdin=subprocess.PIPE,  # the lifeline
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **slot.variables},
+            env={**os.environ, **slot.variables, LIFELINE: "stdin"},
             start_new_session=True,  # a terminal's Ctrl-C would reach it twice
         )
         return _Child(task, process, start)
@@ -185,3 +194,65 @@ def _ending(code: int) -> str:
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
     return f"exit code {code}, without a word"
+
+
+# Places
+
+
+def slots_for(devices: str | None, configured: str, jobs: int | None) -> tuple[Slot, ...]:
+    """Return a place for each process that may run at a time.
+
+    Args:
+        devices: names with commas between them, ``auto`` for all GPUs; default ``configured``.
+        configured: ``device`` of the configuration.
+        jobs: processes at a time; default one for each device.
+
+    Raises:
+        ConfigError: a device's name cannot be understood, or there are no jobs.
+        EnvironmentUnfitError: a GPU is not there.
+    """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"--jobs {jobs}: give 1 or more")
+    names = _names(configured if devices is None else devices)
+    places = [names[index % len(names)] for index in range(jobs or len(names))]
+    return tuple(Slot(name, _variables(name, places.count(name))) for name in places)
+
+
+def _names(asked: str) -> Sequence[str]:
+    gpus = _gpus()
+    names: list[str] = []
+    for name in asked.split(","):
+        word = name.strip()
+        if word == "auto":
+            names += [f"cuda:{index}" for index in range(gpus)] or ["cpu"]
+        elif word == "cpu":
+            names.append(word)
+        elif match := re.fullmatch(r"cuda(?::(\d{1,4}))?", word):
+            index = int(match[1] or 0)
+            if index >= gpus:
+                raise EnvironmentUnfitError(
+                    f"device {word!r} cannot be used here: there are {gpus} GPUs, give --devices"
+                )
+            names.append(f"cuda:{index}")
+        else:
+            raise ConfigError(
+                f"--devices {asked}: {word!r} is none of auto, cpu, cuda:0, cuda:1, ..."
+            )
+    return list(dict.fromkeys(names))
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _variables(name: str, sharing: int) -> dict[str, str]:
+    if name == "cpu":
+        hidden = {"CUDA_VISIBLE_DEVICES": ""}
+        if sharing == 1 or "OMP_NUM_THREADS" in os.environ:
+            return hidden
+        return {**hidden, "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // sharing))}
+    index = int(name.partition(":")[2])
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[index].strip() if visible else str(index)}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.errors import CheckpointError, ModelError, first_line
-from export.signature import BATCH, Shape, Signature
+from export.onnx.signature import BATCH, Shape, Signature
 
 if TYPE_CHECKING:
     import onnx

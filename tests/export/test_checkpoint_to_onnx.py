@@ -24,10 +24,9 @@ from compress.errors import (
     OutputError,
     ParityError,
 )
-from export import exporter
-from export.exporter import export_checkpoint
-from export.samples import Samples
-from export.sidecar import read_sidecar
+from export import checkpoint_to_onnx
+from export.checkpoint_to_onnx import Samples, export_checkpoint
+from export.onnx.sidecar import read_sidecar
 
 IMAGES = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
 
@@ -108,7 +107,7 @@ def test_without_parity_nothing_gets_a_name(
     def disagree(*_: Any, **__: Any) -> None:
         raise ParityError("they disagree")
 
-    monkeypatch.setattr(exporter, "check_parity", disagree)
+    monkeypatch.setattr(checkpoint_to_onnx, "check_parity", disagree)
     with pytest.raises(ParityError):
         export(tmp_path / "model.onnx")
     assert not any(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.config.targets import Target, load_target
 from compress.errors import CheckpointError, ModelError
-from export.onnx_check import inspect_onnx
+from export.onnx.check import inspect_onnx
 
 OWN = Target(
     name="own",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,6 +12,10 @@ from compress.config import Precision
 from compress.errors import CheckpointError
 from compress.files.atomic import sha256_of
 from compress.files.documents import parsed_json, shown
+
+if TYPE_CHECKING:
+    from compress.checkpoints.checkpoint import Checkpoint
+    from compress.checkpoints.description import Description, Structure
 
 SCHEMA_VERSION = 2
 MOST_BYTES = 2**24
@@ -62,6 +66,35 @@ class _Facts(BaseModel):
     parity: list[_Parity] | None = None
     groups: list[_Group] | None = None
     pruning: dict[str, Any] | None = None
+
+
+def network_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a sidecar says of the network that was exported."""
+    return {
+        "architecture": checkpoint.architecture,
+        "num_classes": checkpoint.num_classes,
+        "classes": list(checkpoint.classes),
+        "input_size": list(checkpoint.input_size),
+        "mean": list(checkpoint.mean),
+        "std": list(checkpoint.std),
+        "weights_sha256": checkpoint.sha256,
+    }
+
+
+def pruning_facts(description: Description, structure: Structure | None) -> dict[str, Any]:
+    """Return what pruning made of a network: its channel groups, and what it said of itself.
+
+    Groups that may not be pruned are left out; there are none of a network that was not analysed.
+    """
+    groups = structure.groups if structure else ()
+    return {
+        "groups": [
+            {key: getattr(group, key) for key in ("name", "dense", "kept", "residual")}
+            for group in groups
+            if group.frozen is None
+        ],
+        "pruning": description.metrics,
+    }
 
 
 def has_sidecar(path: Path) -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from compress.config.targets import load_target
-from export.onnx_fold import fold_constants
+from export.onnx.fold import fold_constants
 
 
 def run(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
