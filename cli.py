@@ -297,7 +297,7 @@ def _print_report(judged: Judged, as_json: bool) -> None:
     if as_json:
         print_json(judged.document)
     else:
-        from bench.pages.render import render_table
+        from bench.pages.publish import render_table
 
         print_table(render_table(judged.report, judged.verdicts))
 

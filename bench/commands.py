@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.budgets import load_budgets, require_judgeable
 from bench.compare import DENSE, compare, compare_run, read_settings
 from bench.judging.baseline import keep_baseline, load_compared
 from bench.judging.quality_gate import judge
 from bench.judging.verdicts import Verdict, exit_code
-from bench.publish import publish, write_views
+from bench.limits import load_limits, require_judgeable
+from bench.pages.publish import publish, write_views
 from bench.reports.report import load_report, sealed
 from compress.distributed.world import part
 from compress.errors import ConfigError
@@ -69,8 +69,8 @@ def whole_run(request: PruningRequest) -> Judged | None:
         config = on.config.bench
         report = compare_run(
             *(on.run, on.config, on.data),
-            budgets=load_budgets(config.limits),
-            typed=on.config.model,
+            limits=load_limits(config.limits),
+            permission=on.permission,
         )
         return _published(report, on.run.path)
 
@@ -103,8 +103,8 @@ def gate(request: GateRequest) -> Judged:
     Raises:
         CompressError: a file cannot be read, or limits that cannot be.
     """
-    limits = load_budgets(request.limits or "default", request.settings)
-    report = load_compared(request.report, request.baseline).model_copy(update={"budgets": limits})
+    limits = load_limits(request.limits or "default", request.settings)
+    report = load_compared(request.report, request.baseline).model_copy(update={"limits": limits})
     if request.output is not None:
         return _published(report, request.output)
     return Judged(report, judge(report, limits), request.report.parent)
@@ -139,8 +139,8 @@ def _bench_run(request: BenchRequest) -> tuple[Report, Path]:
             *(run, config, data),
             against=request.against or DENSE,
             baseline=request.baseline,
-            budgets=load_budgets(request.limits) if request.limits else None,
-            typed=request.permission.typed,
+            limits=load_limits(request.limits) if request.limits else None,
+            permission=request.permission,
             progress=show,
         )
     return report, run.path
@@ -181,12 +181,12 @@ def _check_target(config: RunConfig, data: ImageData) -> None:
 
 def _check_limits(config: RunConfig, data: ImageData) -> None:
     """Refuse limits that nothing measured could show to hold before anything is trained."""
-    limits, confidence = load_budgets(config.bench.limits), config.bench.confidence
+    limits, confidence = load_limits(config.bench.limits), config.bench.confidence
     require_judgeable(limits, images=data.val_images, confidence=confidence, baseline=False)
 
 
 def _verdicts(report: Report) -> list[Verdict]:
-    return judge(report, report.budgets) if report.budgets else []
+    return judge(report, report.limits) if report.limits else []
 
 
 def _published(report: Report, folder: Path) -> Judged:

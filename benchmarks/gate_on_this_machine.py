@@ -113,7 +113,7 @@ def judged(measured: Path, against: Path, folder: Path, options: argparse.Namesp
     limits = folder / "limits.toml"
     limits.write_text(f"[latency]\nmax_ratio = {options.limit}\n", encoding="utf-8")
     command = [sys.executable, "-m", "cli", "bench", str(measured), "--against", str(against)]
-    command += ["--precision", "fp32", "--batch", str(options.batch), "--budgets", str(limits)]
+    command += ["--precision", "fp32", "--batch", str(options.batch), "--limits", str(limits)]
     command += ["--output", str(folder / "reports"), "--json", "--set", "bench.layer_calls=0"]
     for setting in options.settings:
         command += ["--set", setting]

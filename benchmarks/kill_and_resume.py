@@ -58,7 +58,7 @@ SETTINGS = {
 }
 IMPORTED = (
     "bench.compare",
-    "bench.publish",
+    "bench.pages.publish",
     "compress.runs.launch",
     "compress.runs.prune",
     "export.stage",

@@ -303,17 +303,14 @@ def terminated_in(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Non
 def test_sigterm_in_an_export_or_a_measurement_leaves_nothing_half_written(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import bench.comparison
-    import export.checkpoint_to_onnx
+    from bench.measuring import session
+    from export import checkpoint_to_onnx
 
     for path in (copied / "export", copied / "report.json"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     arguments = ("run", "--resume", "--output", copied)
     says = f"stopped; go on with --resume --output {copied}"
-    for owner, name in (
-        (export.checkpoint_to_onnx, "check_parity"),
-        (bench.comparison, "measure_latency"),
-    ):
+    for owner, name in ((checkpoint_to_onnx, "check_parity"), (session, "measure_latency")):
         before = contents(copied)
         with monkeypatch.context() as patch:
             terminated_in(patch, owner, name)

@@ -115,22 +115,45 @@ def draw_widths(widths: Widths) -> Figure:
     figure = new_figure(WIDTH, 1.7 + ROW * len(groups), _headline(widths))
     axes = figure.add_subplot()
     rows = range(len(groups))
-    dense, kept = [g.dense for g in groups], [g.kept for g in groups]
-    colours = [ORANGE if group.residual else BLUE for group in groups]
-    axes.barh(rows, dense, height=0.72, color=PALE, edgecolor=FAINT, linewidth=0.6)
-    axes.barh(rows, kept, height=0.72, color=colours)
-    for row, group in enumerate(groups):
-        share = 100 * group.kept / group.dense
-        text = f"{group.kept:,} of {group.dense:,}, {share:.0f} %"
+    kept = draw_kept(axes, rows, groups, height=0.72, colours=(BLUE, ORANGE))
+    for row, (group, text) in enumerate(zip(groups, kept, strict=True)):
         label = axes.annotate(text, (group.dense, row), (4, 0), textcoords="offset points")
         label.set(va="center", fontsize=7, color=INK, in_layout=False)
     axes.set_ylim(len(groups) - 0.4, -0.6)
-    axes.set_xlim(0, 1.22 * max(dense, default=1))  # room for the label of the widest
+    widest = max((group.dense for group in groups), default=1)
+    axes.set_xlim(0, 1.22 * widest)  # room for the label of the widest
     axes.set_xlabel("channels")
     _explain_colours(axes, any(group.residual for group in groups))
     plain_axes(axes, "x")
     axes.set_yticks(rows, [group.name for group in groups], fontsize=7)
     return figure
+
+
+def draw_kept(
+    axes: Axes,
+    rows: Sequence[float],
+    groups: Sequence[GroupWidths],
+    *,
+    height: float,
+    colours: tuple[str, str],
+) -> list[str]:
+    """Draw a frame for what each group had and a bar for what it kept, and return both in words.
+
+    Args:
+        axes: to draw on.
+        rows: where the bars of each group have their middle.
+        groups: in the order of the network.
+        height: of a bar, in rows.
+        colours: of a group inside blocks, and of one in a residual stream.
+    """
+    dense, kept = [group.dense for group in groups], [group.kept for group in groups]
+    filled = [colours[group.residual] for group in groups]
+    axes.barh(rows, dense, height=height, color=PALE, edgecolor=FAINT, linewidth=0.6)
+    axes.barh(rows, kept, height=height, color=filled)
+    return [
+        f"{group.kept:,} of {group.dense:,}, {100 * group.kept / group.dense:.0f} %"
+        for group in groups
+    ]
 
 
 def _explain_colours(axes: Axes, residual: bool) -> None:

@@ -14,10 +14,10 @@ from onnx_models import exported
 from torch import nn
 
 import export.profiling
-from bench.measuring.layer_matching import layer_times
-from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
-from bench.measuring.layers import explain, profile_layers
-from bench.subject import Subject
+from bench.measuring.layers import layer_times, profile_layers
+from bench.measuring.records import LayerFigures, LayerRecord, LayerTimes
+from bench.measuring.subject import Subject
+from bench.reports.summary import explain
 from compress.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from compress.checkpoints.description import Description
 from compress.config import BenchConfig

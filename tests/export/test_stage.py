@@ -13,9 +13,10 @@ from onnx_models import rounds_half_precision
 from runs import DATA, config_of, pruned_run
 from tensorrt_contract import fake_tensorrt
 
-from bench.comparison import Plan, measure
-from bench.inputs.images import dataset_inputs
-from bench.networks import subjects
+from bench.measuring.discovery import subjects
+from bench.measuring.session import Plan, measure
+from bench.measuring.sources import dataset_inputs
+from bench.reports.report import build_report
 from compress.checkpoints.checkpoint import load_checkpoint
 from compress.config import BenchConfig, ExportConfig
 from compress.config.targets import load_target
@@ -289,11 +290,9 @@ def test_bench_measures_the_engines(run: RunDirectory, cuda_graph: bool) -> None
         min_blocks=4,
         max_seconds=0.5,
     )
-    report = measure(
-        subjects(run.path, config=config, precision="fp16"),
-        lambda wiring: dataset_inputs(DATA, wiring),
-        Plan(config=config, against="dense"),
-    )
+    pair = subjects(run.path, config=config, precision="fp16")
+    measured = measure(pair, lambda wiring: dataset_inputs(DATA, wiring), Plan(config=config))
+    report = build_report(pair.about, measured)
     assert report.runtime == "TensorRT 10.4.0 (Host GPU)"
     assert report.config.cuda_graph == cuda_graph
     captures = sum(opened.captures for opened in engine_runner.Cuda.opened)

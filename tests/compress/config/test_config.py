@@ -126,8 +126,8 @@ def test_a_name_that_does_not_exist_offers_the_nearest() -> None:
     assert all(name in message for name in named_files(""))
     with pytest.raises(ConfigError, match="no target is named 'v10': did you mean 'v100'"):
         read_toml("v10", "targets")
-    with pytest.raises(ConfigError, match="no budget is named 'strict': known: default"):
-        read_toml("strict", "budgets")
+    with pytest.raises(ConfigError, match="no limit is named 'strict': known: default"):
+        read_toml("strict", "limits")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

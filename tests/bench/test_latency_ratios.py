@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, quantile_test
 
-from bench.statistics.autocorrelation import autocorrelation_time
-from bench.statistics.stats import (
+from bench.statistics.latency_ratios import (
     Blocks,
+    autocorrelation_time,
     change_interval,
     median,
     median_interval,
@@ -91,6 +93,22 @@ def test_p99_bounds_against_scipy() -> None:
     surprising = min(m for m in range(200) if binom.sf(m - 1, count, 0.01) <= 0.01)
     expected = (samples[count - surprising], samples[count - allowed])
     assert percentile_bounds(samples, 99, confidence=0.99) == expected
+
+
+def test_bounds_of_p99_are_the_calls_that_the_binomial_names() -> None:
+    """In whole numbers: P(at most k of n calls exceed p99) is ``below[k] / 100**n``."""
+    for count in (1, 100, 458, 459, 661, 662, 663, 900, 2000):
+        masses = (math.comb(count, k) * 99 ** (count - k) for k in range(count + 1))
+        below, whole = [], 0
+        for mass in masses:
+            whole += mass
+            below.append(whole)
+        allowed = sum(100 * tail <= 100**count for tail in below) - 1
+        expected: tuple[float | None, float | None] = (None, None)
+        if allowed >= 1:
+            surprising = next(k for k, tail in enumerate(below) if 100 * tail >= 99 * 100**count)
+            expected = (count - surprising - 1, count - allowed)
+        assert percentile_bounds(np.arange(count), 99, confidence=0.99) == expected
 
 
 def test_p99_bounds_cover() -> None:

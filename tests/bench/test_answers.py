@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.measuring.accuracy import Predictions, Tally, compare
+from bench.measuring.answers import Predictions, Tally, compare_predictions
 from compress.errors import DataError, ModelError
 
 
@@ -46,7 +46,7 @@ def test_compare_counts_flips_and_predictions() -> None:
     labels = [0, 1, 2, 3]
     dense = told((one_hot([0, 1, 2, 7]), labels))
     pruned = told((one_hot([0, 5, 2, 6]), labels))
-    found = compare(dense, pruned, 0.95)
+    found = compare_predictions(dense, pruned, 0.95)
     assert (found.drop.flips_to_wrong, found.drop.flips_to_right) == (1, 0)
     assert found.drop.drop_pp == 25.0
     assert found.drop.agreement == 0.75  # the last is wrong in both
@@ -67,4 +67,4 @@ def test_logits_of_another_shape_are_a_sentence() -> None:
 def test_other_images_cannot_be_compared() -> None:
     dense, pruned = (told((one_hot([0, 1]), labels)) for labels in ([0, 1], [1, 0]))
     with pytest.raises(DataError, match="not the same ones in the same order"):
-        compare(dense, pruned, 0.95)
+        compare_predictions(dense, pruned, 0.95)

@@ -1,25 +1,104 @@
-"""Inputs from a data set of images: with labels by their folders, without from one folder."""
+"""Where inputs come from: a data set, a folder of images, or whatever else a caller gives.
+
+Images have labels by their folders, or none where they lie in one folder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.inputs.sources import Batch, Inputs
-from bench.inputs.wiring import Wiring
+from bench.measuring.inputs import (
+    Batch,
+    Inputs,
+    array_inputs,
+    as_array,
+    as_arrays,
+    batch_inputs,
+    file_inputs,
+    parts_of,
+    random_inputs,
+)
+from bench.measuring.wiring import Wiring
 from compress.config import DataConfig
 from compress.errors import DataError
+from export.runners import TensorSpec
 
 if TYPE_CHECKING:
+    from bench.measuring.subject import Pair
+    from bench.measuring.wiring import Specs
     from compress.data.batches import ImageData
-    from export.runners import TensorSpec
 
 Facts = dict[str, Any]
 
 _BYTE = 255.0
+
+
+@dataclass(frozen=True)
+class GivenData:
+    """Whatever a caller gives to compare two networks on; called for what both read."""
+
+    data: Any
+    labels: Any
+    pair: Pair
+    images: DataConfig
+    seed: int
+    random_count: int
+
+    def __call__(self, wiring: Wiring) -> Inputs:
+        """Return what both networks are fed.
+
+        Raises:
+            DataError: it is nothing that they read.
+        """
+        data = Path(self.data) if isinstance(self.data, str) else self.data
+        if isinstance(data, Path):
+            return self._from_path(data, wiring)
+        if data is None and "dataset" in self.images.model_fields_set:
+            from compress.data.datasets import load_data
+
+            found = load_data(self.images.prepared(self._known()))
+            return dataset_inputs(found, wiring, workers=self.images.workers)
+        if data is None:
+            side = self.images.image_size
+            return random_inputs(wiring, seed=self.seed, side=side, count=self.random_count)
+        if isinstance(data, Mapping) or _is_array(data):
+            return array_inputs(as_arrays(data, wiring), self.labels, wiring)
+        if self.labels is not None:
+            raise DataError("batches bring their own labels: leave labels away")
+        return batch_inputs(data, wiring)
+
+    def _from_path(self, path: Path, wiring: Wiring) -> Inputs:
+        if path.is_dir():
+            facts = [subject.facts for subject in self.pair]
+            return folder_inputs(path, wiring, config=self.images, facts=facts)
+        if path.suffix in (".npz", ".npy"):
+            return file_inputs(path, wiring)
+        raise DataError(
+            f"{path} is neither a folder of images nor a file of arrays, *.npz or *.npy"
+        )
+
+    def _known(self) -> dict[str, Any]:
+        facts = self.pair.reference.facts
+        return {key: tuple(facts[key]) for key in ("mean", "std") if key in facts}
+
+
+def given_specs(data: Any) -> Specs | None:
+    """Return what arrays say of the inputs that they are for; None of anything else."""
+    if data is None or isinstance(data, str | Path):
+        return None
+    if not isinstance(data, Mapping) and not _is_array(data):
+        data = parts_of(next(iter(data), None))[0]
+    named = data if isinstance(data, Mapping) else {"input": data}
+    arrays = {str(name): as_array(value) for name, value in named.items() if value is not None}
+    return tuple(
+        TensorSpec(name, _usual_type(array), (None, *array.shape[1:]))
+        for name, array in arrays.items()
+    )
 
 
 def dataset_inputs(data: ImageData, wiring: Wiring, *, workers: int = 0) -> Inputs:
@@ -161,3 +240,12 @@ def _require_size(spec: TensorSpec, size: tuple[int, int, int]) -> None:
             f"the images are {'x'.join(map(str, size))} and the networks read {spec}: set "
             "data.image_size, or give the inputs as arrays"
         )
+
+
+def _is_array(data: Any) -> bool:
+    return isinstance(data, np.ndarray) or hasattr(data, "detach")
+
+
+def _usual_type(array: np.ndarray) -> str:
+    """Return the type in which an array is fed to a network in memory: floats in single."""
+    return "float32" if array.dtype == np.float64 else array.dtype.name

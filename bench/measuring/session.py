@@ -1,4 +1,4 @@
-"""The whole comparison: two networks, the same inputs, one report."""
+"""One session: two networks, the same inputs; both answer, are timed and are profiled."""
 
 from __future__ import annotations
 
@@ -11,24 +11,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.budgets import Budgets, require_judgeable
-from bench.inputs.sources import Arrays, Batch, Inputs
-from bench.inputs.wiring import Wiring, wired
-from bench.judging.change import change_against, require_same_model
-from bench.measuring.answers import Answers, ask_both
+from bench.measuring.answers import AccuracyComparison, Answers, Predictions, ask_both
 from bench.measuring.conditions import Watch
 from bench.measuring.environment import default_threads, fingerprint
+from bench.measuring.inputs import Arrays, Batch, Inputs
 from bench.measuring.latency import Call, LatencyResult, measure_latency
 from bench.measuring.layers import profile_layers
-from bench.reports.report import build_report
-from bench.reports.schema import Against, Report, ValidationSet
-from bench.subject import Pair
+from bench.measuring.records import AgreementRecord, Environment, LayerTimes, ValidationSet
+from bench.measuring.wiring import Wiring, wired
 from compress.config import BenchConfig
 from compress.errors import ModelError
 
 if TYPE_CHECKING:
-    from bench.inputs.wiring import Specs
-    from bench.measuring.layer_records import LayerTimes
+    from bench.measuring.subject import Pair
+    from bench.measuring.wiring import Specs
     from compress.terminal.progress import Progress
     from export.runners import Runner
 
@@ -45,30 +41,46 @@ _MOST_BYTES = 2**25  # of inputs answered at once; what is computed of them take
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How two networks are compared, and by what they are judged."""
+    """How two networks are measured."""
 
     config: BenchConfig
-    against: Against
     batch_sizes: Sequence[int] | None = None
     """That were asked for; None leaves the choice to the files, then to the configuration."""
     at_once: int | None = None
     """Inputs in a batch that is answered and not timed; default as many as memory will bear."""
     output: str | None = None
     """From which classes are read; default the first of shape (N, classes)."""
-    budgets: Budgets | None = None
-    """What the report will be judged by; those that nothing could meet are refused at once."""
-    stored: Report | None = None
-    """What the report is compared with besides."""
     seed: int = 0
     """Of the order within rounds."""
-    notes: tuple[str, ...] = ()
-    """For the report, one sentence each."""
     given: Specs | None = None
     """What is fed, where neither network says what it reads."""
+    check: Callable[[Inputs], None] = lambda inputs: None
+    """Refuses inputs that cannot decide what they are for, before any time is spent on them."""
 
 
-def measure(pair: Pair, source: Source, plan: Plan, *, progress: Progress | None = None) -> Report:
-    """Measure a pruned network against its reference, and put the budgets in, unjudged.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a session gave; pairs are (reference, pruned)."""
+
+    runtime: str
+    """What ran the networks, as the runners name it."""
+    validation: ValidationSet
+    environment: Environment
+    config: BenchConfig
+    """How it was measured, with the runtime and the batch sizes that it came to."""
+    latency: Sequence[LatencyResult]
+    predictions: tuple[Predictions, Predictions] | None = None
+    accuracy: AccuracyComparison | None = None
+    agreement: AgreementRecord | None = None
+    layers: Sequence[LayerTimes] = ()
+    notes: tuple[str, ...] = ()
+    """What is missing and why, and what was assumed, one sentence each."""
+
+
+def measure(
+    pair: Pair, source: Source, plan: Plan, *, progress: Progress | None = None
+) -> Measured:
+    """Measure a pruned network against its reference.
 
     Args:
         pair: both networks.
@@ -77,13 +89,12 @@ def measure(pair: Pair, source: Source, plan: Plan, *, progress: Progress | None
         progress: told about every step.
 
     Raises:
-        CheckpointError: a file is damaged, or the stored report is of another model.
-        ConfigError: batch sizes that the files do not take, or budgets that nothing could meet.
+        CheckpointError: a file is damaged.
+        ConfigError: batch sizes that the files do not take, or what ``plan.check`` refuses.
         DataError: nothing can be read, or the two do not read or return the same.
         EnvironmentUnfitError: a runtime cannot work here.
         ModelError: a network cannot be computed, or answers with NaN.
     """
-    _refuse_stored(pair, plan)
     tell = progress or (lambda step, share: None)
     threads = plan.config.threads or default_threads()
     # Before anything runs: the load average must not show our own work.
@@ -91,12 +102,8 @@ def measure(pair: Pair, source: Source, plan: Plan, *, progress: Progress | None
     found = _run(pair, source, plan, threads=threads, tell=tell)
     # Afterwards: a profiler disturbs whatever else is timed.
     layers, unprofiled = _profile(pair, found, plan=plan, threads=threads, tell=tell)
-    facts, inputs, answers = pair.pruned.facts, found.inputs, found.answers
-    report = build_report(
-        architecture=facts.get("architecture"),
-        target=facts.get("target"),
-        precision=facts.get("precision"),
-        against=plan.against,
+    inputs, answers = found.inputs, found.answers
+    return Measured(
         runtime=found.runtime,
         validation=ValidationSet(
             kind=inputs.kind,
@@ -104,22 +111,17 @@ def measure(pair: Pair, source: Source, plan: Plan, *, progress: Progress | None
             images=answers.agreement.inputs,
             skipped=answers.skipped,
         ),
-        artefacts=(pair.reference.artefact, pair.pruned.artefact),
-        predictions=answers.predictions,
-        accuracy=answers.accuracy,
-        agreement=answers.agreement,
-        latency=found.latency,
         environment=environment,
         config=plan.config.model_copy(
             update={"runtime": pair.pruned.runtime, "batch_sizes": tuple(found.feeds)}
         ),
-        notes=(*plan.notes, *inputs.notes, *found.notes, *unprofiled),
+        latency=found.latency,
+        predictions=answers.predictions,
+        accuracy=answers.accuracy,
+        agreement=answers.agreement,
         layers=layers,
-        groups=pair.pruned.groups,
-        pruning=facts.get("pruning"),
+        notes=(*inputs.notes, *found.notes, *unprofiled),
     )
-    change = change_against(report, plan.stored) if plan.stored else None
-    return report.model_copy(update={"budgets": plan.budgets, "change": change})
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _run(pair: Pair, source: Source, plan: Plan, *, threads: int, tell: Progress
         wiring = wired(reference.inputs or plan.given, pruned.inputs, pair.names)
         sizes = wiring.batch_sizes(plan.batch_sizes, plan.config.batch_sizes, pair.names)
         inputs = source(wiring)
-        _refuse_budgets(plan, inputs)
+        plan.check(inputs)
         answers = _ask((reference, pruned), wiring, inputs, pair=pair, plan=plan, tell=tell)
         feeds = {size: inputs.first(size, wiring) for size in sizes}
         latency = _time(runners, wiring, feeds, plan=plan, tell=tell)
@@ -155,35 +157,6 @@ def _run(pair: Pair, source: Source, plan: Plan, *, threads: int, tell: Progress
         apart = (reference.stages is None) != (pruned.stages is None)
     notes = (_APART,) if apart else ()
     return _Found(wiring, inputs, answers, feeds, latency, " against ".join(names), notes)
-
-
-def _refuse_stored(pair: Pair, plan: Plan) -> None:
-    """Refuse a stored report of another model before any time is spent on measuring."""
-    if plan.stored is None:
-        return
-    facts = pair.pruned.facts
-    require_same_model(
-        plan.stored,
-        architecture=facts.get("architecture"),
-        reference=pair.reference.digest,
-        runtimes=(pair.reference.runtime, pair.pruned.runtime),
-        precision=facts.get("precision"),
-        target=facts.get("target"),
-        against=plan.against,
-    )
-
-
-def _refuse_budgets(plan: Plan, inputs: Inputs) -> None:
-    """Refuse budgets that so many inputs cannot decide before any time is spent on measuring."""
-    if plan.budgets is not None:
-        count = inputs.count or 0
-        require_judgeable(
-            plan.budgets,
-            images=count if inputs.kind == "labelled" else 0,
-            inputs=count,
-            confidence=plan.config.confidence,
-            baseline=plan.stored is not None,
-        )
 
 
 def _ask(
@@ -239,7 +212,6 @@ def _time(
     plan: Plan,
     tell: Progress,
 ) -> list[LatencyResult]:
-    config = plan.config
     gpu = next((found for found in map(_gpu_of, runners.values()) if found is not None), None)
     found = []
     for size, batch in feeds.items():
@@ -251,11 +223,7 @@ def _time(
         result = measure_latency(
             calls,
             batch_size=size,
-            block_ms=config.block_ms,
-            min_blocks=config.min_blocks,
-            max_seconds=config.max_seconds,
-            ratio_precision=config.ratio_precision,
-            confidence=config.confidence,
+            config=plan.config,
             seed=plan.seed,
             watch=Watch(gpu),
             progress=partial(tell, f"latency, batch {size}"),

@@ -1,4 +1,4 @@
-"""Budgets: what the pruned network must hold, read from TOML."""
+"""Limits: what the pruned network must hold, read from TOML; the size to prune to is a budget."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, field_validator, model_validator
 
 from bench import units
-from bench.statistics.paired import images_to_resolve, resolution
-from bench.statistics.shares import most_shown, trials_to_show
+from bench.statistics.shares import images_to_resolve, most_shown, resolution, trials_to_show
 from compress.config import Precision
 from compress.errors import ConfigError
 from compress.files.documents import Section, apply_setting, read_toml, validated
 
-_MODIFIERS = {"allow_skipped", "batch_sizes"}  # keys that are no limits
+_MODIFIERS = {"allow_skipped", "batch_sizes"}  # keys that are no limits themselves
 _AGAINST_BASELINE = ("max_regression", "max_median_regression")  # beginnings of keys
 _LEAST_REGRESSION = 0.5  # below it somebody wrote a share where a ratio belongs
 
 
 class Judged(Section):
-    """One section of budgets."""
+    """One section of limits."""
 
     allow_skipped: bool = False
     """Whether what cannot be measured here counts as passed: a batch size, an accuracy or a cost
@@ -29,7 +28,7 @@ class Judged(Section):
     that was not fit for it, since that is for measuring again."""
 
     @property
-    def limits(self) -> dict[str, Any]:
+    def given(self) -> dict[str, Any]:
         """The limits that are set, by their keys."""
         return {
             name: getattr(self, name)
@@ -40,12 +39,12 @@ class Judged(Section):
     @model_validator(mode="after")
     def _no_modifier_alone(self) -> Judged:
         for name in sorted(_MODIFIERS & type(self).model_fields.keys()):
-            if getattr(self, name) and not self.limits:
+            if getattr(self, name) and not self.given:
                 raise ValueError(f"{name} is set, but there is no limit for it to apply to")
         return self
 
 
-class AccuracyBudget(Judged):
+class AccuracyLimits(Judged):
     """On the validation images."""
 
     max_drop_pp: float | None = Field(default=None, ge=0, le=100)
@@ -57,7 +56,7 @@ class AccuracyBudget(Judged):
     points."""
 
 
-class AgreementBudget(Judged):
+class AgreementLimits(Judged):
     """On what the two networks answer to the same inputs, labelled or not."""
 
     min_same_top1: float | None = Field(default=None, ge=0, le=1)
@@ -66,7 +65,7 @@ class AgreementBudget(Judged):
     """Largest difference of a value of any output over the reference's largest value there."""
 
 
-class LatencyBudget(Judged):
+class LatencyLimits(Judged):
     """On the machine of the report."""
 
     max_ratio: float | None = Field(default=None, gt=0)
@@ -84,7 +83,7 @@ class LatencyBudget(Judged):
     """Batch sizes that are judged; default every measured one."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> LatencyBudget:
+    def _consistent(self) -> LatencyLimits:
         sizes = self.batch_sizes or ()
         if len(set(sizes)) < len(sizes):
             raise ValueError(f"batch_sizes = {list(sizes)} names a batch size twice")
@@ -103,14 +102,14 @@ class LatencyBudget(Judged):
         return self
 
 
-class RatioBudget(Judged):
+class RatioLimits(Judged):
     """On a cost that is counted, not measured."""
 
     max_ratio: float | None = Field(default=None, gt=0)
     """Largest ratio, pruned over reference."""
 
 
-class ParityBudget(Judged):
+class ParityLimits(Judged):
     """On the agreement with torch that was found at export."""
 
     max_relative_error: dict[Precision, Annotated[float, Field(gt=0)]] | None = None
@@ -125,70 +124,70 @@ class ParityBudget(Judged):
         return dict.fromkeys(get_args(Precision), value) if one else value
 
 
-class Budgets(Section):
+class Limits(Section):
     """What the pruned network must hold; a key that is absent is not judged."""
 
-    accuracy: AccuracyBudget = AccuracyBudget()
-    agreement: AgreementBudget = AgreementBudget()
-    latency: LatencyBudget = LatencyBudget()
-    macs: RatioBudget = RatioBudget()
-    params: RatioBudget = RatioBudget()
-    size: RatioBudget = RatioBudget()
+    accuracy: AccuracyLimits = AccuracyLimits()
+    agreement: AgreementLimits = AgreementLimits()
+    latency: LatencyLimits = LatencyLimits()
+    macs: RatioLimits = RatioLimits()
+    params: RatioLimits = RatioLimits()
+    size: RatioLimits = RatioLimits()
     """On the file that the runtime reads, in bytes."""
-    parity: ParityBudget = ParityBudget()
+    parity: ParityLimits = ParityLimits()
 
 
-Limits = Budgets | Mapping[str, Any] | str | Path
-"""Budgets, or what they are read from: sections by name, or the name or path of a file."""
+AnyLimits = Limits | Mapping[str, Any] | str | Path
+"""Limits, or what they are read from: sections by name, or the name or path of a file."""
 
 
-def load_budgets(name: str, settings: Iterable[str] = ()) -> Budgets:
-    """Read budgets: a bare word names a file under ``configs/budgets``, anything else is a path.
+def load_limits(name: str, settings: Iterable[str] = ()) -> Limits:
+    """Read limits: a bare word names a file under ``configs/limits``, anything else is a path.
 
     ``section.key=value`` settings are laid over what the file says.
 
     Raises:
-        ConfigError: no such file, an unknown key, an unfit value, or no budget at all.
+        ConfigError: no such file, an unknown key, an unfit value, or no limit at all.
     """
-    document = read_toml(name, "budgets")
+    document = read_toml(name, "limits")
     for setting in settings:
         apply_setting(document, setting)
-    budgets = validated(Budgets, document, source=f"budgets {name}")
-    require_any(budgets)
-    return budgets
+    limits = validated(Limits, document, source=f"limits {name}")
+    require_any(limits)
+    return limits
 
 
-def budgets_of(limits: Limits) -> Budgets:
-    """Return budgets as a caller gives them: themselves, a mapping of sections, or a file.
+def limits_of(given: AnyLimits) -> Limits:
+    """Return limits as a caller gives them: themselves, a mapping of sections, or a file.
 
     Raises:
-        ConfigError: as ``load_budgets``.
+        ConfigError: as ``load_limits``.
     """
-    if isinstance(limits, Budgets):
-        return limits
-    if isinstance(limits, str | Path):
-        return load_budgets(str(limits))
-    budgets = validated(Budgets, limits, source="limits")
-    require_any(budgets)
-    return budgets
+    if isinstance(given, Limits):
+        return given
+    if isinstance(given, str | Path):
+        return load_limits(str(given))
+    limits = validated(Limits, given, source="limits")
+    require_any(limits)
+    return limits
 
 
-def require_any(budgets: Budgets) -> None:
-    """Raise a ConfigError unless at least one budget is named."""
-    if not any(section.limits for _, section in budgets):
+def require_any(limits: Limits) -> None:
+    """Raise a ConfigError unless at least one limit is named."""
+    if not any(section.given for _, section in limits):
         raise ConfigError(
-            "there is no budget to judge: name at least one, for example [accuracy] "
+            "there is no limit to judge by: name at least one, for example [accuracy] "
             "max_drop_pp = 1.0"
         )
 
 
 def require_judgeable(
-    budgets: Budgets, *, images: int, confidence: float, baseline: bool, inputs: int | None = None
+    limits: Limits, *, images: int, confidence: float, baseline: bool, inputs: int | None = None
 ) -> None:
-    """Refuse budgets that nothing measured could meet, before anything is measured.
+    """Refuse limits that nothing measured could meet, before anything is measured.
 
     Args:
-        budgets: the budgets.
+        limits: the limits.
         images: how many there are to validate on; 0 where there are no labels or nobody knows.
         confidence: level of the bounds.
         baseline: whether there is one.
@@ -197,11 +196,11 @@ def require_judgeable(
     Raises:
         ConfigError: as ``require_baseline``, ``require_resolvable`` and ``check_agreeable``.
     """
-    require_baseline(budgets, present=baseline)
-    require_resolvable(budgets, images, confidence)
-    if budgets.agreement.min_same_top1 is not None:
+    require_baseline(limits, present=baseline)
+    require_resolvable(limits, images, confidence)
+    if limits.agreement.min_same_top1 is not None:
         count = images if inputs is None else inputs
-        check_agreeable(budgets.agreement.min_same_top1, count, confidence)
+        check_agreeable(limits.agreement.min_same_top1, count, confidence)
 
 
 def check_agreeable(limit: float, inputs: int, confidence: float) -> None:
@@ -221,12 +220,12 @@ def check_agreeable(limit: float, inputs: int, confidence: float) -> None:
     )
 
 
-def require_baseline(budgets: Budgets, *, present: bool) -> None:
-    """Raise a ConfigError if a budget is about a baseline and there is none."""
+def require_baseline(limits: Limits, *, present: bool) -> None:
+    """Raise a ConfigError if a limit is about a baseline and there is none."""
     needing = [
         f"{name}.{key}"
-        for name, section in budgets
-        for key in section.limits
+        for name, section in limits
+        for key in section.given
         if key.startswith(_AGAINST_BASELINE)
     ]
     if needing and not present:
@@ -236,19 +235,19 @@ def require_baseline(budgets: Budgets, *, present: bool) -> None:
         )
 
 
-def require_resolvable(budgets: Budgets, images: int, confidence: float) -> None:
-    """Refuse accuracy budgets that so many images cannot show to be kept, whatever they answer.
+def require_resolvable(limits: Limits, images: int, confidence: float) -> None:
+    """Refuse limits of accuracy that so many images cannot show to be kept, whatever they answer.
 
     Raises:
-        ConfigError: a budget is smaller than the drop that stays possible, at this confidence, for
+        ConfigError: a limit is smaller than the drop that stays possible, at this confidence, for
             a network that answers exactly as its reference.
     """
-    for key, limit in budgets.accuracy.limits.items():
+    for key, limit in limits.accuracy.given.items():
         check_resolvable(f"accuracy.{key}", limit, images, confidence)
 
 
 def check_resolvable(name: str, limit_pp: float, images: int, confidence: float) -> None:
-    """Refuse one accuracy budget, as ``require_resolvable`` does all; no images refuse nothing."""
+    """Refuse one of them, as ``require_resolvable`` does all; no images refuse nothing."""
     if not images or limit_pp >= (smallest := resolution(images, confidence=confidence)):
         return
     needed = images_to_resolve(limit_pp, confidence=confidence)

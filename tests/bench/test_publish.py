@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.budgets import Budgets
-from bench.judging.junit import render_junit
 from bench.judging.quality_gate import judge
 from bench.judging.verdicts import Verdict
+from bench.limits import Limits
+from bench.pages.publish import render_junit
 from bench.reports.schema import Report
 
 ReportFactory = Callable[..., Report]
@@ -68,7 +68,7 @@ def report(sample_report: ReportFactory) -> Report:
 
 @pytest.fixture(scope="module")
 def verdict(report: Report) -> Verdict:
-    (found,) = judge(report, Budgets.model_validate({"macs": {"max_ratio": 0.6}}))
+    (found,) = judge(report, Limits.model_validate({"macs": {"max_ratio": 0.6}}))
     return found
 
 
@@ -79,7 +79,7 @@ def with_status(verdict: Verdict, status: Any, **facts: Any) -> Verdict:
 def test_every_status_has_its_element(report: Report, verdict: Verdict) -> None:
     verdicts = [
         with_status(verdict, "PASS"),
-        with_status(verdict, "FAIL", budget="latency.max_ratio", batch_size=8),
+        with_status(verdict, "FAIL", name="latency.max_ratio", batch_size=8),
         with_status(verdict, "INCONCLUSIVE"),
         with_status(verdict, "SKIPPED"),
         with_status(verdict, "SKIPPED", allowed=True),
@@ -95,9 +95,9 @@ def test_every_status_has_its_element(report: Report, verdict: Verdict) -> None:
     assert all(len(case) == 1 for case in cases)
 
 
-def test_a_real_report_has_one_case_per_budget_and_batch_size(report: Report) -> None:
-    budgets = {"latency": {"max_ratio": 0.9, "p99_ms": 9}, "accuracy": {"max_drop_pp": 1}}
-    verdicts = judge(report, Budgets.model_validate(budgets))
+def test_a_real_report_has_one_case_per_limit_and_batch_size(report: Report) -> None:
+    limits = {"latency": {"max_ratio": 0.9, "p99_ms": 9}, "accuracy": {"max_drop_pp": 1}}
+    verdicts = judge(report, Limits.model_validate(limits))
     suite = checked(render_junit(report, verdicts))
     names = [(case.attrib["classname"], case.attrib["name"]) for case in suite.iter("testcase")]
     assert names == [

@@ -1,4 +1,4 @@
-"""Latency statistics: pure functions of samples.
+"""Latencies and their ratios: pure functions of samples.
 
 A round times both networks back to back, in an order drawn at random, so whatever slows the machine
 for both hits either one with equal probability: a round's ratio is above the true one as often as
@@ -7,6 +7,8 @@ sorted rounds, which assumes nothing else of them (Conover, Practical Nonparamet
 1999, section 3.2). Rounds that resemble the ones before them count for less: the variance is that
 of independent rounds times their autocorrelation time, and the quantiles are Student's.
 
+Distributions and ranks are scipy's, which takes long to import and so is imported where it is used.
+
 Every interval has two sides for people (``low``, ``high``) and the two one-sided bounds that
 verdicts use (``at_least``, ``at_most``), every one at the stated confidence.
 """
@@ -14,14 +16,14 @@ verdicts use (``at_least``, ``at_most``), every one at the stated confidence.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.statistics.autocorrelation import autocorrelation_time
+from bench.statistics.shares import first_count
 
 Floats = npt.NDArray[np.float64]
 Numbers = Sequence[float] | npt.NDArray[Any]
@@ -29,14 +31,13 @@ Numbers = Sequence[float] | npt.NDArray[Any]
 TAIL_CONFIDENCE = 0.99
 """Level of the bounds of p99; MLPerf Inference's early stopping uses the same."""
 
-MOST_COUNT = 10**12
-"""No data set and no run of timed calls is larger."""
-
 FEWEST_ROUNDS = 8
 """Fewer rounds cannot show that they resemble each other."""
 
 QUANTILES = np.linspace(0, 1, 201)
 """Shares of the sorted calls that ``LatencySummary.quantiles_ms`` holds."""
+
+_BIAS_STEPS = 2  # more gain nothing, and make much of chance in short series
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,24 +135,26 @@ def percentile_bounds(
     sample after the t - 1 worst are discarded. The lower bound is the matching order statistic.
     Both are None below ``queries_needed``.
     """
+    from scipy.stats import binom
+
     values = np.sort(_checked(samples))
     count = len(values)
-    below = _binomial_cdf(count, 1 - percent / 100)
-    allowed = int(np.searchsorted(below, 1 - confidence, side="right")) - 1
+    exceeding = binom(count, 1 - percent / 100)
+    allowed = int(exceeding.ppf(1 - confidence))  # the fewest that are this probable, or more so
+    allowed -= exceeding.cdf(allowed) > 1 - confidence
     if allowed < 1:
         return None, None
     # The first m with P(at least m samples exceed the percentile) <= 1 - confidence.
-    surprising = int(np.searchsorted(below, confidence, side="left")) + 1
+    surprising = int(exceeding.ppf(confidence)) + 1
     return float(values[count - surprising]), float(values[count - allowed])
 
 
 def queries_needed(percent: float, *, confidence: float = TAIL_CONFIDENCE) -> int:
     """Return the fewest queries that bound a percentile: 64 for p90, 662 for p99 at 99 %."""
-    rare = 1 - percent / 100
+    from scipy.stats import binom
 
-    def enough(n: int) -> bool:
-        # P(at most one of n samples exceeds the percentile).
-        return (1 - rare) ** n + n * rare * (1 - rare) ** (n - 1) <= 1 - confidence
+    def enough(count: int) -> bool:
+        return bool(binom.cdf(1, count, 1 - percent / 100) <= 1 - confidence)
 
     return first_count(enough)
 
@@ -200,6 +203,29 @@ def median_interval(blocks: Numbers, *, confidence: float) -> RatioInterval:
         ValueError: as ``median_ratio_interval``.
     """
     return _median(Blocks(blocks), confidence).as_ratio(confidence)
+
+
+def autocorrelation_time(values: Floats) -> float:
+    """Return how many consecutive values (n,) tell as much as one independent value, 1 to n / 2.
+
+    Of their ranks, so that no single value decides; by the initial positive sequence of Geyer,
+    "Practical Markov chain Monte Carlo", Statistical Science 7 (1992) 473-483.
+    """
+    from scipy.stats import rankdata
+
+    ranks = rankdata(values) - (len(values) + 1) / 2
+    count, time = len(ranks), 1.0
+    products = np.correlate(ranks, ranks, mode="full")[count - 1 :]
+    if products[0] == 0:
+        return time
+    for _ in range(_BIAS_STEPS):
+        # About their own mean, values are correlated by -time / n less than they really are.
+        correlations = products / products[0] + time / count
+        correlations[0] = 1.0
+        pairs = correlations[: count // 4 * 2].reshape(-1, 2).sum(axis=1)
+        positive = pairs[: np.argmax(pairs <= 0)] if (pairs <= 0).any() else pairs
+        time = min(max(1.0, float(2 * positive.sum() - 1)), max(1.0, count / 2))
+    return time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,24 +295,6 @@ def _median(blocks: Blocks, confidence: float) -> _Median:
         at_most=float(at_most),
         rounds=rounds,
     )
-
-
-def _binomial_cdf(count: int, share: float) -> Floats:
-    """Return P(X <= k) for k = 0..count, X binomial; in logs, where large counts fit."""
-    k = np.arange(1, count + 1)
-    log_choose = np.concatenate([[0.0], np.cumsum(np.log(count - k + 1) - np.log(k))])
-    k = np.arange(count + 1)
-    mass = np.exp(log_choose + k * math.log(share) + (count - k) * math.log1p(-share))
-    return np.cumsum(mass)
-
-
-def first_count(holds: Callable[[int], bool]) -> int:
-    """Return by bisection the first count up to ``MOST_COUNT`` from which a condition holds."""
-    low, high = 0, MOST_COUNT
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
 
 
 def _positive(blocks: Numbers) -> Floats:

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.judging.change import change_against
-from bench.reports.outcomes import pack_outcomes
+from bench.judging.baseline import change_against
+from bench.measuring.records import pack_outcomes
 from bench.reports.report import load_report, save_report, sealed
 from bench.reports.schema import NetworkRecord, Report
-from bench.statistics.stats import median_ratio_interval
+from bench.statistics.latency_ratios import median_ratio_interval
 from compress.config import BenchConfig
 from compress.errors import CheckpointError
 

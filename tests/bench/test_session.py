@@ -12,12 +12,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.comparison import Plan, measure
-from bench.inputs.sources import Batch, Inputs
-from bench.inputs.wiring import Wiring, wired
-from bench.networks import subjects
-from bench.pages.render import render_markdown
-from bench.reports.report import load_report, save_report
+from bench.measuring.discovery import subjects
+from bench.measuring.inputs import Batch, Inputs
+from bench.measuring.session import Plan, measure
+from bench.measuring.wiring import Wiring, wired
+from bench.pages.publish import render_markdown
+from bench.reports.report import build_report, load_report, save_report
 from bench.reports.schema import Report
 from compress.config import BenchConfig
 from compress.errors import CheckpointError, ConfigError, DataError, EnvironmentUnfitError
@@ -45,8 +45,9 @@ def benchmark(
     run_dir: Path, config: BenchConfig = CONFIG, count: int = 30, **options: Any
 ) -> Report:
     pair = subjects(run_dir, config=config, precision="fp32")
-    plan = Plan(config=config, against="dense", at_once=8)
-    return measure(pair, lambda wiring: labelled(count), plan, **options)
+    plan = Plan(config=config, at_once=8)
+    measured = measure(pair, lambda wiring: labelled(count), plan, **options)
+    return build_report(pair.about, measured)
 
 
 def save_network(path: Path, weight: np.ndarray, **changes: Any) -> None:

@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from bench.reports.schema import Artefact, GroupRecord, ParityRecord
-from compress.checkpoints.permission import Permission
-from compress.config import BenchConfig, ModelConfig, Runtime
+from bench.measuring.records import Artefact, GroupRecord, ParityRecord
+from compress.checkpoints.permission import BUILT_IN, Permission
+from compress.config import BenchConfig, Precision, Runtime
 from compress.config.targets import load_target
 from compress.files.atomic import sha256_of
 from compress.files.documents import named_files
@@ -37,7 +37,7 @@ class Subject:
     """What is known of the network."""
     config: BenchConfig
     """In what, and how, it runs."""
-    typed: ModelConfig | None = None
+    permission: Permission = BUILT_IN
     """The network that the user asked for, where it is not built in."""
     module: nn.Module | None = field(default=None, repr=False)
     """A network in memory."""
@@ -111,7 +111,7 @@ class Subject:
             return self.path
         from compress.checkpoints.checkpoint import load_checkpoint
 
-        return load_checkpoint(self.path, Permission(self.typed))
+        return load_checkpoint(self.path, self.permission)
 
     @property
     def torch_precision(self) -> Literal["fp32", "fp16"]:
@@ -136,6 +136,20 @@ class Subject:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What is known of two networks before they are measured; pairs are (reference, pruned)."""
+
+    architecture: str | None
+    target: str | None
+    precision: Precision | None = "fp32"
+    artefacts: tuple[Artefact, Artefact]
+    groups: tuple[GroupRecord, ...] = ()
+    """Channel groups of the pruned network, without those that may not be pruned."""
+    pruning: dict[str, Any] | None = None
+    """What the pruning stage said of itself."""
+
+
 class Pair(NamedTuple):
     """What is compared."""
 
@@ -152,6 +166,19 @@ class Pair(NamedTuple):
         if ours == theirs:
             return f"the reference {ours}", f"the candidate {theirs}"
         return ours, theirs
+
+    @property
+    def about(self) -> About:
+        """What is known of both; what concerns one alone is of the pruned network."""
+        facts = self.pruned.facts
+        return About(
+            architecture=facts.get("architecture"),
+            target=facts.get("target"),
+            precision=facts.get("precision"),
+            artefacts=(self.reference.artefact, self.pruned.artefact),
+            groups=self.pruned.groups,
+            pruning=facts.get("pruning"),
+        )
 
 
 def _digest_of(module: nn.Module | None) -> str:

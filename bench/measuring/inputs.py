@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bench.inputs.wiring import Wiring
+from bench.measuring.wiring import Wiring
 from compress.errors import DataError
 from export.runners import TensorSpec
 
