@@ -49,6 +49,10 @@ class OracleRequest(Request):
     seed: int | None = None
     """Of the choice of images; default that of the configuration."""
 
+    def seed_under(self, config: RunConfig) -> int:
+        """Return the seed that holds with a configuration."""
+        return config.seed if self.seed is None else self.seed
+
 
 @dataclass(frozen=True)
 class OracleFiles:
@@ -121,8 +125,9 @@ def read_sample(request: OracleRequest, config: RunConfig, data: ImageData) -> I
         DataError: not one can be read.
     """
     images = loading.image_set(data.train if request.split == "train" else data.val)
-    seed = config.seed if request.seed is None else request.seed
-    chosen = np.random.default_rng(seed).permutation(len(images))[: request.images]
+    chosen = np.random.default_rng(request.seed_under(config)).permutation(len(images))[
+        : request.images
+    ]
     if len(chosen) < request.images:
         log.warning(
             "--images %d asks for more than the %d of --split %s: all of them are used",

@@ -74,7 +74,7 @@ class _Work:
 
     @property
     def seed(self) -> int:
-        return self.config.seed if self.request.seed is None else self.request.seed
+        return self.request.seed_under(self.config)
 
     @property
     def device(self) -> torch.device:

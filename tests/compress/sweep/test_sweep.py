@@ -36,6 +36,8 @@ from compress.sweep.run import least_share
 
 GRID = ("--budget", "macs=0.7,0.5", "--budget", "params=0.4")
 FAST = ("--set", "data.image_size=8")
+OWN = "own_network_of_the_sweep:build"
+SMALL = ("--model", OWN)
 
 
 def test_a_budget_option_may_hold_several_and_needs_the_kind_once() -> None:
@@ -312,7 +314,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    return "own_network_of_the_sweep:build"
+    return OWN
 
 
 class TestRefused:
@@ -330,8 +332,8 @@ class TestRefused:
             (("--max-drop", "1", "--kind", "removed"), 2, "search.kind = 'removed'"),
             (("--max-drop", "1", "--lowest", "1"), 2, "search.lowest = 1.0"),
             (("--max-drop", "1", "--lowest", "0.9", "--tolerance", "0.2"), 2, "nothing to search"),
-            (("--max-drop", "1", "--lowest", "0.001"), 1, "macs=0.001 cannot be reached"),
-            (("--budget", "macs=0.5,0.001"), 1, "the budget macs=0.001 cannot be reached"),
+            ((*SMALL, "--max-drop", "1", "--lowest", "0.001"), 1, "macs=0.001 cannot be reached"),
+            ((*SMALL, "--budget", "macs=0.5,0.001"), 1, "the budget macs=0.001 cannot be reached"),
             ((*GRID, "--resume"), 2, "--resume goes on with what the sweep was asked for"),
             (("--resume",), 2, "holds no sweep.json: nothing to resume"),
             (("--resume", "--overwrite"), 2, "exclude each other"),
@@ -339,12 +341,12 @@ class TestRefused:
             ((*GRID, "--devices", "tpu"), 2, "'tpu' is none of auto, cpu"),
             ((*GRID, "--jobs", "0"), 2, "--jobs 0: give 1 or more"),
             ((*GRID, "--data", "/nowhere"), 1, "/nowhere does not exist"),
-            (("--budget", "macs=0.5", "--checkpoint", "/nowhere.pth"), 1, "/nowhere.pth"),
+            ((*SMALL, "--budget", "macs=0.5", "--checkpoint", "/nowhere.pth"), 1, "/nowhere.pth"),
             ((*GRID, "--config", "digits-resnet2"), 2, "did you mean 'digits-resnet20'?"),
         ],
     )
     def test_before_a_file_is_written(
-        self, tmp_path: Path, arguments: tuple[str, ...], code: int, says: str
+        self, own: str, tmp_path: Path, arguments: tuple[str, ...], code: int, says: str
     ) -> None:
         refused("sweep", *arguments, *(() if "--resume" in arguments else FAST), "--output",
                 tmp_path / "s", code=code, says=says)  # fmt: skip
