@@ -125,9 +125,8 @@ def read_sample(request: OracleRequest, config: RunConfig, data: ImageData) -> I
         DataError: not one can be read.
     """
     images = loading.image_set(data.train if request.split == "train" else data.val)
-    chosen = np.random.default_rng(request.seed_under(config)).permutation(len(images))[
-        : request.images
-    ]
+    order = np.random.default_rng(request.seed_under(config)).permutation(len(images))
+    chosen = order[: request.images]
     if len(chosen) < request.images:
         log.warning(
             "--images %d asks for more than the %d of --split %s: all of them are used",

@@ -24,7 +24,7 @@ from compress.terminal.signals import LIFELINE
 POLL = 0.1
 """Time between two looks at the processes, in seconds."""
 STOPPING = (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL)
-"""What the first, the second and the third Ctrl-C send on: save and stop, stop at once, be killed."""
+"""What the first three Ctrl-C send on: save and stop, stop at once, be killed."""
 LAST_BYTES = 8192
 """Of a log, in which its last words are looked for."""
 
