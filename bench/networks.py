@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.subject import Facts, Pair, Subject
+from compress.checkpoints.permission import Permission
 from compress.config import BenchConfig, ModelConfig, Precision, Runtime
 from compress.errors import CheckpointError, ConfigError
 from compress.files.atomic import sha256_of
@@ -196,7 +197,7 @@ def _checkpoint(
     from compress.checkpoints.checkpoint import load_checkpoint
     from export.onnx.sidecar import pruning_facts
 
-    found = load_checkpoint(path, typed)
+    found = load_checkpoint(path, Permission(typed))
     facts: Facts = {
         **found.costs,
         "architecture": found.architecture,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bench.reports.schema import Artefact, GroupRecord, ParityRecord
+from compress.checkpoints.permission import Permission
 from compress.config import BenchConfig, ModelConfig, Runtime
 from compress.config.targets import load_target
 from compress.files.atomic import sha256_of
@@ -110,7 +111,7 @@ class Subject:
             return self.path
         from compress.checkpoints.checkpoint import load_checkpoint
 
-        return load_checkpoint(self.path, self.typed)
+        return load_checkpoint(self.path, Permission(self.typed))
 
     @property
     def torch_precision(self) -> Literal["fp32", "fp16"]:

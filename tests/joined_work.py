@@ -14,6 +14,7 @@ from runs import DATA, config_of
 from torch import nn
 
 from compress.checkpoints.checkpoint import load_checkpoint
+from compress.checkpoints.permission import Permission
 from compress.config import ComputeConfig, RunConfig, TrainConfig
 from compress.criteria import bind
 from compress.criteria.scoring import Context
@@ -102,7 +103,7 @@ def prune_together(path: Path, config: RunConfig) -> dict[str, Any]:
     world = current()
     session = Session(run)
     prune(config, DATA, session)
-    small = load_checkpoint(run.pruned, config.model)
+    small = load_checkpoint(run.pruned, Permission(config.model))
     return {
         "recipe": small.description.recipe,
         "weights": small.model.state_dict(),

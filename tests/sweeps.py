@@ -14,8 +14,8 @@ import pytest
 from sweep_stand_in import COMMAND, orders_of
 
 import cli
+from compress.runs.request import SweepRequest
 from compress.sweep import processes, run, sweep
-from compress.sweep.request import SweepRequest
 from compress.sweep.sweep import Say
 
 

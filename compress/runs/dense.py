@@ -58,7 +58,6 @@ def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
     def snapshot() -> State:
         return State("train", {"step": trainer.step_index}, trainer.state())
 
-    model.train()
     with (
         computing(config.compute),
         bar(f"training {config.model.name}", trainer.total) as shown,

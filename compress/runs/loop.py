@@ -99,6 +99,7 @@ def train_batches(
         for_gpu=device == "cuda",
         rank=world.rank,
         ranks=world.size,
+        limit=config.data.limit_batches,
     )
 
 

@@ -16,8 +16,11 @@ def learning_rate(
     """Return the learning rate of a step.
 
     Linear warm-up, then the peak until ``hold`` (the end of pruning), then the schedule of
-    ``config`` over the steps that are left up to ``total``.
+    ``config`` over the steps that are left up to ``total``. ``zero_lr_epochs`` come first and move
+    nothing of that.
     """
+    if step < config.zero_lr_epochs * steps_per_epoch:
+        return 0.0
     warmup = min(config.warmup_epochs * steps_per_epoch, total)
     if step < warmup:
         return config.lr * min(1.0, (step + 1) / warmup)

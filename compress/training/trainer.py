@@ -28,6 +28,9 @@ OTHER_NETWORK = "the state to go on from is of another network: start anew with 
 SMALLEST_BATCH = 2
 """Images of which BatchNorm can take a variance; smaller batches are passed over."""
 
+CLIP_EPSILON = 1e-6
+"""What torch adds to a norm before it divides by it."""
+
 CHECK_EVERY = 20
 """Steps between two looks at the loss; every look waits for the GPU and for other processes."""
 
@@ -38,15 +41,16 @@ class Judge(Protocol):
     def before_backward(self, loss: torch.Tensor) -> None:
         """Be shown a loss that is not scaled yet."""
 
-    def score(self, scaler: torch.amp.GradScaler) -> None:
-        """Be shown the gradients, in the parameters."""
+    def score(self, scaler: torch.amp.GradScaler, *, clipped: float | torch.Tensor = 1.0) -> None:
+        """Be shown the gradients, in the parameters, and the factor by which they were clipped."""
 
 
 class Trainer:
     """A network with its optimizer, schedule, averages and position in the run.
 
     Args:
-        model: the network on its device; it may shrink between steps.
+        model: the network on its device; it may shrink between steps. It is put into the mode in
+            which it is trained.
         config: the training settings.
         steps_per_epoch: minibatches of one epoch.
         total: steps of the whole run.
@@ -79,6 +83,7 @@ class Trainer:
         if self.compute.sync_batchnorm and not world.alone:
             join_batchnorms(model)
         model.to(memory_format=memory_format)
+        model.train(not config.evaluation_mode)
         self.steps_per_epoch, self.total, self.hold = steps_per_epoch, total, hold
         self.step_index = 0
         self.device = next(model.parameters()).device
@@ -139,8 +144,9 @@ class Trainer:
         if not self.world.alone:
             self._require_all_used()
         self.scaler.unscale_(self.optimizer)
+        clipped = self._clip()
         if judge is not None:
-            judge.score(self.scaler)
+            judge.score(self.scaler, clipped=clipped)
         if self.config.group_lasso:  # like weight decay, of the update but not of the loss
             add_lasso_gradient(self.model, self.config.group_lasso)
         self.scaler.step(self.optimizer)
@@ -153,6 +159,14 @@ class Trainer:
         if often or self.step_index % CHECK_EVERY == 0:
             self.check()
         return True
+
+    def _clip(self) -> float | torch.Tensor:
+        """Clip the gradients, if the settings ask for it; return the factor, up to 1."""
+        limit = self.config.clip_gradients
+        if not limit:
+            return 1.0
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        return (limit / (norm + CLIP_EPSILON)).clamp(max=1.0)
 
     def _require_all_used(self) -> None:
         """Say what torch would say at the next step, in words and with a name."""

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import cli
 from compress.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from compress.checkpoints.description import Description
+from compress.checkpoints.permission import Permission
 from compress.config import ModelConfig
 from compress.criteria.scoring import Context
 from compress.errors import CheckpointError, CompressError, ConfigError, InterruptedRunError
@@ -32,9 +33,10 @@ from compress.networks.trial import tried_graph
 from compress.oracle.changes import ChangeLog
 from compress.oracle.correlation import COEFFICIENTS
 from compress.oracle.report import plot_oracle
-from compress.oracle.request import OracleFiles, OracleRequest
+from compress.oracle.request import OracleFiles
 from compress.oracle.run import run_oracle
 from compress.oracle.scores import importance_of, row_names
+from compress.runs.request import OracleRequest
 
 
 def small(name: str) -> tuple[nn.Module, ChannelGraph, torch.Tensor, torch.Tensor]:
@@ -248,7 +250,7 @@ def test_a_criterion_equal_to_the_truth_has_a_spearman_of_one(
     """The importance is replaced by the squares read back from the table of units."""
     shutil.copytree(whole.files.path, tmp_path / "out")
     lines = [row.split(",") for row in (tmp_path / "out/units.csv").read_text().splitlines()[1:]]
-    graph = tried_graph(load_checkpoint(dense, ModelConfig(name=OWN)).model, (1, 8, 8))
+    graph = tried_graph(load_checkpoint(dense, Permission(ModelConfig(name=OWN))).model, (1, 8, 8))
     truth = np.zeros(graph.num_units)
     units = np.concatenate([group.units for group in graph.prunable])
     truth[units] = [float(row[3]) ** 2 for row in lines]

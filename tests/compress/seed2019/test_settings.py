@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import compress.runs.launch  # noqa: F401  (which lets JSON be read)
 from compress.config import CRITERION_NUMBERS, RunConfig, load_config, save_config
 from compress.errors import ConfigError
 from compress.networks import cost
