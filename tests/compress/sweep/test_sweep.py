@@ -20,6 +20,7 @@ from typer.testing import Result
 
 from compress.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from compress.checkpoints.description import Description
+from compress.checkpoints.permission import Permission
 from compress.config import Budget, load_config
 from compress.data.datasets import load_data
 from compress.errors import BudgetError
@@ -426,7 +427,7 @@ def test_a_point_is_what_compress_prune_would_have_made(
     )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    found = load_checkpoint(point / "pruned.safetensors", config.model)
+    found = load_checkpoint(point / "pruned.safetensors", Permission(config.model))
     row = made["points"][0]
     assert (row["macs"], row["params"]) == (found.costs["macs"], found.costs["params"])
     assert row["macs_ratio"] <= 0.5
