@@ -66,7 +66,7 @@ def alternate(
 
 
 def trainer_for(model: nn.Module) -> Trainer:
-    return Trainer(model.train(), TrainConfig(), steps_per_epoch=1000, total=10**6, hold=10**6)
+    return Trainer(model.train(), TrainConfig(), steps_per_epoch=1000, epochs=None)
 
 
 def peak_memory(device: torch.device) -> float:

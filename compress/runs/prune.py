@@ -31,8 +31,8 @@ from compress.terminal.progress import bar
 from compress.training.compute import computing, memory_format_for, pick_device
 from compress.training.trainer import OTHER_NETWORK, Trainer, tensors_under
 
-UNKNOWN_END = 10**9
-"""Stands for the end of pruning while it is not known."""
+NO_END_YET = 10**9
+"""What states of version 1 hold for the end of pruning while it is not known."""
 
 
 def prune(config: RunConfig, data: ImageData, session: Session) -> Path:
@@ -115,8 +115,7 @@ class _PruneRun:
             self.model,
             config.finetune,
             steps_per_epoch=len(train_batches(data, config, device.type, world)),
-            total=UNKNOWN_END,
-            hold=UNKNOWN_END,
+            epochs=None,  # nobody knows how many steps pruning takes
             seed=config.seed,
             teacher=teacher,
             memory_format=memory_format_for(
@@ -161,7 +160,7 @@ class _PruneRun:
             batchnorm_batches=seen,
             **self.accuracy["pruned"],
         )
-        self.trainer.hold = self.trainer.step_index
+        self.trainer.begin_schedule(self.config.finetune.epochs)
 
     def _step(self, batch: Batch) -> None:
         """Train on one minibatch, with the pruner around it."""
@@ -185,12 +184,11 @@ class _PruneRun:
     def finetune(self, loop: Loop) -> None:
         """Train the shrunk network on."""
         trainer = self.trainer
-        trainer.total = trainer.hold + self.config.finetune.epochs * trainer.steps_per_epoch
         trainer.start_averaging()
         loop.run(
             trainer.step,
             snapshot=lambda: self._state("finetune"),
-            finished=lambda: trainer.step_index >= trainer.total,
+            finished=lambda: trainer.finished,
             each_epoch=lambda epoch: loop.record_epoch("finetune", epoch),
         )
         self.accuracy["finetuned"] = {**self._costs(), **loop.accuracy().as_dict()}
@@ -255,7 +253,8 @@ class _PruneRun:
         except CheckpointError as error:
             raise CheckpointError(OTHER_NETWORK) from error
         self.trainer.reshaped()
-        self.trainer.hold = state.facts["hold"]
+        if state.facts["hold"] not in (None, NO_END_YET):
+            self.trainer.begin_schedule(self.config.finetune.epochs, state.facts["hold"])
         self.trainer.step_index = state.facts["step"]
         self.trainer.load_state(state.tensors)
         self.accuracy = state.facts["accuracy"]

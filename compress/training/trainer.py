@@ -53,8 +53,8 @@ class Trainer:
             which it is trained.
         config: the training settings.
         steps_per_epoch: minibatches of one epoch.
-        total: steps of the whole run.
-        hold: steps at the peak learning rate before the schedule begins.
+        epochs: over which the schedule of the learning rate goes; None stays at the peak, after
+            warm-up, until ``begin_schedule``.
         seed: dropout and the like draw from this and the number of the step.
         teacher: the dense network, for distillation.
         memory_format: of weights and images, see ``memory_format_for``.
@@ -68,8 +68,7 @@ class Trainer:
         config: TrainConfig,
         *,
         steps_per_epoch: int,
-        total: int,
-        hold: int = 0,
+        epochs: int | None,
         seed: int = 0,
         teacher: nn.Module | None = None,
         memory_format: torch.memory_format = torch.channels_last,
@@ -84,8 +83,13 @@ class Trainer:
             join_batchnorms(model)
         model.to(memory_format=memory_format)
         model.train(not config.evaluation_mode)
-        self.steps_per_epoch, self.total, self.hold = steps_per_epoch, total, hold
-        self.step_index = 0
+        self.steps_per_epoch, self.step_index = steps_per_epoch, 0
+        self.hold: int | None = None
+        """The step at which the schedule begins."""
+        self.total: int | None = None
+        """The step at which it ends."""
+        if epochs is not None:
+            self.begin_schedule(epochs)
         self.device = next(model.parameters()).device
         self.optimizer = sgd(model, config)
         self.teacher = teacher.eval() if teacher is not None and config.distill > 0 else None
@@ -97,6 +101,26 @@ class Trainer:
         self.skipped = 0
         self._loss_sum = torch.zeros((), device=self.device)
         self._images = 0
+
+    def begin_schedule(self, epochs: int, at: int | None = None) -> None:
+        """Have the learning rate follow its schedule over so many epochs, from a step or from here.
+
+        Args:
+            epochs: how many.
+            at: the step; default the next one.
+        """
+        self.hold = self.step_index if at is None else at
+        self.total = self.hold + epochs * self.steps_per_epoch
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule has come to its end."""
+        return self.total is not None and self.step_index >= self.total
+
+    @property
+    def scheduled(self) -> int:
+        """Steps since the schedule began."""
+        return self.step_index - (self.hold or 0)
 
     @property
     def lr(self) -> float:
@@ -323,9 +347,7 @@ class Trainer:
         assert self.averaged is not None
         assert self.config.ema is not None
         # Few steps in, the average must not be dominated by where it started.
-        decay = min(
-            self.config.ema, (1 + self.step_index - self.hold) / (10 + self.step_index - self.hold)
-        )
+        decay = min(self.config.ema, (1 + self.scheduled) / (10 + self.scheduled))
         own = self.model.state_dict()
         for name, average in self.averaged.state_dict().items():
             if average.is_floating_point():

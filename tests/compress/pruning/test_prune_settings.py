@@ -172,8 +172,7 @@ def mean_of_first_interval(config: RunConfig, path: Path) -> np.ndarray:
         model,
         config.finetune,
         steps_per_epoch=len(batches),
-        total=10**9,
-        hold=10**9,
+        epochs=None,
         seed=config.seed,
     )
     scoring = bind(config.prune.criterion, Context(model, graph_of(run, config)))
@@ -268,7 +267,7 @@ def test_scoring_does_not_disturb_training(tmp_path: Path, criterion: str) -> No
         (plain, None),
         (judged, bind(criterion, Context(judged, graph_of(run, config)))),
     ):
-        trainer = Trainer(model, config.finetune, steps_per_epoch=4, total=8)
+        trainer = Trainer(model, config.finetune, steps_per_epoch=4, epochs=2)
         trainer.step(batch, judge=None if scoring is None else Scores(scoring))
     for first, second in zip(
         plain.state_dict().values(), judged.state_dict().values(), strict=True

@@ -62,7 +62,7 @@ def network(name: str = "PreActivation", seed: int = 0) -> nn.Module:
 def trainer_of(model: nn.Module, config: TrainConfig, **options: object) -> Trainer:
     settings: dict[str, object] = {
         "steps_per_epoch": STEPS_PER_EPOCH,
-        "total": 100,
+        "epochs": 10,
         "memory_format": memory_format_for(model, (3, 12, 12)),
     }
     return Trainer(copy.deepcopy(model), config, **(settings | options))  # type: ignore[arg-type]
@@ -356,8 +356,9 @@ def test_group_lasso_of_a_network_without_convolutions_is_nothing() -> None:
 def test_moving_average_by_its_recurrence() -> None:
     """d_n = min(ema, (1 + n) / (10 + n)) over the steps since the hold; statistics too."""
     model = network()
-    trainer = trainer_of(model, plain(ema=0.3), hold=2)
+    trainer = trainer_of(model, plain(ema=0.3))
     train(trainer, 2)
+    trainer.begin_schedule(9)
     trainer.start_averaging()
     average = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     for n in range(8):
@@ -584,7 +585,7 @@ def test_clipped_gradients_are_scored_alike_wherever_they_are_taken(criterion: s
         model = network().double()
         graph = analyse(model.eval(), (3, 12, 12))
         model.train()
-        trainer = Trainer(model, plain(clip_gradients=limit), steps_per_epoch=10, total=100)
+        trainer = Trainer(model, plain(clip_gradients=limit), steps_per_epoch=10, epochs=10)
         context = Context(model, graph, residual_gate="block", as_published=True)
         judge = Scores(bind(criterion, context))
         trainer.step(batch, judge=judge)
@@ -618,3 +619,21 @@ def test_a_rate_of_zero_moves_no_weight() -> None:
     assert moved(trainer.model, model) == 0
     train(trainer, 1)
     assert moved(trainer.model, model) > 0
+
+
+def test_the_peak_holds_until_the_schedule_is_begun() -> None:
+    """Warm-up, the peak while nobody knows when pruning ends, then the cosine from there."""
+    config = plain(schedule="cosine", warmup_epochs=0.5, lr=0.2)
+    trainer = trainer_of(network(), config, epochs=None)
+    rates = []
+    for n in range(9):
+        rates.append(trainer.lr)
+        trainer.step(batch_of(16, n))
+        assert not trainer.finished
+    assert rates == pytest.approx([0.2 * k / 5 for k in (1, 2, 3, 4, 5)] + [0.2] * 4)
+    trainer.begin_schedule(2)
+    rates = []
+    while not trainer.finished:
+        rates.append(trainer.lr)
+        trainer.step(batch_of(16, trainer.step_index))
+    assert rates == pytest.approx([0.1 * (1 + math.cos(math.pi * n / 20)) for n in range(20)])
