@@ -95,6 +95,11 @@ class ImageSample:
     """Of both."""
 
 
+def seed_of(request: OracleRequest, config: RunConfig) -> int:
+    """Return the seed of the choice of images."""
+    return config.seed if request.seed is None else request.seed
+
+
 def read_sample(request: OracleRequest, config: RunConfig, data: ImageData) -> ImageSample:
     """Read the first images of a seeded permutation, without augmentation.
 
@@ -102,8 +107,8 @@ def read_sample(request: OracleRequest, config: RunConfig, data: ImageData) -> I
         DataError: not one can be read.
     """
     images = loading.image_set(data.train if request.split == "train" else data.val)
-    seed = config.seed if request.seed is None else request.seed
-    chosen = np.random.default_rng(seed).permutation(len(images))[: request.images]
+    order = np.random.default_rng(seed_of(request, config)).permutation(len(images))
+    chosen = order[: request.images]
     if len(chosen) < request.images:
         log.warning(
             "--images %d asks for more than the %d of --split %s: all of them are used",

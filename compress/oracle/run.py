@@ -46,6 +46,7 @@ from compress.oracle.request import (
     loaded,
     opened,
     read_sample,
+    seed_of,
 )
 from compress.oracle.scores import importance_of, row_names
 from compress.pruning.decision import report_dense
@@ -74,7 +75,7 @@ class _Work:
 
     @property
     def seed(self) -> int:
-        return self.config.seed if self.request.seed is None else self.request.seed
+        return seed_of(self.request, self.config)
 
     @property
     def device(self) -> torch.device:

@@ -20,6 +20,7 @@ from typer.testing import Result
 
 from compress.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from compress.checkpoints.description import Description
+from compress.checkpoints.permission import Permission
 from compress.config import Budget, load_config
 from compress.data.datasets import load_data
 from compress.errors import BudgetError
@@ -36,6 +37,8 @@ from compress.sweep.run import least_share
 
 GRID = ("--budget", "macs=0.7,0.5", "--budget", "params=0.4")
 FAST = ("--set", "data.image_size=8")
+OWN = "own_network_of_the_sweep:build"
+SMALL = ("--model", OWN)
 
 
 def test_a_budget_option_may_hold_several_and_needs_the_kind_once() -> None:
@@ -312,7 +315,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    return "own_network_of_the_sweep:build"
+    return OWN
 
 
 class TestRefused:
@@ -330,8 +333,8 @@ class TestRefused:
             (("--max-drop", "1", "--kind", "removed"), 2, "search.kind = 'removed'"),
             (("--max-drop", "1", "--lowest", "1"), 2, "search.lowest = 1.0"),
             (("--max-drop", "1", "--lowest", "0.9", "--tolerance", "0.2"), 2, "nothing to search"),
-            (("--max-drop", "1", "--lowest", "0.001"), 1, "macs=0.001 cannot be reached"),
-            (("--budget", "macs=0.5,0.001"), 1, "the budget macs=0.001 cannot be reached"),
+            ((*SMALL, "--max-drop", "1", "--lowest", "0.001"), 1, "macs=0.001 cannot be reached"),
+            ((*SMALL, "--budget", "macs=0.5,0.001"), 1, "the budget macs=0.001 cannot be reached"),
             ((*GRID, "--resume"), 2, "--resume goes on with what the sweep was asked for"),
             (("--resume",), 2, "holds no sweep.json: nothing to resume"),
             (("--resume", "--overwrite"), 2, "exclude each other"),
@@ -339,12 +342,12 @@ class TestRefused:
             ((*GRID, "--devices", "tpu"), 2, "'tpu' is none of auto, cpu"),
             ((*GRID, "--jobs", "0"), 2, "--jobs 0: give 1 or more"),
             ((*GRID, "--data", "/nowhere"), 1, "/nowhere does not exist"),
-            (("--budget", "macs=0.5", "--checkpoint", "/nowhere.pth"), 1, "/nowhere.pth"),
+            ((*SMALL, "--budget", "macs=0.5", "--checkpoint", "/nowhere.pth"), 1, "/nowhere.pth"),
             ((*GRID, "--config", "digits-resnet2"), 2, "did you mean 'digits-resnet20'?"),
         ],
     )
     def test_before_a_file_is_written(
-        self, tmp_path: Path, arguments: tuple[str, ...], code: int, says: str
+        self, own: str, tmp_path: Path, arguments: tuple[str, ...], code: int, says: str
     ) -> None:
         refused("sweep", *arguments, *(() if "--resume" in arguments else FAST), "--output",
                 tmp_path / "s", code=code, says=says)  # fmt: skip
@@ -424,7 +427,7 @@ def test_a_point_is_what_compress_prune_would_have_made(
     )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    found = load_checkpoint(point / "pruned.safetensors", config.model)
+    found = load_checkpoint(point / "pruned.safetensors", Permission(config.model))
     row = made["points"][0]
     assert (row["macs"], row["params"]) == (found.costs["macs"], found.costs["params"])
     assert row["macs_ratio"] <= 0.5
