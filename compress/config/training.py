@@ -19,7 +19,6 @@ SEED2019: dict[str, Any] = {
     "weight_decay": 0.0,
     "label_smoothing": 0.0,
     "group_lasso": 1e-8,
-    "clip_gradients": 1.0,
 }
 """Finetuning settings of Molchanov et al., CVPR 2019, as their research code ships them."""
 

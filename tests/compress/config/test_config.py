@@ -198,7 +198,7 @@ def test_seed2019_is_the_published_preset() -> None:
     assert (config.step_epochs, config.step_gamma, config.warmup_epochs) == (10, 0.1, 0)
     assert (config.momentum, config.nesterov) == (0.9, False)
     assert (config.weight_decay, config.group_lasso) == (0, 1e-8)
-    assert config.clip_gradients == 1
+    assert config.clip_gradients == 0  # it says --no_grad_clip=True
     assert (config.label_smoothing, config.distill, config.ema) == (0, 0, None)
     untouched = set(TrainConfig.model_fields) - set(SEED2019) - {"preset"}
     for name in untouched:
@@ -235,7 +235,7 @@ def test_a_preset_that_is_set_by_hand_starts_its_section_anew() -> None:
         [],
         ["finetune.preset=seed2019"],
         ["finetune.preset=seed2019", "finetune.lr=0.25"],
-        ["finetune.preset=seed2019", "finetune.clip_gradients=0", "finetune.evaluation_mode=true"],
+        ["finetune.preset=seed2019", "finetune.clip_gradients=1", "finetune.evaluation_mode=true"],
         ["prune.preset=seed2019", "prune.first_interval_extra=0", "prune.hessian_samples=3"],
         ["finetune.zero_lr_epochs=0.5", "data.limit_batches=7", "prune.first_interval_extra=2"],
         ["prune.budget=macs=20300123", "data.root=some/where", "data.image_size=64"],
