@@ -17,6 +17,7 @@ from bench.measuring.session import Plan, Source, measure
 from bench.measuring.sources import GivenData, dataset_inputs, given_specs
 from bench.measuring.wiring import Wiring
 from bench.reports.report import build_report, load_report
+from compress.checkpoints.permission import BUILT_IN, Permission
 from compress.config import BenchConfig, DataConfig
 from compress.errors import ConfigError
 from compress.files.documents import Section, apply_setting, validated
@@ -102,7 +103,7 @@ def compare(
         config=config,
         runtime=runtime,
         precision=precision,
-        typed=model,
+        permission=Permission(model),
     )
     comparison = _Comparison(
         pair=pair,
@@ -130,7 +131,7 @@ def compare_run(
     against: str = DENSE,
     baseline: Path | None = None,
     limits: Limits | None = None,
-    typed: ModelConfig | None = None,
+    permission: Permission = BUILT_IN,
     progress: Progress | None = None,
 ) -> Report:
     """Measure the pruned network of a run, and put the limits into the report unjudged.
@@ -142,7 +143,7 @@ def compare_run(
         against: ``dense``, a run directory, or a stored report beside the dense network.
         baseline: a stored report.
         limits: what it will be judged by; those that so few images cannot decide are refused.
-        typed: the network that the user asked for, where it is not built in.
+        permission: which networks that are not built in may be built.
         progress: told about every step.
 
     Raises:
@@ -161,7 +162,7 @@ def compare_run(
         config=config.bench,
         precision=config.export.precision,
         against=other,
-        typed=typed,
+        permission=permission,
     )
 
     def source(wiring: Wiring) -> Inputs:

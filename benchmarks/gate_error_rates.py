@@ -1,6 +1,7 @@
 """How often the quality gate errs: false alarms, power and coverage under simulated noise.
 
     python benchmarks/gate_error_rates.py [--runs 500] [--ratio-precision X] [--max-seconds X]
+    python benchmarks/gate_error_rates.py --smoke
 
 Networks that only move a clock are measured by ``measure_latency`` with the settings of
 ``compress bench``, reported and judged. The reference takes 4 ms a call. Of every noise there are
@@ -21,6 +22,7 @@ from itertools import count
 
 import numpy as np
 import numpy.typing as npt
+from smoke import parsed
 
 from bench.judging.baseline import change_against
 from bench.judging.quality_gate import judge
@@ -330,12 +332,16 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
     yield from (f"| {' | '.join(row)} |" for row in rows)
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--ratio-precision", type=float)
     parser.add_argument("--max-seconds", type=float)
-    options = parser.parse_args()
+    return parsed(parser, arguments, runs=1, max_seconds=3.0)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
     changed = {
         name: getattr(options, name)
         for name in ("ratio_precision", "max_seconds")

@@ -13,20 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.checkpoints.permission import BUILT_IN, Permission
 from compress.config.targets import load_target
 from compress.errors import writing
 from compress.files.atomic import write_json
+from compress.runs.launch import existing, reading
 from export.checkpoint_to_onnx import Samples, export_checkpoint, samples_of
 from export.verify import check_parity, judging
 
 if TYPE_CHECKING:
     from compress.checkpoints.checkpoint import Checkpoint
-    from compress.config import ExportConfig, ModelConfig, RunConfig
+    from compress.config import ExportConfig, RunConfig
     from compress.config.targets import Target
     from compress.data.batches import ImageData
     from compress.runs.rundirectory import RunDirectory
     from compress.terminal.progress import Progress
     from export.nvml import Gpu
+    from export.request import ExportRequest
 
 NETWORKS = ("dense", "pruned")
 
@@ -71,7 +74,7 @@ def export_stage(
     folder: Path,
     config: RunConfig,
     data: ImageData,
-    typed: ModelConfig | None = None,
+    permission: Permission = BUILT_IN,
     *,
     engine: bool = False,
     triton: Path | None = None,
@@ -91,9 +94,26 @@ def export_stage(
             samples=samples_of(data, config),
             engine=engine,
             triton=triton,
-            typed=typed,
+            permission=permission,
             progress=show,
         )
+
+
+def export_existing(request: ExportRequest) -> tuple[Exported, Path]:
+    """Export a run that another command has written; also return the folder that holds the files.
+
+    Raises:
+        CompressError: see ``existing`` and ``export_run``.
+    """
+    run, config, data = existing(request.run, request)
+    folder = request.output or run.export
+    with reading(run):
+        exported = export_stage(
+            *(run, folder, config, data, request.permission),
+            engine=request.engine,
+            triton=request.triton,
+        )
+    return exported, folder
 
 
 def export_run(
@@ -104,7 +124,7 @@ def export_run(
     samples: Samples,
     engine: bool = False,
     triton: Path | None = None,
-    typed: ModelConfig | None = None,
+    permission: Permission = BUILT_IN,
     progress: Progress | None = None,
 ) -> Exported:
     """Export both networks of a run; on request build their engines and a model repository.
@@ -120,7 +140,7 @@ def export_run(
         samples: images for parity and for calibration.
         engine: build engines with the TensorRT that is installed here.
         triton: the model repository; it serves TensorRT engines if they are built, else ONNX files.
-        typed: the network that the user asked for, where it is not built in.
+        permission: which networks that are not built in may be built.
         progress: told about the slow steps.
 
     Raises:
@@ -138,7 +158,7 @@ def export_run(
     onnx, engines = {}, {}
     for name, path in zip(NETWORKS, (run.dense, run.pruned), strict=True):
         onnx[name] = export_checkpoint(
-            load_checkpoint(path, typed),
+            load_checkpoint(path, permission),
             onnx_path(folder, name, config.precision),
             target=target,
             config=config,
@@ -147,7 +167,7 @@ def export_run(
         )
     for name, path in zip(NETWORKS if engine else (), (run.dense, run.pruned), strict=False):
         engines[name] = _build(
-            *(load_checkpoint(path, typed), name, folder, onnx[name]),
+            *(load_checkpoint(path, permission), name, folder, onnx[name]),
             target=target,
             config=config,
             samples=samples,

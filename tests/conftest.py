@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 # The networks are too small to share among threads; read when torch is imported, here and in
 # every process that a test starts.
@@ -30,6 +33,22 @@ settings.load_profile("any machine")
 
 RESNETS = (*(name for name in TORCHVISION_MODELS if "res" in name), *CIFAR_DEPTHS)
 """Where every built-in network would take too long; test_architectures.py proves each one once."""
+LARGE = {
+    *("resnet101", "resnet152", "wide_resnet50_2", "resnet110", "densenet121", "densenet201"),
+    *("preact_resnet101", "preact_resnet152"),
+}
+"""Those of which a smaller one of the same family says all that is not about size."""
+
+
+def large_are_slow(names: Iterable[str], large: Iterable[str] = LARGE) -> list[Any]:
+    """Return the names as parameters of a test, the large networks among them marked slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in large)) for name in names]
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what all imports made: tracing leaves it much to look through."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -75,10 +94,30 @@ def input_size_of(name: str) -> tuple[int, int, int]:
     return (3, 32, 32) if name in TORCHVISION_MODELS else (3, 16, 16)
 
 
+@functools.cache
+def small_graph(name: str, num_classes: int = 7) -> ChannelGraph:
+    """Return the channel graph of a named network for small images; analysed once, read only."""
+    with torch.device("meta"):
+        model = build_model(name, num_classes=num_classes)
+    return analyse(model, input_size_of(name))
+
+
+@functools.cache
+def as_published(name: str) -> tuple[nn.Module, ChannelGraph]:
+    """Return a named network without weights, as its costs are published: ImageNet or CIFAR-10.
+
+    Analysed once; read only, both.
+    """
+    classes, size = (1000, 224) if name in TORCHVISION_MODELS else (10, 32)
+    with torch.device("meta"):
+        model = build_model(name, num_classes=classes)
+    return model, analyse(model, (3, size, size))
+
+
 def built(name: str, num_classes: int = 7) -> tuple[nn.Module, ChannelGraph]:
-    """Return a named network and its channel graph."""
+    """Return a new named network, and its channel graph, which many share."""
     model = lived_in(build_model(name, num_classes=num_classes)).eval()
-    return model, analyse(model, input_size_of(name))
+    return model, small_graph(name, num_classes)
 
 
 def random_mask(graph: ChannelGraph, seed: int, share: float = 0.5) -> Mask:
@@ -98,7 +137,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("made")
     (folder / "counted.toml").write_text(COUNTED)
     budgets = str(folder / "counted.toml")
-    result = invoke("run", "--output", folder / "run", *small(bench_budgets=budgets, device="cpu"))
+    result = invoke("run", "--output", folder / "run", *small(bench_limits=budgets, device="cpu"))
     assert result.exit_code == 0, result.stderr
     return folder / "run", result
 

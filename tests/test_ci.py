@@ -606,7 +606,7 @@ def test_inputs_reach_the_tool_whole_and_are_never_run(runner: Runner) -> None:
     assert prune["output"] == export["run"] == bench["run"] == Path("my run")
     assert (prune["config"], prune["budget"], prune["target"]) == (nasty, nasty, nasty)
     assert (export["target"], export["batch"], export["engine"]) == (nasty, nasty, True)
-    assert (bench["runtime"], bench["batch"], bench["budgets"]) == (nasty, nasty, nasty)
+    assert (bench["runtime"], bench["batch"], bench["limits"]) == (nasty, nasty, nasty)
     assert (bench["baseline"], bench["output"]) == (Path(nasty), Path("compress-report"))
     installed = (runner.home / "installed").read_text().split("\0")
     assert installed[:-1] == ["-m", "pip", "install", "--", nasty, "second"]
@@ -617,7 +617,7 @@ def test_what_is_left_empty_is_left_to_the_tool(runner: Runner, pruner: dict[str
     assert job.calls == [
         ["prune", "--checkpoint", "dense.pth", "--output", "compress-run"],
         ["export", "--", "compress-run"],
-        ["bench", "--budgets", "default", "--output", "compress-report", "--", "compress-run"],
+        ["bench", "--limits", "default", "--output", "compress-report", "--", "compress-run"],
     ]
 
 
@@ -634,7 +634,7 @@ def test_limits_may_still_be_named_as_before(
     runner: Runner, inputs: dict[str, str], judged_by: str
 ) -> None:
     (runner.workspace / "run").mkdir()
-    assert accepted(runner.run(run="run", **inputs).calls[-1])["budgets"] == judged_by
+    assert accepted(runner.run(run="run", **inputs).calls[-1])["limits"] == judged_by
     assert "limits" in ACTION["inputs"]["budgets"]["deprecationMessage"]
 
 

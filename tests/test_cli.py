@@ -185,7 +185,7 @@ class TestRun:
     def test_in_another_precision_then_resumed_after_the_export(self, tmp_path: Path) -> None:
         output, budgets = tmp_path / "run", tmp_path / "b.toml"
         budgets.write_text("[macs]\nmax_ratio = 0.6\n")
-        arguments = ("--precision", "int8", *small(bench_budgets=str(budgets)), *CALIBRATION)
+        arguments = ("--precision", "int8", *small(bench_limits=str(budgets)), *CALIBRATION)
         assert invoke("run", "--output", output, *arguments).exit_code == 0
         exported = {f"export/{name}" for name in onnx_files("int8")}
         plain = {f"export/{name}" for name in onnx_files("fp32")}
@@ -237,7 +237,7 @@ class TestPrune:
         assert report["validation"]["skipped"] == 1
         assert report["target"] == "v100"
         loose = ("--set", "accuracy.max_drop_pp=50")  # eleven images decide nothing smaller
-        judged = invoke("gate", output / "report.json", "--budgets", "default", *loose, "--json")
+        judged = invoke("gate", output / "report.json", "--limits", "default", *loose, "--json")
         assert judged.exit_code in (0, 3, 4, 5)
         assert document(judged)["verdicts"]
 
@@ -751,7 +751,7 @@ class TestBadInput:
             (["--set", "prune.criterion=tailor-gate"], "taylor-gate"),
             (["--set", "prune.keep_dense=['conv9']"], "did you mean 'conv1'?"),
             (["--set", "export.target=v10"], "did you mean 'v100'?"),
-            (["--set", "bench.budgets=defalt"], "did you mean 'default'?"),
+            (["--set", "bench.limits=defalt"], "did you mean 'default'?"),
             (["--set", "bench.batch_sizes=[]"], "bench.batch_sizes"),
             (["--set", "export.parity_batches=[0]"], "export.parity_batches"),
             (["--config", "digits-resnet2"], "did you mean 'digits-resnet20'?"),
@@ -870,7 +870,7 @@ class TestStreams:
         self, run: Path, tmp_path: Path
     ) -> None:
         (tmp_path / "b.toml").write_text("[macs]\nmax_ratio = 0.1\n")
-        process = start("gate", run / "report.json", "--budgets", tmp_path / "b.toml")
+        process = start("gate", run / "report.json", "--limits", tmp_path / "b.toml")
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
@@ -911,7 +911,7 @@ class TestInterrupt:
             train_epochs="8",
             prune_steps="15",
             prune_interval="3",
-            bench_budgets=str(tmp_path / "b.toml"),
+            bench_limits=str(tmp_path / "b.toml"),
         )
         first = start("run", "--output", output, *settings)
         self.interrupt(first, history, '"phase": "train"')

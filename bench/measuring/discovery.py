@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.measuring.subject import Facts, Pair, Subject
-from compress.config import BenchConfig, ModelConfig, Precision, Runtime
+from compress.checkpoints.permission import BUILT_IN, Permission
+from compress.config import BenchConfig, Precision, Runtime
 from compress.errors import CheckpointError, ConfigError
 from compress.files.atomic import sha256_of
 from export.runners import artefact_suffix
@@ -34,7 +35,7 @@ def subjects(
     config: BenchConfig,
     precision: Precision,
     against: Path | None = None,
-    typed: ModelConfig | None = None,
+    permission: Permission = BUILT_IN,
 ) -> Pair:
     """Find the pruned network of a run directory and its reference, and check that they compare.
 
@@ -48,7 +49,7 @@ def subjects(
     reference = (run_dir, "dense") if against is None else (against, "pruned")
     found = Pair(
         *(
-            _of_run(folder, name, config=config, precision=precision, typed=typed)
+            _of_run(folder, name, config=config, precision=precision, permission=permission)
             for folder, name in (reference, (run_dir, "pruned"))
         )
     )
@@ -67,7 +68,7 @@ def any_subjects(
     config: BenchConfig,
     runtime: Runtime | None = None,
     precision: Precision | None = None,
-    typed: ModelConfig | None = None,
+    permission: Permission = BUILT_IN,
 ) -> Pair:
     """Take any two of ONNX file, engine, checkpoint, run directory and network in memory.
 
@@ -90,7 +91,9 @@ def any_subjects(
     for one, kind, other in zip(given, kinds, reversed(kinds), strict=True):
         kind = kind or asked or other or ".onnx"
         used = runtime if runtime and asked == kind else USUAL[kind]
-        found.append(_any(one, config=_for(config, used), precision=precision, typed=typed))
+        found.append(
+            _any(one, config=_for(config, used), precision=precision, permission=permission)
+        )
     pair = Pair(*found)
     _check_pair(pair, _SAME_IMAGES, "they cannot be compared on the same inputs")
     return pair
@@ -152,7 +155,7 @@ def _any(
     *,
     config: BenchConfig,
     precision: Precision | None,
-    typed: ModelConfig | None,
+    permission: Permission,
 ) -> Subject:
     if not isinstance(given, Path):
         facts: Facts = {"precision": precision} if precision else {}
@@ -162,7 +165,7 @@ def _any(
         from compress.runs.rundirectory import RunDirectory
 
         exported = precision or RunDirectory(given).saved_config().export.precision
-        return _of_run(given, "pruned", config=config, precision=exported, typed=typed)
+        return _of_run(given, "pruned", config=config, precision=exported, permission=permission)
     if not given.is_file():
         raise CheckpointError(f"there is no file {given}")
     if given.suffix == ".engine":
@@ -175,7 +178,7 @@ def _any(
 
         facts = read_sidecar(given) if has_sidecar(given) else _bare(given)
         return Subject(given, given, facts, config)
-    return _checkpoint(given, config=config, precision=precision, typed=typed)
+    return _checkpoint(given, config=config, precision=precision, permission=permission)
 
 
 def _onnx_of(engine: Path, facts: Facts) -> Path | None:
@@ -190,13 +193,13 @@ def _bare(path: Path) -> Facts:
 
 
 def _checkpoint(
-    path: Path, *, config: BenchConfig, precision: Precision | None, typed: ModelConfig | None
+    path: Path, *, config: BenchConfig, precision: Precision | None, permission: Permission
 ) -> Subject:
     """Take a checkpoint by itself; what a sidecar would tell is in its header."""
     from compress.checkpoints.checkpoint import load_checkpoint
     from export.onnx.sidecar import pruning_facts
 
-    found = load_checkpoint(path, typed)
+    found = load_checkpoint(path, permission)
     facts: Facts = {
         **found.costs,
         "architecture": found.architecture,
@@ -209,7 +212,7 @@ def _checkpoint(
         "precision": precision or "fp32",
         **pruning_facts(found.description, found.structure),
     }
-    return Subject(path, None, facts, config, typed)
+    return Subject(path, None, facts, config, permission)
 
 
 def _of_run(
@@ -218,7 +221,7 @@ def _of_run(
     *,
     config: BenchConfig,
     precision: Precision,
-    typed: ModelConfig | None,
+    permission: Permission,
 ) -> Subject:
     from export.onnx.sidecar import read_sidecar
     from export.stage import engine_path, onnx_path
@@ -233,11 +236,11 @@ def _of_run(
         path = engine_path(run_dir / "export", name, precision)
         _require((path, sidecar_path(path)), command=f"{command} --engine --target TARGET")
         facts = _with_pruning(read_engine_sidecar(path), run_dir / f"{name}.safetensors")
-        return Subject(path, onnx, facts, config, typed)
+        return Subject(path, onnx, facts, config, permission)
     _require((onnx, onnx.with_suffix(".json")), command=command)
     checkpoint = run_dir / f"{name}.safetensors"
     path = checkpoint if config.runtime.startswith("torch") else onnx
-    return Subject(path, onnx, _with_pruning(read_sidecar(onnx), checkpoint), config, typed)
+    return Subject(path, onnx, _with_pruning(read_sidecar(onnx), checkpoint), config, permission)
 
 
 def _with_pruning(facts: Facts, checkpoint: Path) -> Facts:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bench.measuring.records import Artefact, GroupRecord, ParityRecord
-from compress.config import BenchConfig, ModelConfig, Precision, Runtime
+from compress.checkpoints.permission import BUILT_IN, Permission
+from compress.config import BenchConfig, Precision, Runtime
 from compress.config.targets import load_target
 from compress.files.atomic import sha256_of
 from compress.files.documents import named_files
@@ -36,7 +37,7 @@ class Subject:
     """What is known of the network."""
     config: BenchConfig
     """In what, and how, it runs."""
-    typed: ModelConfig | None = None
+    permission: Permission = BUILT_IN
     """The network that the user asked for, where it is not built in."""
     module: nn.Module | None = field(default=None, repr=False)
     """A network in memory."""
@@ -110,7 +111,7 @@ class Subject:
             return self.path
         from compress.checkpoints.checkpoint import load_checkpoint
 
-        return load_checkpoint(self.path, self.typed)
+        return load_checkpoint(self.path, self.permission)
 
     @property
     def torch_precision(self) -> Literal["fp32", "fp16"]:

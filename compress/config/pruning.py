@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -59,8 +60,10 @@ CRITERION_NUMBERS = {
 SEED2019_PRUNE: dict[str, Any] = {
     "step_size": 100,
     "interval": 30,
+    "first_interval_extra": 1,
     "momentum": 0.9,
     "channel_multiple": 1,
+    "hessian_samples": 0,
     "residual_gate": "block",
     "as_published": True,
     "min_channels": 1,
@@ -79,6 +82,8 @@ class PruneConfig(Section):
     """``seed2019`` sets what the research code of Molchanov et al. 2019 does; explicit keys win."""
     criterion: str = "taylor-gate"
     """Name of the importance formula, or the original's number of it; see docs/criteria.md."""
+    importance_from: Path | None = None
+    """File with the importance of every channel, or a mask; nothing is scored then."""
     budget: Budget = Budget(kind="macs", value=0.5)
     """``macs=0.5``, ``params=0.4``, ``channels=0.72`` (shares kept) or ``removed=3200``."""
     steps: int = Field(default=30, ge=1)
@@ -93,6 +98,8 @@ class PruneConfig(Section):
     """Nothing is removed while the mean training loss since the last pruning step is above."""
     interval: int = Field(default=10, ge=1)
     """Minibatches between two pruning steps, over which importance is averaged."""
+    first_interval_extra: int = Field(default=0, ge=0)
+    """Minibatches by which the first interval is longer."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Exponential average of importance over pruning steps; 0 uses the last interval alone."""
     fixed_criteria: bool = False
@@ -138,6 +145,11 @@ class PruneConfig(Section):
                 "flops_regularization and rank = 'importance-per-mac' exclude each other"
             )
         return self
+
+    @field_validator("importance_from")
+    @classmethod
+    def _wherever_it_is_resumed(cls, value: Path | None) -> Path | None:
+        return value and value.absolute()
 
     @field_validator("criterion", mode="before")
     @classmethod

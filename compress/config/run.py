@@ -20,6 +20,7 @@ from compress.files.documents import (
     apply_setting,
     read_text,
     read_toml,
+    section_of,
     validated,
 )
 
@@ -66,7 +67,11 @@ def load_config(name: str = DEFAULT_CONFIG, settings: Iterable[str] = ()) -> Run
     """
     settings = list(settings)
     reader = _READERS.get(Path(name).suffix)
-    document = reader(read_text(name), name, _model_in(settings)) if reader else read_toml(name)
+    document = (
+        reader(read_text(name), name, section_of(settings, "model").get("name"))
+        if reader
+        else read_toml(name)
+    )
     for setting in settings:
         _lay_over(document, setting)
     return _rounded(validated(RunConfig, document, source=name))
@@ -99,15 +104,6 @@ def _rounded(config: RunConfig) -> RunConfig:
     multiple = target.rounding(config.export.precision)
     prune = config.prune.model_copy(update={"channel_multiple": multiple})
     return config.model_copy(update={"prune": prune})
-
-
-def _model_in(settings: Iterable[str]) -> str | None:
-    """Return the network that settings name."""
-    asked: dict[str, Any] = {}
-    for setting in settings:
-        apply_setting(asked, setting)
-    model = asked.get("model")
-    return model.get("name") if isinstance(model, dict) else None
 
 
 def save_config(config: Section, path: Path) -> None:

@@ -63,6 +63,13 @@ class TrainConfig(Section):
     """Decay per step of an exponential moving average of the weights; the average is the result."""
     group_lasso: float = Field(default=0.0, ge=0)
     """Coefficient of the sum over filters of their L2 norm."""
+    clip_gradients: float = Field(default=0.0, ge=0)
+    """Largest L2 norm of all gradients together; they are clipped before channels are scored. 0
+    leaves them as they are."""
+    evaluation_mode: bool = False
+    """Train and score in evaluation mode: BatchNorm's statistics stay, dropout is off."""
+    zero_lr_epochs: float = Field(default=0.0, ge=0)
+    """Epochs at the start with a learning rate of zero."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Mixed precision on a GPU; ``auto`` picks what the GPU supports; a CPU computes in float32."""
 

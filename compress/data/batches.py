@@ -66,6 +66,7 @@ class TrainBatches:
         for_gpu: Leave it to ``Batch.to`` to normalise images, see ``Reader``.
         rank: Which part of every batch is read here.
         ranks: Processes that train together, each with its part.
+        limit: Batches of an epoch at most.
 
     Raises:
         ConfigError: a batch has fewer images than there are ranks.
@@ -83,15 +84,18 @@ class TrainBatches:
         for_gpu: bool = False,
         rank: int = 0,
         ranks: int = 1,
+        limit: int | None = None,
     ) -> None:
         self._images = image_set(data.train)
+        self._limit = limit
         self._share = Share(batch_size, rank, ranks)
         self._seed = seed
         self._reader = Reader(self._images, workers=workers, prefetch=prefetch, for_gpu=for_gpu)
         self._check_share()
 
     def __len__(self) -> int:
-        return self._share.steps(len(self._images))
+        steps = self._share.steps(len(self._images))
+        return steps if self._limit is None else min(steps, self._limit)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch.
@@ -103,7 +107,7 @@ class TrainBatches:
         Raises:
             DataError: a worker process died.
         """
-        return self._reader.read(self._requests(epoch)[start:])
+        return self._reader.read(self._requests(epoch)[start : len(self)])
 
     def close(self) -> None:
         """End the workers; they end with this object too."""

@@ -224,6 +224,19 @@ def apply_setting(document: dict[str, Any], setting: str) -> None:
     table[last] = _value(text)
 
 
+def section_of(settings: Iterable[str], name: str) -> dict[str, Any]:
+    """Return what ``section.key=value`` settings say of one section.
+
+    Raises:
+        ConfigError: a setting is not of that form.
+    """
+    document: dict[str, Any] = {}
+    for setting in settings:
+        apply_setting(document, setting)
+    found = document.get(name, {})
+    return found if isinstance(found, dict) else {}
+
+
 def _value(text: str) -> Any:
     """Read a setting's value as TOML or JSON would; what is neither is a string."""
     for read in (_toml_value, parsed_json):

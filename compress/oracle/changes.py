@@ -3,6 +3,7 @@
 For every unit u, change[u] = L(z_u = 0) - L(dense): the difference of the mean cross-entropy over a
 fixed set of images, with the gate where readers read, so that z_u = 0 is what a shrink does. The
 square of the change is the importance that criteria estimate (Molchanov et al. 2019, equation 2).
+What is measured is logged, one JSON object a line, so that a stopped measurement goes on.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ PIECE_MACS = 50 * 10**9
 FEWEST_IMAGES = 16
 """Of one batch, however large the values: every batch adds its lines to the log."""
 MOST_PAIRS = 20_000
-
 SCHEMA_VERSION = 1
 """Of the log."""
 DENSE = "dense loss"

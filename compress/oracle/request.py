@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ from compress.data.batches import ImageData, require_images
 from compress.data.workers import batches
 from compress.errors import CheckpointError, ConfigError, writing
 from compress.oracle.scores import check_names
-from compress.runs.launch import Request, check_folder, config_name, typed_model, with_flags
+from compress.runs.launch import check_folder, config_name, settings_for
+from compress.runs.request import OracleRequest
 from compress.runs.rundirectory import (
     RunDirectory,
     check_directory,
@@ -28,26 +29,6 @@ from compress.runs.rundirectory import (
 from compress.training.compute import pick_device
 
 log = logging.getLogger("compress")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OracleRequest(Request):
-    """The options."""
-
-    checkpoint: Path
-    """A dense file of this tool, or a run directory."""
-    output: Path
-    images: int = 1024
-    split: str = "train"
-    """``train`` or ``val``; neither is augmented."""
-    batch_size: int | None = None
-    """Images of a minibatch of the criteria; default ``data.batch_size``."""
-    criteria: str | None = None
-    """Names with commas between them; default all that can score the network."""
-    pairs: str | None = None
-    """A group, or ``all``."""
-    seed: int | None = None
-    """Of the choice of images; default that of the configuration."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +95,11 @@ class ImageSample:
     """Of both."""
 
 
+def seed_of(request: OracleRequest, config: RunConfig) -> int:
+    """Return the seed of the choice of images."""
+    return config.seed if request.seed is None else request.seed
+
+
 def read_sample(request: OracleRequest, config: RunConfig, data: ImageData) -> ImageSample:
     """Read the first images of a seeded permutation, without augmentation.
 
@@ -121,8 +107,8 @@ def read_sample(request: OracleRequest, config: RunConfig, data: ImageData) -> I
         DataError: not one can be read.
     """
     images = loading.image_set(data.train if request.split == "train" else data.val)
-    seed = config.seed if request.seed is None else request.seed
-    chosen = np.random.default_rng(seed).permutation(len(images))[: request.images]
+    order = np.random.default_rng(seed_of(request, config)).permutation(len(images))
+    chosen = order[: request.images]
     if len(chosen) < request.images:
         log.warning(
             "--images %d asks for more than the %d of --split %s: all of them are used",
@@ -164,7 +150,7 @@ def opened(request: OracleRequest) -> tuple[Path, RunConfig]:
         ConfigError: no such configuration, or two of them.
         CheckpointError: the file is missing or damaged.
     """
-    settings = with_flags(request.settings, None, request.data)
+    settings = settings_for(replace(request, model=None))
     if request.checkpoint.is_dir():
         run = RunDirectory(request.checkpoint)
         run.saved_config()
@@ -178,7 +164,7 @@ def opened(request: OracleRequest) -> tuple[Path, RunConfig]:
         path = request.checkpoint
         own = read_description(path)
         model = own.architecture if own else request.model
-        name = config_name(request.config, request.settings, model, request.data)
+        name = config_name(request, model)
         config = load_config(name, settings)
         if own:
             seen = {"image_size": own.input_size[1], "mean": own.mean, "std": own.std}
@@ -194,7 +180,7 @@ def loaded(path: Path, request: OracleRequest, config: RunConfig) -> Checkpoint:
         CheckpointError: the file is missing, damaged or of a pruned network.
         EnvironmentUnfitError: the device is not there.
     """
-    dense = load_checkpoint(path, typed_model(request.model, request.settings))
+    dense = load_checkpoint(path, request.permission)
     if dense.description.recipe:
         raise CheckpointError(f"{path} is pruned already: measure its dense parent instead")
     dense.model.to(pick_device(config.device))

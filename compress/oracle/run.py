@@ -41,15 +41,16 @@ from compress.oracle.report import plot_oracle, render_markdown, units_csv
 from compress.oracle.request import (
     ImageSample,
     OracleFiles,
-    OracleRequest,
     check_data,
     check_options,
     loaded,
     opened,
     read_sample,
+    seed_of,
 )
 from compress.oracle.scores import importance_of, row_names
 from compress.pruning.decision import report_dense
+from compress.runs.request import OracleRequest
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.terminal.progress import bar
@@ -74,7 +75,7 @@ class _Work:
 
     @property
     def seed(self) -> int:
-        return self.config.seed if self.request.seed is None else self.request.seed
+        return seed_of(self.request, self.config)
 
     @property
     def device(self) -> torch.device:

@@ -24,7 +24,7 @@ from compress.terminal.signals import LIFELINE
 POLL = 0.1
 """Time between two looks at the processes, in seconds."""
 STOPPING = (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL)
-"""What the first, the second and the third Ctrl-C send on: save and stop, stop at once, die."""
+"""What the first three Ctrl-C send on: save and stop, stop at once, be killed."""
 LAST_BYTES = 8192
 """Of a log, in which its last words are looked for."""
 
@@ -132,7 +132,7 @@ def run_tasks(
 
 
 def _look(running: dict[int, _Child], signals: int, ended: Callable[[Ended], None]) -> None:
-    """Send signals on, and take leave of the processes that have ended."""
+    """Send signals on, and forget the processes that have ended."""
     for place, child in list(running.items()):
         child.send(signals)
         code = child.process.poll()

@@ -41,13 +41,11 @@ if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
 
 ON_FRONT = {"macs": "pareto_macs", "params": "pareto_params"}
 """For each cost that networks are compared by, the key that says who is on the front."""
-
-
-FRONT_TITLES = {"macs": "MACs", "params": "params"}
+COLUMNS = {"macs": "MACs", "params": "params"}
 HEADER = ("network", "MACs", "params", "top-1", "change", "Pareto")
 UNKNOWN = "-"
 SIZE = (11.0, 4.4)
-"""In inches."""
+"""Of the picture, in inches."""
 AXES = {"macs": "MACs", "params": "parameters"}
 
 
@@ -196,8 +194,8 @@ def _point_cells(row: Mapping[str, Any]) -> Row:
 
 
 def _fronts(row: Mapping[str, Any]) -> str:
-    on = [title for cost, title in FRONT_TITLES.items() if row.get(ON_FRONT[cost])]
-    return "both" if len(on) == len(FRONT_TITLES) else ", ".join(on)
+    on = [title for cost, title in COLUMNS.items() if row.get(ON_FRONT[cost])]
+    return "both" if len(on) == len(COLUMNS) else ", ".join(on)
 
 
 def _notes(document: Mapping[str, Any], folder: Path) -> list[str]:

@@ -3,47 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from compress.config import Budget, RunConfig
 from compress.errors import ConfigError
 from compress.files.documents import Section, read_text, validated
-from compress.runs.launch import Request, asked_config
+from compress.runs.launch import asked_config
+from compress.runs.request import SweepRequest
 from compress.sweep.plan import Search
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepRequest(Request):
-    """The options."""
-
-    output: Path
-    checkpoint: Path | None = None
-    """Dense weights; without them the dense network is trained."""
-    budgets: Sequence[str] = ()
-    """Each one budget or several with commas between them."""
-    max_drop: float | None = None
-    """Search the smallest network whose top-1 drops no further, in percentage points."""
-    kind: str | None = None
-    lowest: float | None = None
-    tolerance: float | None = None
-    points: int | None = None
-    """These four: of the search, with the defaults of ``Search``."""
-    devices: str | None = None
-    """Names with commas between them; default that of the configuration."""
-    jobs: int | None = None
-    """Points that are pruned at a time; default one on each device."""
-
-    @property
-    def search_options(self) -> dict[str, Any]:
-        """The options of the search that were given."""
-        names = ("max_drop", "kind", "lowest", "tolerance", "points")
-        options = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in options.items() if value is not None}
 
 
 class Goal(Section):
@@ -66,7 +37,7 @@ def check_options(request: SweepRequest) -> None:
     """
     given = bool(request.budgets), request.max_drop is not None
     if request.resume:
-        others = (request.config, request.settings, request.checkpoint, request.data)
+        others = (request.config, request.asked, request.checkpoint, request.data)
         if any(given) or request.search_options or any(others):
             raise ConfigError(
                 "--resume goes on with what the sweep was asked for: give no more than --output, "
@@ -87,7 +58,7 @@ def goal_of(request: SweepRequest) -> Goal:
     Raises:
         ConfigError: a configuration, a budget or a figure of the search that cannot be understood.
     """
-    _, config = asked_config(request.config, request.settings, request.model, request.data)
+    _, config = asked_config(request)
     checkpoint = request.checkpoint and request.checkpoint.expanduser().resolve()
     if checkpoint and checkpoint.is_relative_to(request.output.resolve()):
         raise ConfigError(f"{checkpoint} lies in --output {request.output}: give another --output")

@@ -19,12 +19,12 @@ from compress.networks.trial import tried_graph
 from compress.pruning.decision import prunable
 from compress.pruning.masking import smallest
 from compress.runs.dense import check_logits, fresh_network, read_dense
-from compress.runs.launch import require_allowed, typed_model
 from compress.runs.prune import check_budget
+from compress.runs.request import SweepRequest
 from compress.sweep.plan import DECIMALS, Search
 from compress.sweep.points import SweepFiles, point_config
 from compress.sweep.processes import Slot, slots_for
-from compress.sweep.request import Goal, SweepRequest, check_options, goal_of, read_goal
+from compress.sweep.request import Goal, check_options, goal_of, read_goal
 from compress.sweep.sweep import Say, Sweep
 
 
@@ -56,9 +56,7 @@ def run_sweep(request: SweepRequest, say: Say, command: Sequence[str]) -> dict[s
     stored = _stored(request, files, say)
     if stored:
         goal, document = stored
-        require_allowed(
-            goal.config.model, typed_model(request.model, request.settings), files.dense.config
-        )
+        request.permission.require(goal.config.model, files.dense.config)
         slots = slots_for(request.devices, goal.config.device, request.jobs)
     else:
         files.check(resume=False, overwrite=request.overwrite)

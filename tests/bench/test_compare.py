@@ -851,7 +851,7 @@ def test_the_command_writes_where_it_says(
     fast = [f"bench.{key}={value}" for key, value in FAST.items()]
     settings = [word for setting in fast for word in ("--set", setting)]
     arguments = ("bench", eye, pruned, "--data", tmp_path / "in.npz", "--batch", "2", *settings)
-    result = invoke(*arguments, "--budgets", tmp_path / "b.toml")
+    result = invoke(*arguments, "--limits", tmp_path / "b.toml")
     assert result.exit_code == 5, result.stderr  # nothing tells the MACs
     assert "the report is in bench-dense-pruned" in result.stderr
     assert "SKIPPED" in result.stdout

@@ -252,12 +252,7 @@ IMAGES = torch.rand(2, 3)
 @pytest.mark.parametrize(
     ("model", "given", "kind", "says"),
     [
-        (
-            ByValue(),
-            {},
-            ModelError,
-            r"a decision by the value of a tensor at test_module_to_onnx\.py",
-        ),
+        (ByValue(), {}, ModelError, r"a decision by the value of a tensor at test_module_to_onnx"),
         (Random(), {}, ParityError, r"disagree about 'output' at batch size 1: .* exceeds the lim"),
         (Squeezing(), {}, ModelError, "tensors of other dimensions for a batch of 1 than for .* 3"),
         (
@@ -267,12 +262,7 @@ IMAGES = torch.rand(2, 3)
             r"a batch of 2 \(RuntimeError: The si",
         ),
         (Silent(), {}, ModelError, "Silent returns dict, in which there is no tensor"),
-        (
-            Failing(),
-            {},
-            ModelError,
-            r"not accept inputs of 2x3: RuntimeError: .* at test_module_to_onnx",
-        ),
+        (Failing(), {}, ModelError, r"not accept inputs of 2x3: RuntimeError: .* at test_module"),
         (Two(), {}, ConfigError, r"does not fit Two\.forward\(.*: missing a required argument"),
         (nn.ReLU(), {"example": 3}, UsageError, r"the example \(int\) holds no tensor"),
         (nn.ReLU(), {"example": (3,)}, UsageError, r"the example \(tuple\) holds no tensor"),

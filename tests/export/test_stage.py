@@ -39,8 +39,9 @@ from export.runners import engine_runner
 from export.stage import Exported, export_run
 from export.summary import export_sheet
 
-CONFIG = config_of("resnet20")
-SAMPLES = samples_of(DATA, CONFIG)
+CONFIG = config_of("resnet20", steps=1, interval=1)
+EVERY = samples_of(DATA, CONFIG)
+SAMPLES = Samples(EVERY.validation[:16], EVERY.training)
 HOST = Gpu(HostGpu.name, HostGpu.sm, "570.1")
 
 
@@ -93,6 +94,9 @@ def test_the_weights_are_of_the_precision(
         kernels = {node.input[1] for node in graph.graph.node if node.op_type == "Conv"}
         kinds = {tensor.data_type for tensor in graph.graph.initializer if tensor.name in kernels}
         assert kinds == {kind}
+    assert done.onnx["pruned"]["weights_sha256"] == load_checkpoint(run.pruned).sha256
+    assert done.onnx["pruned"]["onnx"]["bytes"] < done.onnx["dense"]["onnx"]["bytes"]
+    assert done.onnx["pruned"]["parity"][-1]["images"] == 16
 
 
 def test_int8_is_calibrated_on_training_images(run: RunDirectory, tmp_path: Path) -> None:
@@ -243,7 +247,8 @@ def test_tensorrt_rtx_builds_for_real_and_says_that_nothing_ran(
     done = export(
         *(run, tmp_path / "out"),
         target="rtx",
-        precision="int8",
+        precision="fp16",
+        batch=(1,),
         engine=True,
         triton=tmp_path / "models",
     )
@@ -251,16 +256,16 @@ def test_tensorrt_rtx_builds_for_real_and_says_that_nothing_ran(
     assert done.engines["pruned"]["provider"] == "tensorrt_rtx"
     sheet = export_sheet(done)
     assert sheet.rows[-1][3] == "not run"
-    assert "pruned.int8.engine was not run: there is no GPU for it here" in sheet.notes
+    assert "pruned.fp16.engine was not run: there is no GPU for it here" in sheet.notes
     # Triton has no backend for it, so it serves the ONNX files.
-    assert "resnet20_dense_int8/1/model.onnx" in names(tmp_path / "models")
+    assert "resnet20_dense_fp16/1/model.onnx" in names(tmp_path / "models")
 
 
 @pytest.mark.usefixtures("h100")
 def test_an_engine_for_other_gpus_is_built_and_not_run(run: RunDirectory, tmp_path: Path) -> None:
     """TensorRT-RTX builds on a machine with an H100, which it does not run on."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-    done = export(run, tmp_path, target="rtx", engine=True)
+    done = export(run, tmp_path, target="rtx", engine=True, batch=(1,))
     assert [done.engines[name]["parity"] for name in ("dense", "pruned")] == [None, None]
     assert {"dense.engine", "pruned.engine"} <= names(tmp_path)
 
@@ -271,32 +276,35 @@ def this_gpu() -> Gpu | None:
     return find_gpu()
 
 
-def test_parity_is_of_the_pruned_weights(run: RunDirectory, tmp_path: Path) -> None:
-    done = export(run, tmp_path)
-    assert done.onnx["pruned"]["weights_sha256"] == load_checkpoint(run.pruned).sha256
-    assert done.onnx["pruned"]["onnx"]["bytes"] < done.onnx["dense"]["onnx"]["bytes"]
-    assert done.onnx["pruned"]["parity"][-1]["images"] == 64
-
-
 @pytest.mark.usefixtures("h100")
-@pytest.mark.parametrize("cuda_graph", [False, True])
-def test_bench_measures_the_engines(run: RunDirectory, cuda_graph: bool) -> None:
+def test_bench_measures_the_engines_and_none_that_was_changed(run: RunDirectory) -> None:
     done = export(run, run.export, target="h100", precision="fp16", engine=True, batch=(1, 2))
+    for cuda_graph in (False, True):
+        engine_runner.Cuda.opened.clear()
+        measured(run, done, cuda_graph)
+        captures = sum(opened.captures for opened in engine_runner.Cuda.opened)
+        assert (captures > 0) == cuda_graph
+    engine = run.export / "pruned.fp16.engine"
+    engine.write_bytes(engine.read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match=r"pruned\.fp16\.engine is not the file that"):
+        subjects(run.path, config=BenchConfig(runtime="tensorrt"), precision="fp16")
+
+
+def measured(run: RunDirectory, done: Exported, cuda_graph: bool) -> None:
     config = BenchConfig(
         runtime="tensorrt",
         cuda_graph=cuda_graph,
         batch_sizes=(1, 2),
         block_ms=0.1,
         min_blocks=4,
-        max_seconds=0.5,
+        max_seconds=0.1,
+        layer_calls=1,
     )
     pair = subjects(run.path, config=config, precision="fp16")
     measured = measure(pair, lambda wiring: dataset_inputs(DATA, wiring), Plan(config=config))
     report = build_report(pair.about, measured)
     assert report.runtime == "TensorRT 10.4.0 (Host GPU)"
     assert report.config.cuda_graph == cuda_graph
-    captures = sum(opened.captures for opened in engine_runner.Cuda.opened)
-    assert (captures > 0) == cuda_graph
     assert (report.target, report.precision) == ("h100", "fp16")
     networks = {"dense": report.networks.reference, "pruned": report.networks.pruned}
     for network, record in networks.items():
@@ -309,12 +317,3 @@ def test_bench_measures_the_engines(run: RunDirectory, cuda_graph: bool) -> None
             on_device = steps["h2d"] + steps["compute"] + steps["d2h"]
             assert found.summary.mean_ms == pytest.approx(on_device)
             assert found.images_per_second == pytest.approx(1000 * found.batch_size / steps["host"])
-
-
-@pytest.mark.usefixtures("h100")
-def test_an_engine_that_was_changed_is_not_measured(run: RunDirectory) -> None:
-    export(run, run.export, target="h100", engine=True)
-    engine = run.export / "pruned.engine"
-    engine.write_bytes(engine.read_bytes() + b"\0")
-    with pytest.raises(CheckpointError, match=r"pruned\.engine is not the file that"):
-        subjects(run.path, config=BenchConfig(runtime="tensorrt"), precision="fp32")

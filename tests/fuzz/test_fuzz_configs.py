@@ -84,7 +84,7 @@ def test_a_run_of_any_bytes(path: Path, data: bytes) -> None:
 @example(key="seed", value="[" * 100_000)
 @example(key="seed", value="9" * 5000)
 @example(key="prune.criterion", value="0x" + "f" * 5000)
-@example(key="bench.budgets", value='"/\\u0000"')
+@example(key="bench.limits", value='"/\\u0000"')
 @example(key="export.target", value='"/\\u0000"')
 def test_any_setting(key: str, value: str) -> None:
     refused_in_a_sentence(lambda: load_config(DEFAULT_CONFIG, [f"{key}={value}"]))

@@ -373,7 +373,7 @@ def tried(what, read):
         print(what, type(error).__name__, str(error)[:200])
 
 for what, path in files.items():
-    tried(what, lambda: inspect_checkpoint(path, RESNET18))
+    tried(what, lambda: inspect_checkpoint(path, Permission(RESNET18)))
     if path.suffix == ".pth":
         tried(what, lambda: inspect_checkpoint(path))
     tried(what, lambda: import_checkpoint(path, Path("out.safetensors"), model=RESNET18))

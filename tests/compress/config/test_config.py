@@ -198,6 +198,7 @@ def test_seed2019_is_the_published_preset() -> None:
     assert (config.step_epochs, config.step_gamma, config.warmup_epochs) == (10, 0.1, 0)
     assert (config.momentum, config.nesterov) == (0.9, False)
     assert (config.weight_decay, config.group_lasso) == (0, 1e-8)
+    assert config.clip_gradients == 0  # it says --no_grad_clip=True
     assert (config.label_smoothing, config.distill, config.ema) == (0, 0, None)
     untouched = set(TrainConfig.model_fields) - set(SEED2019) - {"preset"}
     for name in untouched:
@@ -234,6 +235,9 @@ def test_a_preset_that_is_set_by_hand_starts_its_section_anew() -> None:
         [],
         ["finetune.preset=seed2019"],
         ["finetune.preset=seed2019", "finetune.lr=0.25"],
+        ["finetune.preset=seed2019", "finetune.clip_gradients=1", "finetune.evaluation_mode=true"],
+        ["prune.preset=seed2019", "prune.first_interval_extra=0", "prune.hessian_samples=3"],
+        ["finetune.zero_lr_epochs=0.5", "data.limit_batches=7", "prune.first_interval_extra=2"],
         ["prune.budget=macs=20300123", "data.root=some/where", "data.image_size=64"],
         ["prune.budget=params=0.123456789012", "train.ema=0.999", "prune.step_size=100"],
         ["prune.budget=removed=1234567", "prune.keep_dense=['conv1', 'layer[12].*']"],
@@ -309,8 +313,8 @@ def test_keys_of_earlier_versions_are_read_by_their_names_of_today(tmp_path: Pat
     assert config.finetune == TrainConfig.model_validate({"preset": "seed2019"})
     assert config.bench.limits == "mine.toml"
     assert load_config(str(path), ["bench.limits=b", "finetune.preset=default"]).bench.limits == "b"
-    assert load_config(str(path), ["finetune.recipe=default"]).finetune == TrainConfig()
-    assert load_config(settings=["prune.recipe=seed2019"]).prune.step_size == 100
+    assert load_config(str(path), ["finetune.preset=default"]).finetune == TrainConfig()
+    assert load_config(settings=["prune.preset=seed2019"]).prune.step_size == 100
     path.write_text('[bench]\nbudgets = "a"\nlimits = "b"\n')
     with pytest.raises(ConfigError, match="budgets is an earlier name of limits"):
         load_config(str(path))

@@ -8,6 +8,7 @@ VGG-16 on CIFAR-10: Li et al. 2017, "Pruning Filters for Efficient ConvNets", ta
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch_pruning
-from conftest import RESNETS, lived_in, random_mask
+from conftest import LARGE, RESNETS, as_published, large_are_slow, lived_in, random_mask
 from torch import nn
 from torch.nn import functional as F
 
@@ -49,15 +50,25 @@ VGG = {
 }
 
 
-def on_meta(name: str, size: int, *, classes: int = 10, channels: int = 3) -> ChannelGraph:
+DENSENET = "densenet of 22 layers"
+"""Blocks of three layers each, where the 16 of densenet_cifar prove no more."""
+
+
+@functools.cache
+def lenet(size: int, channels: int = 1) -> ChannelGraph:
     with torch.device("meta"):
-        model = build_model(name, num_classes=classes, in_channels=channels)
+        model = build_model("lenet", num_classes=10, in_channels=channels)
     return analyse(model, (channels, size, size))
 
 
-def dense_cost(name: str, size: int, **ends: int) -> tuple[int, int]:
-    graph = on_meta(name, size, **ends)
+def dense_cost(graph: ChannelGraph) -> tuple[int, int]:
     return cost.macs(graph, graph.everything()), cost.params(graph, graph.everything())
+
+
+def network(name: str, classes: int) -> nn.Module:
+    if name == DENSENET:
+        return CifarDenseNet(22, 12, num_classes=classes)
+    return build_model(name, num_classes=classes, in_channels=channels_of(name))
 
 
 def without_bias(module: nn.Module, operations: int) -> int:
@@ -72,13 +83,13 @@ def channels_of(name: str) -> int:
 
 def size_of(name: str) -> int:
     """Return the least size at which every layer has something to do."""
-    return 16 if name in SMALL_IMAGE_MODELS else 32
+    return 16 if name in SMALL_IMAGE_MODELS or name == DENSENET else 32
 
 
 def in_float64(name: str, classes: int = 4) -> nn.Module:
     """Return a network with BatchNorm as after training; weights are drawn once, in float64."""
     with torch.device("meta"):
-        model = build_model(name, num_classes=classes, in_channels=channels_of(name)).double()
+        model = network(name, classes).double()
     model.to_empty(device="cpu")
     # A prime number of draws, so that no two rows of a matrix are alike: VGG takes long to draw.
     noise = torch.randn(1_000_003, dtype=torch.float64)
@@ -103,8 +114,8 @@ def test_lenet_by_hand() -> None:
     macs = 25 * 6 * 28**2 + 6 * 25 * 16 * 10**2 + 400 * 120 + 120 * 84 + 84 * 10
     assert convolutions + linear == 61_706
     for size in (16, 28, 32, 50):  # resized on entry
-        assert dense_cost("lenet", size, channels=1) == (macs, 61_706)
-    assert dense_cost("lenet", 32, channels=3)[1] == 61_706 + 2 * 25 * 6
+        assert dense_cost(lenet(size)) == (macs, 61_706)
+    assert dense_cost(lenet(32, channels=3))[1] == 61_706 + 2 * 25 * 6
 
 
 @pytest.mark.parametrize(
@@ -118,12 +129,12 @@ def test_cifar_vgg_by_formula(name: str, macs: float, params: float) -> None:
             weights += inputs * width * 9
             pixels += inputs * width * 9 * (32 >> number) ** 2
             norms, inputs = norms + 2 * width, width
-    found = dense_cost(f"{name}_bn_cifar", 32)
+    found = dense_cost(as_published(f"{name}_bn_cifar")[1])
     assert found == (pixels + 5120, weights + norms + 5130)
     assert (round(found[0], -6), float(f"{found[1]:.1e}")) == (macs, params)
 
 
-@pytest.mark.parametrize("name", PREACT)
+@pytest.mark.parametrize("name", large_are_slow(PREACT))
 def test_preact_resnets_by_formula(name: str) -> None:
     """The convolutions of torchvision's network with a stem of 3x3; BatchNorm where they read."""
     block, counts = PREACT[name]
@@ -144,7 +155,7 @@ def test_preact_resnets_by_formula(name: str) -> None:
             norms += 2 * (inputs + inner * (1 if wide == 1 else 2))
             inputs = wide * inner
     expected = macs + inputs * 10, weights + norms + 2 * inputs + inputs * 10 + 10
-    assert dense_cost(name, 32) == expected
+    assert dense_cost(as_published(name)[1]) == expected
     if name == "preact_resnet18":
         assert round(expected[1] / 1e6, 2) == 11.17
 
@@ -173,7 +184,7 @@ def test_densenet_cifar_by_formula() -> None:
             width //= 2
     assert (round(params / 1e6, 2), width) == (0.77, 342)
     expected = macs + width * 10, params + 2 * width + width * 10 + 10
-    assert dense_cost("densenet_cifar", 32) == expected
+    assert dense_cost(as_published("densenet_cifar")[1]) == expected
 
 
 # What the layers compute
@@ -241,20 +252,21 @@ def test_a_recorded_lenet_resizes_only_where_it_must(size: int, resizes: bool) -
     torch.testing.assert_close(recorded(images), model(images))
 
 
-@pytest.mark.parametrize("name", [n for n in SMALL_IMAGE_MODELS if n not in RESNETS])
-@pytest.mark.parametrize(("channels", "size"), [(1, 16), (2, 28), (3, 33)])
-def test_small_image_networks_take_any_images(name: str, channels: int, size: int) -> None:
-    with torch.device("meta"):
-        model = build_model(name, num_classes=6, in_channels=channels).eval()
-        assert model(torch.empty(2, channels, size, size)).shape == (2, 6)
+@pytest.mark.parametrize("name", large_are_slow(n for n in SMALL_IMAGE_MODELS if n not in RESNETS))
+def test_small_image_networks_take_any_images(name: str) -> None:
+    for channels, size in ((1, 16), (2, 28), (3, 33)):
+        with torch.device("meta"):
+            model = build_model(name, num_classes=6, in_channels=channels).eval()
+            shape = model(torch.empty(2, channels, size, size)).shape
+        assert shape == (2, 6), (channels, size)
 
 
 # Groups
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", large_are_slow(NEW))
 def test_every_network_is_understood(name: str) -> None:
-    graph = on_meta(name, 32)
+    network, graph = as_published(name)
     classifier = ends_of(name)[1]
     assert not graph.unknown
     assert {g.name: g.frozen for g in graph.groups if g.frozen} == {
@@ -266,14 +278,12 @@ def test_every_network_is_understood(name: str) -> None:
     # No layer escapes: whatever writes channels belongs to a group.
     writers = {site.weight.removesuffix(".weight") for site in graph.read_sites}
     assert {name for g in graph.groups for name in g.writers} >= writers
-    with torch.device("meta"):
-        network = build_model(name, num_classes=10)
     weighted = {n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     assert writers == weighted
 
 
 def test_lenet_has_four_groups() -> None:
-    graph = on_meta("lenet", 28, channels=1)
+    graph = lenet(28)
     found = [(g.name, g.size, g.readers, g.widths) for g in graph.prunable]
     assert found == [
         # Along the weight and bias of the writer, and the weight that reads.
@@ -286,7 +296,7 @@ def test_lenet_has_four_groups() -> None:
 
 def test_preact_resnet18_by_hand() -> None:
     """A stream is read by the first convolutions behind it, and by the next stage's shortcut."""
-    graph = on_meta("preact_resnet18", 32)
+    _, graph = as_published("preact_resnet18")
     streams = [(g.name, g.writers, g.readers) for g in graph.groups if g.residual]
     names = ["conv1", "layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2"]
     assert sorted(name for name, _, _ in streams) == sorted(names)
@@ -303,7 +313,7 @@ def test_preact_resnet18_by_hand() -> None:
 
 
 def test_what_a_dense_layer_appends_is_read_to_the_end_of_the_block() -> None:
-    graph = on_meta("densenet_cifar", 32)
+    _, graph = as_published("densenet_cifar")
     groups = {g.name: g for g in graph.groups}
     for number in (0, 7, 15):
         readers = groups[f"features.0.{number}.conv2"].readers
@@ -317,11 +327,17 @@ def test_what_a_dense_layer_appends_is_read_to_the_end_of_the_block() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "every"), [("vgg11_bn", -2), ("densenet121", -9), ("preact_resnet18", 1)]
+    ("name", "every"),
+    [
+        pytest.param("vgg11_bn", -2, marks=pytest.mark.slow),
+        pytest.param("densenet121", -9, marks=pytest.mark.slow),
+        ("preact_resnet18", 1),
+        (DENSENET, -2),
+    ],
 )
 def test_coupled_and_counted_as_torch_pruning_does(name: str, every: int) -> None:
     """The same sets go together, and what it cuts out leaves the same tensors as a shrink."""
-    model = build_model(name, num_classes=4).eval()
+    model = network(name, 4).eval()
     images = torch.randn(1, 3, 32, 32)
     graph = analyse(model, (3, 32, 32))
     theirs = copy.deepcopy(model)
@@ -365,28 +381,38 @@ def test_coupled_and_counted_as_torch_pruning_does(name: str, every: int) -> Non
 # Shrinking
 
 
+SHRUNK_TWICE = ("lenet", "preact_resnet18", "densenet_cifar", DENSENET)
+
+
 @pytest.mark.parametrize(
-    ("name", "seed"),
-    [(name, 0) for name in NEW] + [(n, 1) for n in ("lenet", "preact_resnet18", "densenet_cifar")],
+    "name", large_are_slow((*NEW, DENSENET), {*LARGE, "densenet_cifar", "vgg11_bn", "vgg16_bn"})
 )
-def test_masked_equals_shrunk_in_float64(name: str, seed: int) -> None:
+def test_masked_equals_shrunk_in_float64(name: str) -> None:
     model = in_float64(name)
     images = images_for(name)
     graph = analyse(model, images.shape[1:])
-    kept = random_mask(graph, seed, 0.3 + 0.3 * seed)
-    with torch.no_grad():
-        before = model(images)
-        mask_(model, graph, kept)
-        expected = model(images)
-        shrink_(model, graph, kept)  # in place, because VGG takes a gigabyte
-        actual = model(images)
-    largest = expected.abs().max()
-    assert (before - expected).abs().max() > 1e-3 * largest  # the mask did something
-    assert (actual - expected).abs().max() <= 1e-9 * largest
-    assert sum(p.numel() for p in model.parameters()) == cost.params(graph, kept)
+    for seed in (0, 1) if name in SHRUNK_TWICE else (0,):
+        kept = random_mask(graph, seed, 0.3 + 0.3 * seed)
+        smaller = copy.deepcopy(model) if name in SHRUNK_TWICE else model  # VGG takes a gigabyte
+        with torch.no_grad():
+            before = smaller(images)
+            mask_(smaller, graph, kept)
+            expected = smaller(images)
+            shrink_(smaller, graph, kept)
+            actual = smaller(images)
+        largest = expected.abs().max()
+        assert (before - expected).abs().max() > 1e-3 * largest  # the mask did something
+        assert (actual - expected).abs().max() <= 1e-9 * largest
+        assert sum(p.numel() for p in smaller.parameters()) == cost.params(graph, kept)
 
 
-@pytest.mark.parametrize("name", ["lenet", "preact_resnet18", "preact_resnet50", "densenet_cifar"])
+@pytest.mark.parametrize(
+    "name",
+    large_are_slow(
+        ("lenet", "preact_resnet18", "preact_resnet50", "densenet_cifar", DENSENET),
+        ("preact_resnet50", "densenet_cifar"),
+    ),
+)
 def test_folded_gate_equals_explicit_gate(name: str) -> None:
     model = in_float64(name).train()
     images = images_for(name, 4)
@@ -404,22 +430,25 @@ def test_folded_gate_equals_explicit_gate(name: str) -> None:
 # Files
 
 
+@pytest.mark.parametrize("name", NEW)
+def test_every_network_is_recognised(name: str) -> None:
+    for channels in (3, 1) if name in SMALL_IMAGE_MODELS else (3,):
+        with torch.device("meta"):
+            state = build_model(name, num_classes=11, in_channels=channels).state_dict()
+        assert identify(dict(sorted(state.items()))) == name  # as safetensors order them
+        old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+        assert identify(old) == name
+        assert identify({**state, "more": torch.zeros(1)}) is None
+        del state[f"{ends_of(name)[1]}.bias"]
+        assert identify(state) is None
+
+
 @pytest.mark.parametrize(
-    ("name", "channels"),
-    [(name, 3) for name in NEW] + [(n, 1) for n in NEW if n in SMALL_IMAGE_MODELS],
+    "name",
+    large_are_slow(
+        ("lenet", "preact_resnet18", "vgg16_bn_cifar", "densenet_cifar"), {"densenet_cifar"}
+    ),
 )
-def test_every_network_is_recognised(name: str, channels: int) -> None:
-    with torch.device("meta"):
-        state = build_model(name, num_classes=11, in_channels=channels).state_dict()
-    assert identify(dict(sorted(state.items()))) == name  # as safetensors order them
-    old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    assert identify(old) == name
-    assert identify({**state, "more": torch.zeros(1)}) is None
-    del state[f"{ends_of(name)[1]}.bias"]
-    assert identify(state) is None
-
-
-@pytest.mark.parametrize("name", ["lenet", "preact_resnet18", "vgg16_bn_cifar", "densenet_cifar"])
 def test_a_shrunk_network_survives_a_file(name: str, tmp_path: Path) -> None:
     size = (channels_of(name), 32, 32)
     model = lived_in(build_model(name, num_classes=4, in_channels=size[0])).eval()

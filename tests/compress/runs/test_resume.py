@@ -231,6 +231,11 @@ PRUNING: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"criterion": "taylor-gate-fg", "fixed_criteria": True, "normalize": "l2"},
         {},
     ),
+    "as published": (
+        "resnet20",
+        {"residual_gate": "block", "as_published": True, "first_interval_extra": 1},
+        {"epochs": 1, "clip_gradients": 0.5, "zero_lr_epochs": 0.3, "evaluation_mode": True},
+    ),
     "per MAC": ("networks:Dense", {"rank": "importance-per-mac"}, {}),
     "concatenated": ("networks:Dense", {"step_size": 2}, {"momentum": 0.0}),
 }

@@ -1,7 +1,8 @@
 """Which networks can be pruned, and by how much, beside Torch-Pruning; and whether it is exact.
 
-    python benchmarks/coverage.py [--networks torchvision:resnet18,timm:dla34] [--size 224] [--json]
-    python benchmarks/coverage.py --speed [--networks torchvision:resnet50]
+    python benchmarks/network_coverage.py [--networks torchvision:resnet18] [--size 224] [--json]
+    python benchmarks/network_coverage.py --speed [--networks torchvision:resnet50]
+    python benchmarks/network_coverage.py --smoke
 
 Every network has random weights. "ours" is the share of MACs left when every group that the
 analysis and its trial leave free really loses half of its units; "TP" the same with Torch-Pruning
@@ -23,7 +24,7 @@ import resource
 import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ import torch
 from onnxruntime import InferenceSession
 from rich.console import Console
 from rich.table import Table
+from smoke import parsed
 from torch import nn
 
 from compress.config.targets import load_target
@@ -241,14 +243,18 @@ def shown(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def main() -> None:
-    """Parse, measure, print."""
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
     parser.add_argument("--speed", action="store_true", help="seconds and memory of each step")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    return parsed(parser, arguments, networks="torchvision:squeezenet1_1", size=64)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, measure, print."""
+    options = parse(arguments)
     warnings.simplefilter("ignore")
     names = options.networks.split(",")
     if options.speed:
