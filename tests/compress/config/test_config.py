@@ -308,7 +308,9 @@ def test_extends_lays_a_document_over_a_named_one(tmp_path: Path) -> None:
 
 def test_keys_of_earlier_versions_are_read_by_their_names_of_today(tmp_path: Path) -> None:
     path = tmp_path / "old.toml"
-    path.write_text('[finetune]\nrecipe = "seed2019"\n[prune]\nrecipe = "seed2019"\n[bench]\nbudgets = "mine.toml"\n')
+    path.write_text(
+        '[finetune]\nrecipe = "seed2019"\n[prune]\nrecipe = "seed2019"\n[bench]\nbudgets = "mine.toml"\n'
+    )
     config = load_config(str(path))
     assert config.finetune == TrainConfig.model_validate({"preset": "seed2019"})
     # What became part of the preset later is not in a file that calls it a recipe.
