@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import Field
 
-from bench.budgets import Budgets, Limits, budgets_of, require_baseline, require_judgeable
-from bench.comparison import Plan, measure
-from bench.inputs.images import dataset_inputs, folder_inputs
-from bench.inputs.sources import (
-    RANDOM_INPUTS,
-    Inputs,
-    array_inputs,
-    as_array,
-    as_arrays,
-    batch_inputs,
-    file_inputs,
-    parts_of,
-    random_inputs,
-)
-from bench.inputs.wiring import Wiring
-from bench.networks import any_subjects, missing_facts, subjects
-from bench.reports.report import load_report
+from bench.judging.baseline import change_against, require_same_model
+from bench.limits import AnyLimits, Limits, limits_of, require_baseline, require_judgeable
+from bench.measuring.discovery import any_subjects, missing_facts, subjects
+from bench.measuring.inputs import RANDOM_INPUTS, Inputs
+from bench.measuring.session import Plan, Source, measure
+from bench.measuring.sources import GivenData, dataset_inputs, given_specs
+from bench.measuring.wiring import Wiring
+from bench.reports.report import build_report, load_report
+from compress.checkpoints.permission import BUILT_IN, Permission
 from compress.config import BenchConfig, DataConfig
-from compress.errors import ConfigError, DataError
+from compress.errors import ConfigError
 from compress.files.documents import Section, apply_setting, validated
-from export.runners import TensorSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from bench.inputs.wiring import Specs
-    from bench.reports.schema import Report
-    from bench.subject import Pair
+    from bench.measuring.subject import Pair
+    from bench.reports.schema import Against, Report
     from compress.config import ModelConfig, Precision, RunConfig, Runtime
     from compress.data.batches import ImageData
     from compress.runs.rundirectory import RunDirectory
@@ -59,7 +48,7 @@ def compare(
     seed: int = 0,
     random_count: int = RANDOM_INPUTS,
     images: Mapping[str, Any] | None = None,
-    limits: Limits | None = None,
+    limits: AnyLimits | None = None,
     baseline: str | Path | Report | None = None,
     model: ModelConfig | None = None,
     progress: Progress | None = None,
@@ -87,8 +76,8 @@ def compare(
         random_count: how many random inputs are drawn.
         images: how a folder of images is prepared, by the keys of ``[data]``: ``image_size``,
             ``mean``, ``std``; default as a sidecar says, else as ImageNet's.
-        limits: budgets that the report will be judged by, as ``judge`` takes them; those that could
-            not be shown to hold are refused before anything is measured.
+        limits: what the report will be judged by, as ``judge`` takes it; limits that could not be
+            shown to hold are refused before anything is measured.
         baseline: a stored report of the same reference to compare with besides.
         model: the network that a checkpoint may be built as, where it is not built in.
         progress: told about every step.
@@ -96,7 +85,7 @@ def compare(
 
     Raises:
         CheckpointError: a file is missing or damaged, or its sidecar is another file's.
-        ConfigError: settings, budgets or batch sizes that cannot be.
+        ConfigError: settings, limits or batch sizes that cannot be.
         DataError: inputs that cannot be read, or networks that do not read or return the same.
         EnvironmentUnfitError: a runtime cannot work here.
         ModelError: a network cannot be computed, or answers with NaN.
@@ -106,29 +95,32 @@ def compare(
     config = validated(BenchConfig, known, source="the settings of a comparison")
     prepared = validated(DataConfig, images or {}, source="the settings of images")
     stored = load_report(Path(baseline)) if isinstance(baseline, str | Path) else baseline
-    budgets = None if limits is None else budgets_of(limits)
-    if budgets is not None:
-        require_baseline(budgets, present=stored is not None)
+    judged_by = None if limits is None else limits_of(limits)
+    if judged_by is not None:
+        require_baseline(judged_by, present=stored is not None)
     pair = any_subjects(
         *(Path(one) if isinstance(one, str) else one for one in (reference, candidate)),
         config=config,
         runtime=runtime,
         precision=precision,
-        typed=model,
+        permission=Permission(model),
     )
-    source = _Data(data, labels, pair, prepared, seed, random_count)
-    plan = Plan(
-        config=config,
+    comparison = _Comparison(
+        pair=pair,
+        source=GivenData(data, labels, pair, prepared, seed, random_count),
+        plan=Plan(
+            config=config,
+            batch_sizes=batch_sizes,
+            output=output,
+            seed=seed,
+            given=given_specs(data),
+        ),
         against="file",
-        batch_sizes=batch_sizes,
-        output=output,
-        budgets=budgets,
+        limits=judged_by,
         stored=stored,
-        seed=seed,
         notes=missing_facts(pair),
-        given=given_specs(data),
     )
-    return measure(pair, source, plan, progress=progress)
+    return comparison.report(progress)
 
 
 def compare_run(
@@ -138,11 +130,11 @@ def compare_run(
     *,
     against: str = DENSE,
     baseline: Path | None = None,
-    budgets: Budgets | None = None,
-    typed: ModelConfig | None = None,
+    limits: Limits | None = None,
+    permission: Permission = BUILT_IN,
     progress: Progress | None = None,
 ) -> Report:
-    """Measure the pruned network of a run, and put the budgets into the report unjudged.
+    """Measure the pruned network of a run, and put the limits into the report unjudged.
 
     Args:
         run: the run directory.
@@ -150,17 +142,17 @@ def compare_run(
         data: validation images.
         against: ``dense``, a run directory, or a stored report beside the dense network.
         baseline: a stored report.
-        budgets: what it will be judged by; those that so few images cannot decide are refused.
-        typed: the network that the user asked for, where it is not built in.
+        limits: what it will be judged by; those that so few images cannot decide are refused.
+        permission: which networks that are not built in may be built.
         progress: told about every step.
 
     Raises:
         CompressError: as ``measure``, ``subjects``, ``change_against`` and ``require_judgeable``.
     """
     other, stored = _against_what(against, baseline)
-    if budgets is not None:
+    if limits is not None:
         require_judgeable(
-            budgets,
+            limits,
             images=data.val_images,
             confidence=config.bench.confidence,
             baseline=stored is not None,
@@ -170,35 +162,80 @@ def compare_run(
         config=config.bench,
         precision=config.export.precision,
         against=other,
-        typed=typed,
-    )
-    plan = Plan(
-        config=config.bench,
-        against="dense" if other is None else "run",
-        at_once=config.data.eval_batch_size,
-        budgets=budgets,
-        stored=stored,
-        seed=config.seed,
+        permission=permission,
     )
 
     def source(wiring: Wiring) -> Inputs:
         return dataset_inputs(data, wiring, workers=config.data.workers)
 
-    return measure(pair, source, plan, progress=progress)
-
-
-def given_specs(data: Any) -> Specs | None:
-    """Return what arrays say of the inputs that they are for; None of anything else."""
-    if data is None or isinstance(data, str | Path):
-        return None
-    if not isinstance(data, Mapping) and not _is_array(data):
-        data = parts_of(next(iter(data), None))[0]
-    named = data if isinstance(data, Mapping) else {"input": data}
-    arrays = {str(name): as_array(value) for name, value in named.items() if value is not None}
-    return tuple(
-        TensorSpec(name, _usual_type(array), (None, *array.shape[1:]))
-        for name, array in arrays.items()
+    comparison = _Comparison(
+        pair=pair,
+        source=source,
+        plan=Plan(config=config.bench, at_once=config.data.eval_batch_size, seed=config.seed),
+        against="dense" if other is None else "run",
+        limits=limits,
+        stored=stored,
     )
+    return comparison.report(progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Comparison:
+    """Two networks, how they are measured, and by what the report will be judged."""
+
+    pair: Pair
+    source: Source
+    """What they are fed."""
+    plan: Plan
+    against: Against = "dense"
+    limits: Limits | None = None
+    """What the report will be judged by; those that nothing could meet are refused at once."""
+    stored: Report | None = None
+    """What the report is compared with besides."""
+    notes: tuple[str, ...] = ()
+    """For the report, one sentence each."""
+
+    def report(self, progress: Progress | None = None) -> Report:
+        """Measure both, and put the limits into the report, unjudged.
+
+        Raises:
+            CheckpointError: the stored report is of another model, or as ``measure``.
+            CompressError: as ``measure`` and ``require_judgeable``.
+        """
+        self._refuse_stored()
+        plan = replace(self.plan, check=self._refuse_limits)
+        measured = measure(self.pair, self.source, plan, progress=progress)
+        measured = replace(measured, notes=(*self.notes, *measured.notes))
+        report = build_report(self.pair.about, measured, against=self.against)
+        change = change_against(report, self.stored) if self.stored else None
+        return report.model_copy(update={"limits": self.limits, "change": change})
+
+    def _refuse_stored(self) -> None:
+        """Refuse a stored report of another model before any time is spent on measuring."""
+        if self.stored is None:
+            return
+        about, pair = self.pair.about, self.pair
+        require_same_model(
+            self.stored,
+            architecture=about.architecture,
+            reference=pair.reference.digest,
+            runtimes=(pair.reference.runtime, pair.pruned.runtime),
+            precision=about.precision,
+            target=about.target,
+            against=self.against,
+        )
+
+    def _refuse_limits(self, inputs: Inputs) -> None:
+        """Refuse limits that so many inputs cannot decide before any time is spent on them."""
+        if self.limits is not None:
+            count = inputs.count or 0
+            require_judgeable(
+                self.limits,
+                images=count if inputs.kind == "labelled" else 0,
+                inputs=count,
+                confidence=self.plan.config.confidence,
+                baseline=self.stored is not None,
+            )
 
 
 class _Sections(Section):
@@ -234,50 +271,6 @@ def read_settings(settings: Iterable[str]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Data:
-    """What a caller gives, as the source of a comparison."""
-
-    data: Any
-    labels: Any
-    pair: Pair
-    images: DataConfig
-    seed: int
-    random_count: int
-
-    def __call__(self, wiring: Wiring) -> Inputs:
-        data = Path(self.data) if isinstance(self.data, str) else self.data
-        if isinstance(data, Path):
-            return self._from_path(data, wiring)
-        if data is None and "dataset" in self.images.model_fields_set:
-            from compress.data.datasets import load_data
-
-            found = load_data(self.images.prepared(self._known()))
-            return dataset_inputs(found, wiring, workers=self.images.workers)
-        if data is None:
-            side = self.images.image_size
-            return random_inputs(wiring, seed=self.seed, side=side, count=self.random_count)
-        if isinstance(data, Mapping) or _is_array(data):
-            return array_inputs(as_arrays(data, wiring), self.labels, wiring)
-        if self.labels is not None:
-            raise DataError("batches bring their own labels: leave labels away")
-        return batch_inputs(data, wiring)
-
-    def _from_path(self, path: Path, wiring: Wiring) -> Inputs:
-        if path.is_dir():
-            facts = [subject.facts for subject in self.pair]
-            return folder_inputs(path, wiring, config=self.images, facts=facts)
-        if path.suffix in (".npz", ".npy"):
-            return file_inputs(path, wiring)
-        raise DataError(
-            f"{path} is neither a folder of images nor a file of arrays, *.npz or *.npy"
-        )
-
-    def _known(self) -> dict[str, Any]:
-        facts = self.pair.reference.facts
-        return {key: tuple(facts[key]) for key in ("mean", "std") if key in facts}
-
-
 def _against_what(word: str, baseline: Path | None) -> tuple[Path | None, Report | None]:
     """Return the run and the stored report that a run is compared with, if any.
 
@@ -296,12 +289,3 @@ def _against_what(word: str, baseline: Path | None) -> tuple[Path | None, Report
     if path.is_file():
         return None, load_report(path)
     raise ConfigError(f"{word} is neither {DENSE}, nor a run directory, nor a report.json")
-
-
-def _is_array(data: Any) -> bool:
-    return isinstance(data, np.ndarray) or hasattr(data, "detach")
-
-
-def _usual_type(array: np.ndarray) -> str:
-    """Return the type in which an array is fed to a network in memory: floats in single."""
-    return "float32" if array.dtype == np.float64 else array.dtype.name

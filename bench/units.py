@@ -61,8 +61,8 @@ def error(value: float) -> str:
     return f"{value:.1e}"
 
 
-def budget(key: str) -> Callable[[float], str]:
-    """Return how figures of a budget are written, by the last part of its key."""
+def of_limit(key: str) -> Callable[[float], str]:
+    """Return how figures of a limit are written, by the last part of its key."""
     return {
         "max_drop_pp": points,
         "max_top5_drop_pp": points,

@@ -1,6 +1,7 @@
 """Accuracy of pruning criteria at equal MACs after equal finetuning, as one Markdown table.
 
     python benchmarks/compare_criteria.py --config small-images-resnet20 --data FOLDER --output DIR
+    python benchmarks/compare_criteria.py --smoke
 
 Trains one dense network, then prunes it once per criterion, budget and seed with the commands of
 the tool, and prints mean and standard deviation over the seeds. A criterion may carry settings of
@@ -11,12 +12,18 @@ so the command can be stopped and given again.
 from __future__ import annotations
 
 import argparse
+import io
 import statistics
-import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from smoke import SETTINGS, parsed
+
+import cli
 from compress.checkpoints.description import read_description
 
 STAGES = ("masked", "pruned", "finetuned")
@@ -24,9 +31,11 @@ STAGES = ("masked", "pruned", "finetuned")
 
 def compress(*arguments: str) -> None:
     """Run one command of the tool; its JSON document is not wanted."""
-    command = [sys.executable, "-c", "import cli; cli.main()", *arguments, "--json"]
     print("compress", *arguments, file=sys.stderr, flush=True)
-    subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    with redirect_stdout(io.StringIO()):
+        code = cli.app([*arguments, "--json"], prog_name="compress", standalone_mode=False)
+    if code:
+        sys.exit(code)
 
 
 def once(path: Path, command: list[str]) -> dict[str, Any]:
@@ -56,21 +65,39 @@ def row(budget: str, criterion: str, metrics: list[dict[str, Any]]) -> str:
     return f"| {' | '.join([budget, criterion, f'{macs:.3f}', f'{params:.3f}', *accuracy])} |"
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="small-images-resnet20")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--data", help="data set, default that of the configuration")
+    parser.add_argument("--output", type=Path, help="of all runs; default none are kept")
     parser.add_argument("--criteria", default="taylor-gate,weight-norm,random")
     parser.add_argument("--budgets", default="macs=0.5")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--set", action="append", default=[], dest="settings")
-    options = parser.parse_args()
+    return parsed(
+        *(parser, arguments),
+        config="digits-resnet20",
+        criteria="taylor-gate,random",
+        budgets="macs=0.7",
+        seeds="0",
+        settings=list(SETTINGS),
+    )
 
-    common = ["--config", options.config, "--data", options.data]
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        compare(options, options.output or Path(scratch))
+
+
+def compare(options: argparse.Namespace, output: Path) -> None:
+    """Train, prune by every criterion and print the table."""
+    common = ["--config", options.config]
+    if options.data:
+        common += ["--data", options.data]
     for setting in options.settings:
         common += ["--set", setting]
-    dense_path = options.output / "dense" / "dense.safetensors"
+    dense_path = output / "dense" / "dense.safetensors"
     dense = once(dense_path, ["train", *common])
     table = [
         f"dense: {dense['accuracy']['top1']:.2f} % top-1\n",
@@ -86,7 +113,7 @@ def main() -> None:
                 for setting in (f"prune.criterion={name}", f"seed={seed}", *extra):
                     command += ["--set", setting]
                 folder = f"{budget}-{criterion}-{seed}".replace(":", "-")
-                path = options.output / folder / "pruned.safetensors"
+                path = output / folder / "pruned.safetensors"
                 runs.setdefault((budget, criterion), []).append(once(path, command))
     table += [row(budget, criterion, metrics) for (budget, criterion), metrics in runs.items()]
     print("\n".join(table))

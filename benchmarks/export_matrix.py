@@ -1,6 +1,7 @@
 """Every family of networks through the export: sizes, agreement with torch, TensorRT-RTX builds.
 
     python benchmarks/export_matrix.py [--networks resnet18,resnet50] [--images 16] [--json]
+    python benchmarks/export_matrix.py --smoke
 
 Each network has random weights and BatchNorm statistics of random images, and is exported dense and
 with half of its MACs removed at random, widths in multiples of 8, for the target of --target in
@@ -14,7 +15,7 @@ import argparse
 import copy
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import onnx
 import torch
 from rich.console import Console
 from rich.table import Table
+from smoke import parsed
 from torch import nn
 
 from compress.config import Budget, ExportConfig, ParityLimits, PruneConfig
@@ -35,7 +37,7 @@ from compress.pruning.decision import prunable
 from compress.pruning.masking import goal_for, prune_to
 from export.engines.build import build_engine
 from export.engines.sidecar import NETWORK_FACTS
-from export.onnx_export import onnx_from_network, staged_onnx
+from export.onnx.trace import onnx_from_network, staged_onnx
 from export.precision.calibration import calibrate
 from export.precision.fp16 import to_fp16
 from export.precision.int8 import quantised_tensors, to_int8
@@ -139,14 +141,18 @@ def export(
     )
 
 
-def main() -> None:
-    """Parse, measure, print."""
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", default=NETWORKS)
     parser.add_argument("--images", type=int, default=16, help="random images of each network")
     parser.add_argument("--target", default="v100", help="whose ONNX is exported")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    return parsed(parser, arguments, networks="resnet20", images=8)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, measure, print."""
+    options = parse(arguments)
     names = options.networks.split(",")
     rows = [row for name in names for row in measure(name, options.images, options.target)]
     if options.json:

@@ -1,11 +1,12 @@
 """How often the quality gate errs: false alarms, power and coverage under simulated noise.
 
     python benchmarks/gate_error_rates.py [--runs 500] [--ratio-precision X] [--max-seconds X]
+    python benchmarks/gate_error_rates.py --smoke
 
 Networks that only move a clock are measured by ``measure_latency`` with the settings of
 ``compress bench``, reported and judged. The reference takes 4 ms a call. Of every noise there are
 ``--runs`` baselines, as many measurements of a network that did not change (so it lies exactly on
-the budgets, 1.00) and as many of one that is 5 % slower.
+the limits, 1.00) and as many of one that is 5 % slower.
 
 Of accuracy, outcomes of a reference and a pruned network are drawn image by image.
 """
@@ -21,17 +22,20 @@ from itertools import count
 
 import numpy as np
 import numpy.typing as npt
+from smoke import parsed
 
-from bench.budgets import Budgets
-from bench.judging.change import change_against
+from bench.judging.baseline import change_against
 from bench.judging.quality_gate import judge
-from bench.measuring.accuracy import Predictions, compare
-from bench.measuring.environment import Environment
+from bench.limits import Limits
+from bench.measuring.answers import Predictions, compare_predictions
 from bench.measuring.latency import SLOTS, Call, LatencyResult, measure_latency
+from bench.measuring.records import Artefact, Environment, ValidationSet
+from bench.measuring.session import Measured
+from bench.measuring.subject import About
 from bench.reports.report import build_report
-from bench.reports.schema import Artefact, Report, ValidationSet
-from bench.statistics.paired import PairedDrop, paired_drop
-from bench.statistics.stats import RatioInterval
+from bench.reports.schema import Report
+from bench.statistics.latency_ratios import RatioInterval
+from bench.statistics.shares import PairedDrop, paired_drop
 from compress.config import BenchConfig
 
 Floats = npt.NDArray[np.float64]
@@ -149,11 +153,7 @@ def simulate(noise: Noise, ratio: float, seed: int, config: BenchConfig) -> Late
     return measure_latency(
         calls,
         batch_size=1,
-        block_ms=config.block_ms,
-        min_blocks=config.min_blocks,
-        max_seconds=config.max_seconds,
-        ratio_precision=config.ratio_precision,
-        confidence=config.confidence,
+        config=config,
         seed=seed,
         clock=machine.clock,
     )
@@ -179,19 +179,17 @@ def reported(result: LatencyResult, config: BenchConfig) -> Report:
         packages={},
         gpu=None,
     )
-    return build_report(
-        architecture="simulated",
-        target="cpu",
+    measured = Measured(
         runtime="simulated",
         validation=ValidationSet(identity="0" * 64, images=1, skipped=0),
-        artefacts=(artefact, artefact),
-        predictions=(seen, seen),
-        accuracy=compare(seen, seen, config.confidence),
-        latency=[result],
         environment=machine,
         config=config,
-        created=datetime(2000, 1, 1, tzinfo=timezone.utc),
+        latency=[result],
+        predictions=(seen, seen),
+        accuracy=compare_predictions(seen, seen, config.confidence),
     )
+    about = About(architecture="simulated", target="cpu", artefacts=(artefact, artefact))
+    return build_report(about, measured, created=datetime(2000, 1, 1, tzinfo=timezone.utc))
 
 
 @dataclass
@@ -201,9 +199,9 @@ class Rates:
     passed: int = 0
     failed: int = 0
     caught: int = 0
-    """FAIL of the slower network, at a budget of 1.00."""
+    """FAIL of the slower network, at a limit of 1.00."""
     caught_beyond: int = 0
-    """FAIL of the slower network, at a budget of 1.03."""
+    """FAIL of the slower network, at a limit of 1.03."""
     held: int = 0
     runs: int = 0
 
@@ -248,9 +246,9 @@ def _count(found: NoiseRates, report: Report, *, changed: bool) -> None:
         "max_median_regression": (found.median, change.median),
     }
     for limit in (1.0, 1.03):
-        budgets = Budgets.model_validate({"latency": dict.fromkeys(kinds, limit)})
-        for verdict in judge(report, budgets):
-            rates, interval = kinds[verdict.budget.partition(".")[2]]
+        limits = Limits.model_validate({"latency": dict.fromkeys(kinds, limit)})
+        for verdict in judge(report, limits):
+            rates, interval = kinds[verdict.name.partition(".")[2]]
             assert interval is not None
             if changed:
                 name = "caught" if limit == 1.0 else "caught_beyond"
@@ -313,7 +311,7 @@ def _latency_tables(runs: int, config: BenchConfig) -> Iterator[str]:
 
 
 def _accuracy_table(runs: int) -> Iterator[str]:
-    yield "\nAccuracy (budget 1 pp):\n"
+    yield "\nAccuracy (limit 1 pp):\n"
     header = ("images", "flips", "FAIL", "PASS", "interval holds", "no drop: PASS", "2 pp: FAIL")
     rows = []
     for images in (1000, 10_000, 50_000):
@@ -334,12 +332,16 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
     yield from (f"| {' | '.join(row)} |" for row in rows)
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--ratio-precision", type=float)
     parser.add_argument("--max-seconds", type=float)
-    options = parser.parse_args()
+    return parsed(parser, arguments, runs=1, max_seconds=3.0)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
     changed = {
         name: getattr(options, name)
         for name in ("ratio_precision", "max_seconds")

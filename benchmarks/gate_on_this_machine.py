@@ -1,6 +1,7 @@
 """Whether the quality gate cries wolf or sleeps on the machine that it runs on.
 
     python benchmarks/gate_on_this_machine.py RUN [--runs 20] [--batch 1] [--limit 1.03] [--busy 1]
+    python benchmarks/gate_on_this_machine.py --smoke
 
 The pruned network of a finished run is exported three times: as it is, as it is once more, and with
 one convolution added that passes its input through (a Dirac kernel), so it answers the same and
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,14 +36,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from smoke import SETTINGS, finished_run, parsed_with_run
 from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from compress.config.targets import load_target
 from compress.errors import CompressError
 from compress.runs.launch import existing
-from export.exporter import export_checkpoint
-from export.samples import samples_of
+from compress.runs.request import Request
+from export.checkpoint_to_onnx import export_checkpoint, samples_of
 
 
 def with_one_more_convolution(model: nn.Module, after: str, kernel: int) -> nn.Module:
@@ -59,7 +61,7 @@ def with_one_more_convolution(model: nn.Module, after: str, kernel: int) -> nn.M
 
 def exported(run: Path, folder: Path, options: argparse.Namespace) -> dict[str, Path]:
     """Write three run directories whose pruned networks are compared."""
-    directory, config, data = existing(run, None, options.data)
+    directory, config, data = existing(run, Request(data=options.data))
     checkpoint = load_checkpoint(directory.pruned)
     longer = with_one_more_convolution(checkpoint.model, options.after, options.kernel)
     networks: dict[str, Checkpoint] = {
@@ -108,11 +110,13 @@ def _work(seed: int) -> None:
 
 def judged(measured: Path, against: Path, folder: Path, options: argparse.Namespace) -> Any:
     """Run ``compress bench`` in a process of its own and return its only verdict."""
-    budgets = folder / "budgets.toml"
-    budgets.write_text(f"[latency]\nmax_ratio = {options.limit}\n", encoding="utf-8")
+    limits = folder / "limits.toml"
+    limits.write_text(f"[latency]\nmax_ratio = {options.limit}\n", encoding="utf-8")
     command = [sys.executable, "-m", "cli", "bench", str(measured), "--against", str(against)]
-    command += ["--precision", "fp32", "--batch", str(options.batch), "--budgets", str(budgets)]
+    command += ["--precision", "fp32", "--batch", str(options.batch), "--limits", str(limits)]
     command += ["--output", str(folder / "reports"), "--json", "--set", "bench.layer_calls=0"]
+    for setting in options.settings:
+        command += ["--set", setting]
     if options.data:
         command += ["--data", str(options.data)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -122,10 +126,8 @@ def judged(measured: Path, against: Path, folder: Path, options: argparse.Namesp
     return verdict
 
 
-def main() -> None:
-    """Run the comparison and print every verdict."""
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path, help="folder of the data set")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=1)
@@ -133,20 +135,31 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=1, help="processes beside it")
     parser.add_argument("--after", default="layer1.0", help="module that the layer is added to")
     parser.add_argument("--kernel", type=int, default=3, help="of the added convolution")
-    options = parser.parse_args()
+    parser.add_argument("--set", action="append", default=[], dest="settings", help="of the bench")
+    bench = [setting for setting in SETTINGS if setting.startswith("bench.")]
+    return parsed_with_run(parser, arguments, runs=1, settings=bench)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the comparison and print every verdict."""
+    options = parse(arguments)
     table = Table("", "ratio", "at least", "at most", "verdict", title=f"limit {options.limit}")
     counts: dict[str, Counter[str]] = {"copy": Counter(), "longer": Counter()}
-    with tempfile.TemporaryDirectory() as scratch, others_at_work(options.busy):
+    with (
+        finished_run(options.run) as run,
+        tempfile.TemporaryDirectory() as scratch,
+        others_at_work(options.busy),
+    ):
         try:
-            runs = exported(options.run, Path(scratch), options)
+            runs = exported(run, Path(scratch), options)
         except CompressError as error:
             sys.exit(str(error))
         for number in range(options.runs):
             for name, count in counts.items():
                 verdict = judged(runs[name], runs["network"], Path(scratch), options)
                 count[verdict["status"]] += 1
-                low, high = verdict["interval"] or (float("nan"), float("nan"))
-                figures = (f"{value:.3f}" for value in (verdict["measured"], low, high))
+                found = (verdict["measured"], *(verdict["interval"] or (None, None)))
+                figures = ("-" if value is None else f"{value:.3f}" for value in found)
                 table.add_row(f"{name} {number + 1}", *figures, verdict["status"])
                 print(f"{name} {number + 1}: {verdict['sentence']}", file=sys.stderr)
     Console().print(table)

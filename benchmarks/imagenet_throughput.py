@@ -2,6 +2,7 @@
 
     python benchmarks/imagenet_throughput.py [--model resnet50] [--size 224] [--batch 16]
         [--steps 5] [--workers 0,1,2] [--images 256] [--device auto]
+    python benchmarks/imagenet_throughput.py --smoke
 
 The images are JPEGs of 500 x 375 pixels and about 100 kB each, noise with the spectrum of
 photographs, made for the run. The loader is timed alone, over whole epochs after one that starts
@@ -19,11 +20,9 @@ import copy
 import io
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,16 @@ import PIL
 import torch
 import torchvision
 from PIL import Image
-from pruning_cost import SETTINGS, Bench, alternate, peak_memory, trainer_for
+from pruning_cost import (
+    SETTINGS,
+    Bench,
+    alternate,
+    peak_memory,
+    peaks_from,
+    print_peaks,
+    trainer_for,
+)
+from smoke import parsed
 
 from compress.config import ComputeConfig, load_config
 from compress.data.batches import TrainBatches
@@ -46,8 +54,6 @@ from compress.training.compute import computing, pick_device
 PHASES = ("dense training", "pruning, with importance", "finetuning at half the MACs")
 CLASSES = 2
 CLEAR = Path("/proc/self/clear_refs")
-LEAST_READ = 256
-"""Images that the loader reads between two looks at the clock, at least."""
 BATCHES_EACH = 4
 """Batches of an epoch for each worker, at least: with fewer, some would have nothing to do."""
 
@@ -123,7 +129,7 @@ def batches_of(options: argparse.Namespace, workers: int, decoder: str) -> Train
 def loader_rates(options: argparse.Namespace, workers: int, decoder: str) -> list[float]:
     """Return images per second of the loader alone, for each round."""
     batches = batches_of(options, workers, decoder)
-    epochs = -(-LEAST_READ // (len(batches) * options.batch))
+    epochs = -(-options.read // (len(batches) * options.batch))
     rates = []
     for number in range(options.rounds + 1):
         start = time.perf_counter()
@@ -216,12 +222,6 @@ def peak_of(device: torch.device) -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def memory_of(phase: str, options: argparse.Namespace) -> float:
-    """Return the peak memory of a phase in MiB, from a process of its own."""
-    command = [sys.executable, *sys.argv, "--memory", phase, "--folder", str(options.folder)]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-
-
 def cell(values: list[float], form: str = ".1f") -> str:
     """Return the median and the range of some rounds."""
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
@@ -242,7 +242,7 @@ def heading(options: argparse.Namespace, size: float) -> str:
     )
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--size", type=int, default=224)
@@ -252,9 +252,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", default="0,1,2", help="counts to time, with commas")
     parser.add_argument("--images", type=int, default=256, help="JPEGs to generate")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--memory", choices=PHASES, help=argparse.SUPPRESS)
+    about = "images that the loader reads between two looks at the clock, at least"
+    parser.add_argument("--read", type=int, default=256, help=about)
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    sizes = {"size": 16, "batch": 4, "steps": 1, "rounds": 1, "images": 8, "read": 8}
+    options = parsed(parser, arguments, model="resnet20", workers="0,1", **sizes)
     if options.images < options.batch:
         parser.error(f"--images {options.images} must be at least --batch {options.batch}")
     return options
@@ -270,25 +273,26 @@ def print_loader(options: argparse.Namespace) -> None:
 
 def print_steps(options: argparse.Namespace) -> None:
     times = Phases(options).seconds()
+    memory = peaks_from(__file__, options, "--folder", str(options.folder))
     print("\n| step | images/s (range) | time / dense training (range) | peak memory |")
     print("|---|---|---|---|")
     for phase, seconds in times.items():
         rates = [options.batch / second for second in seconds]
         ratios = [own / dense for own, dense in zip(seconds, times[PHASES[0]], strict=True)]
-        memory = memory_of(phase, options)
-        print(f"| {phase} | {cell(rates)} | {cell(ratios, '.3f')} | {memory:.0f} MiB |", flush=True)
+        figures = f"{cell(rates)} | {cell(ratios, '.3f')} | {memory[phase]:.0f} MiB"
+        print(f"| {phase} | {figures} |", flush=True)
 
 
-def main() -> None:
-    options = parse()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    if options.memory:
+        print_peaks(PHASES, lambda phase: Phases(options).memory(phase))
+        return
     with computing(ComputeConfig()):  # as every run does
         measure(options)
 
 
 def measure(options: argparse.Namespace) -> None:
-    if options.memory:
-        print(Phases(options).memory(options.memory))
-        return
     with tempfile.TemporaryDirectory() as folder:
         options.folder = Path(folder)
         print(heading(options, write_folder(options.folder, options.images)) + "\n", flush=True)

@@ -1,6 +1,7 @@
 """What FP16 and INT8 cost in accuracy, for the dense and the pruned network of a run.
 
     python benchmarks/int8_accuracy.py RUN [--data ROOT] [--images 512] [--json]
+    python benchmarks/int8_accuracy.py --smoke
 
 Every network is exported for the target of its run, in float32 (fp32), in half precision (fp16)
 and with Q/DQ pairs (int8) whose ranges are the largest magnitudes (max) or those of the least
@@ -20,7 +21,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,14 +32,16 @@ import onnx
 from onnx import helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
+from smoke import finished_run, parsed_with_run
 
 from compress.checkpoints.checkpoint import load_checkpoint
 from compress.config.targets import Target, load_target
 from compress.data.batches import ImageData, eval_batches, spread_batches
 from compress.errors import CompressError
 from compress.runs.launch import existing
-from export.onnx_check import INPUT
-from export.onnx_export import onnx_from_network
+from compress.runs.request import Request
+from export.onnx.check import INPUT
+from export.onnx.trace import onnx_from_network
 from export.precision.calibration import calibrate, require_calibration
 from export.precision.fp16 import to_fp16
 from export.precision.int8 import quantised_tensors, to_int8
@@ -177,16 +180,25 @@ def drops(rows: list[Row]) -> list[float]:
     return [full[row.network] - row.top1 for row in rows]
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--data", type=Path, help="folder of the data set")
     parser.add_argument("--images", type=int, help="calibration images, default of the run")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    options = parser.parse_args()
-    run, config, data = existing(options.run, None, options.data)
+    return parsed_with_run(parser, arguments, images=32)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    with finished_run(options.run) as run:
+        compare(run, options)
+
+
+def compare(directory: Path, options: argparse.Namespace) -> None:
+    """Measure both networks of a run and print the table."""
+    run, config, data = existing(directory, Request(data=options.data))
     target, batch_size = load_target(config.export.target), config.data.eval_batch_size
     asked = options.images or config.export.calibration_images
     calibration = Calibration(data, asked, batch_size)

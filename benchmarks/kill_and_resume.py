@@ -1,6 +1,7 @@
 """A run on digits, killed with SIGKILL again and again and resumed, against one left alone.
 
     python benchmarks/kill_and_resume.py [--kills 20] [--seed 0] [--output DIR]
+    python benchmarks/kill_and_resume.py --smoke
 
 The moments are drawn by lot and spread over all phases: between training steps of dense training,
 of pruning and of finetuning, and in the middle of what is done with files, where the process is
@@ -31,7 +32,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-BUDGETS = "[macs]\nmax_ratio = 0.9\n"
+from smoke import parsed
+
+LIMITS = "[macs]\nmax_ratio = 0.9\n"
 """Judged by counting, so the run ends the same way on any machine."""
 SETTINGS = {
     "device": "cpu",
@@ -55,15 +58,17 @@ SETTINGS = {
 }
 IMPORTED = (
     "bench.compare",
-    "bench.publish",
+    "bench.pages.publish",
     "compress.runs.launch",
     "compress.runs.prune",
-    "export.delivery",
-    "export.samples",
+    "export.stage",
+    "export.checkpoint_to_onnx",
     "sklearn.datasets",
     "sklearn.model_selection",
 )
 """What takes seconds, and is the same for every run."""
+SHORT = ("train.epochs=1", "prune.steps=3", "prune.interval=2", "finetune.epochs=1")
+"""What makes of it a run of seconds."""
 STATE, PREVIOUS = "state.safetensors", "previous.safetensors"
 
 
@@ -136,9 +141,10 @@ def _hold(say: Callable[[], None]) -> None:
 
 def _arm(moment: Moment, say: Callable[[], None]) -> None:
     """Have this process come to the moment."""
-    import cli
     from compress.files import atomic as files
-    from compress.runs import state
+    from compress.runs import stages, state
+    from compress.runs.dense import train_dense
+    from compress.runs.prune import prune
     from compress.training.trainer import Trainer
 
     phase = [""]
@@ -151,7 +157,8 @@ def _arm(moment: Moment, say: Callable[[], None]) -> None:
 
         return entered
 
-    cli._train, cli._prune = phased("train", cli._train), phased("prune", cli._prune)
+    vars(stages)["train_dense"] = phased("train", train_dense)
+    vars(stages)["prune"] = phased("prune", prune)
     take, rename, write = Trainer.step, Path.replace, files.write_flushed
 
     def step(trainer: Trainer, *arguments: Any, **options: Any) -> bool:
@@ -183,12 +190,12 @@ def _arm(moment: Moment, say: Callable[[], None]) -> None:
 
 
 def _end_before_the_export() -> None:
-    import cli
+    from bench import commands
 
     def end(*_: Any, **__: Any) -> None:
         os._exit(0)
 
-    vars(cli)["_export"] = end
+    vars(commands)["export_stage"] = end
 
 
 def _child(order: dict[str, Any], pipe: int) -> int:
@@ -396,20 +403,26 @@ def _folder(path: Path | None) -> Iterator[Path]:
         yield path
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="keep both runs here; it must be empty")
+    parser.add_argument("--set", action="append", default=[], dest="settings", help="of both runs")
     parser.add_argument("--nursery", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parsed(parser, arguments, kills=2, settings=list(SHORT))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
     if options.nursery:
         nursery()
         return
     rng, start = random.Random(options.seed), time.monotonic()
     with _folder(options.output) as folder, Runs() as runs:
-        (folder / "budgets.toml").write_text(BUDGETS)
-        settings = SETTINGS | {"bench.budgets": str(folder / "budgets.toml")}
+        (folder / "limits.toml").write_text(LIMITS)
+        settings = SETTINGS | {"bench.limits": str(folder / "limits.toml")}
+        settings |= {key: value for key, _, value in (s.partition("=") for s in options.settings)}
         alone, killed = folder / "alone", folder / "killed"
         if runs.run(command(alone, settings)):
             sys.exit(runs.said())

@@ -1,6 +1,7 @@
 """Whether an image folder of 100,000 files opens in seconds and stays flat in memory.
 
     python benchmarks/many_files.py [--files 100000] [--batches 3000] [--workers 2]
+    python benchmarks/many_files.py --smoke
 
 Makes an image folder of hard links to a few hundred distinct small JPEGs, opens it as a run does,
 reads training batches over as many epochs as it takes, and prints a Markdown table: seconds to open
@@ -17,12 +18,13 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from smoke import parsed
 
 from compress.config import load_config
 from compress.data.batches import TrainBatches
@@ -86,15 +88,21 @@ def endless(batches: TrainBatches) -> Iterator[Batch]:
         yield from batches.epoch(epoch)
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--batches", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args()
-    if options.files < 2 * CLASSES * VALIDATION_SHARE:
-        parser.error(f"--files must be at least {2 * CLASSES * VALIDATION_SHARE}")
+    least = 2 * CLASSES * VALIDATION_SHARE
+    options = parsed(parser, arguments, files=least, batches=7, batch=16, workers=1)
+    if options.files < least:
+        parser.error(f"--files must be at least {least}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
     with tempfile.TemporaryDirectory() as folder:
         write_folder(Path(folder), options.files)
         settings = ["data.dataset=imagefolder", f"data.root={folder}", "data.image_size=32"]

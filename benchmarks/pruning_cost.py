@@ -1,6 +1,7 @@
 """What pruning costs beside plain training, as one Markdown table.
 
     python benchmarks/pruning_cost.py [--model resnet50] [--size 224] [--batch 16] [--steps 8]
+    python benchmarks/pruning_cost.py --smoke
 
 Prunes with the settings of configs/imagenet-resnet50.toml. Images and labels are random: only time
 and memory are measured. Steps that are compared alternate in one process, so a change of the
@@ -11,15 +12,18 @@ of a process of its own (of the GPU where there is one).
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from smoke import parsed
 from torch import nn
 
 from compress.config import ComputeConfig, TrainConfig, load_config
@@ -62,7 +66,7 @@ def alternate(
 
 
 def trainer_for(model: nn.Module) -> Trainer:
-    return Trainer(model.train(), TrainConfig(), steps_per_epoch=1000, total=10**6, hold=10**6)
+    return Trainer(model.train(), TrainConfig(), steps_per_epoch=1000, epochs=None)
 
 
 def peak_memory(device: torch.device) -> float:
@@ -166,13 +170,12 @@ class Bench:
             self.device,
         )
 
-    def memory(self) -> float:
+    def memory(self, mode: str) -> float:
         """Train for a few steps, pruning along the way if asked, and return the peak in MiB."""
-        if self.options.memory == "prune":
+        if mode == "prune":
             self.prune_and_shrink()
         trainer = trainer_for(self.model)
-        scores = self.options.memory == "score"
-        pruner = self.pruner(trainer, interval=10**9) if scores else None
+        pruner = self.pruner(trainer, interval=10**9) if mode == "score" else None
         for _ in range(2):
             trainer.step(self.batch, judge=pruner)
             if pruner is not None:
@@ -180,30 +183,53 @@ class Bench:
         return peak_memory(self.device)
 
 
-def memory_of(mode: str) -> float:
-    """Return the peak memory in MiB of a process of its own."""
-    command = [sys.executable, *sys.argv, "--memory", mode]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def peaks_from(script: str, options: argparse.Namespace, *further: str) -> dict[str, float]:
+    """Return what a script prints by ``print_peaks`` with ``--memory``."""
+    command = [sys.executable, script, *options.arguments, "--memory", *further]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(map(json.loads, done.stdout.splitlines()))
 
 
-def main() -> None:
+def print_peaks(modes: Iterable[str], peak: Callable[[str], float]) -> None:
+    """Print the peak memory in MiB of each mode, of a process of its own.
+
+    They are forked from this one, which has imported everything and computed nothing.
+    """
+    for mode in modes:
+        if pid := os.fork():
+            if os.waitpid(pid, 0)[1]:
+                sys.exit(f"the process that measures {mode!r} failed")
+            continue
+        try:
+            with computing(ComputeConfig()):
+                print(json.dumps([mode, peak(mode)]), flush=True)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        os._exit(0)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--memory", choices=["plain", "score", "prune"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
+    return parsed(parser, arguments, model="resnet20", size=16, batch=4, steps=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    if options.memory:
+        print_peaks(("plain", "score", "prune"), lambda mode: Bench(options).memory(mode))
+        return
     with computing(ComputeConfig()):  # as every run does
         measure(options)
 
 
 def measure(options: argparse.Namespace) -> None:
-    if options.memory:
-        print(Bench(options).memory())
-        return
-
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(
         f"{options.model}, batch {options.batch}, {options.size}x{options.size}, torch "
@@ -223,7 +249,8 @@ def measure(options: argparse.Namespace) -> None:
     times = Bench(options).finetune_step()
     ratios = [a / b for a, b in zip(times["pruned"], times["dense"], strict=True)]
     print(f"| finetune step, half the MACs / dense | {statistics.median(ratios):.3f} | 0.6 |")
-    plain, scored, pruned = (memory_of(mode) for mode in ("plain", "score", "prune"))
+    peaks = peaks_from(__file__, options)
+    plain, scored, pruned = (peaks[mode] for mode in ("plain", "score", "prune"))
     print(f"| peak memory of plain training | {plain:.0f} MiB | |")
     print(f"| peak memory of training with a pruner / plain | {scored / plain:.3f} | 1.01 |")
     print(f"| peak memory of pruning / plain | {pruned / plain:.3f} | 1.1 |")

@@ -2,18 +2,21 @@
 
     python benchmarks/record_tensorrt_api.py WHEEL > tests/export/tensorrt_api/10.4.0.json
     python benchmarks/record_tensorrt_api.py tensorrt_rtx > tests/export/tensorrt_api/rtx-1.7.1.json
+    python benchmarks/record_tensorrt_api.py --smoke
 
 The argument is a wheel with the bindings for this Python, such as ``pip download --no-deps
 tensorrt-cu12-bindings==10.4.0`` gets, or the name of an installed module. Bindings are extension
 modules that need a handful of functions of TensorRT's libraries. For a wheel those libraries are
 not needed: empty ones are compiled that export the same names, so that the API can be read on any
 x86-64 Linux with gcc and binutils. Nothing in them is ever called. One process records one release.
+``--smoke`` is for the installed ``tensorrt_rtx``.
 
 tests/tensorrt_contract.py builds its stand-in for TensorRT from these files.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import importlib
 import json
@@ -22,9 +25,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from smoke import parsed
 
 CLASSES = (
     *("Builder", "IBuilderConfig", "INetworkDefinition", "IOptimizationProfile", "ITimingCache"),
@@ -137,13 +143,23 @@ def _output(*command: object) -> str:
     ).stdout
 
 
-def main() -> None:
-    (argument,) = sys.argv[1:]
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    about = "a wheel with the bindings, or the name of an installed module"
+    parser.add_argument("source", nargs="?", help=about)
+    options = parsed(parser, arguments, source="tensorrt_rtx")
+    if options.source is None:
+        parser.error(f"give {about}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    source: str = parse(arguments).source
     with tempfile.TemporaryDirectory() as folder:
-        if argument.endswith(".whl"):
-            module = load_wheel(Path(argument), Path(folder))
+        if source.endswith(".whl"):
+            module = load_wheel(Path(source), Path(folder))
         else:
-            module = importlib.import_module(argument)
+            module = importlib.import_module(source)
         print(json.dumps(record(module), indent=1))
 
 

@@ -1,12 +1,13 @@
 """A run by the published settings on generated images, checked line by line.
 
-    python benchmarks/seed2019.py --output DIR [--steps 10] [--batch 4]
+    python benchmarks/seed2019.py [--output DIR] [--steps 10] [--batch 4]
+    python benchmarks/seed2019.py --smoke
 
 Writes a folder of JPEGs with random shapes on random backgrounds, prunes a ResNet-50 with random
 weights by `configs/imagenet_resnet50_prune72.toml` on it, and compares the history with what the
 settings promise: when pruning happens, how many channels go, and the learning rate. Only the batch
-size, the workers and the number of pruning steps are smaller than published. Prints seconds per
-step and peak memory. The accuracy means nothing.
+size, the workers and the number of pruning steps are smaller than published (with ``--smoke`` the
+network and the images too). Prints seconds per step and peak memory. The accuracy means nothing.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import json
 import resource
 import shutil
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+from smoke import parsed
 
 from compress.config import RunConfig, load_config
 from compress.data.datasets import load_data
@@ -81,7 +84,8 @@ def check(config: RunConfig, history: list[dict[str, Any]], dense: int) -> list[
     steps = [line for line in history if line["event"] == "prune_step"]
     interval, size = prune_settings.interval, prune_settings.step_size
     assert (interval, size) == (30, 100)
-    assert [line["step"] for line in steps] == [interval * (n + 1) for n in range(len(steps))]
+    first = interval + prune_settings.first_interval_extra
+    assert [line["step"] for line in steps] == [first + interval * n for n in range(len(steps))]
     left = [dense, *(line["channels"] for line in steps)]
     assert [a - b for a, b in pairwise(left)] == [size] * len(steps)
     assert {line["lr"] for line in steps} == {1e-3}
@@ -103,22 +107,37 @@ def check(config: RunConfig, history: list[dict[str, Any]], dense: int) -> list[
     ]
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, help="of images and run; default none are kept")
     parser.add_argument("--steps", type=int, default=10, help="pruning steps; published: 32")
     parser.add_argument("--batch", type=int, default=4, help="images per step; published: 256")
     parser.add_argument("--images", type=int, default=48, help="training images")
     parser.add_argument("--epochs", type=int, default=25, help="of finetuning; published: 25")
-    options = parser.parse_args()
+    parser.add_argument("--model", default="resnet50", help="published: resnet50")
+    parser.add_argument("--size", type=int, default=224, help="of the crops; published: 224")
+    return parsed(
+        parser, arguments, steps=1, batch=2, images=32, epochs=2, size=64, model="resnet34"
+    )
 
-    folder = options.output / "images"
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        run_and_check(options, options.output or Path(scratch))
+
+
+def run_and_check(options: argparse.Namespace, output: Path) -> None:
+    """Prune by the published settings and print what was checked and measured."""
+    folder = output / "images"
     generate(folder, options.images, 12)
     config = load_config(
         "imagenet_resnet50_prune72",
         [
             f"data.root={folder.resolve()}",
+            f"model.name={options.model}",
             f"data.batch_size={options.batch}",
+            f"data.image_size={options.size}",
             "data.workers=0",
             f"prune.max_steps={options.steps}",
             f"finetune.epochs={options.epochs}",
@@ -126,7 +145,7 @@ def main() -> None:
             "tensorboard=false",
         ],
     )
-    run = RunDirectory(options.output / "run")
+    run = RunDirectory(output / "run")
     if run.path.is_dir():
         shutil.rmtree(run.path)
     run.begin(config)
@@ -141,7 +160,7 @@ def main() -> None:
     for words in check(config, history, dense):
         print("ok:", words)
     seconds = np.diff(session.times)
-    pruning = options.steps * config.prune.interval
+    pruning = options.steps * config.prune.interval + config.prune.first_interval_extra
     print(f"seconds per step while pruning (median): {statistics.median(seconds[:pruning]):.3f}")
     print(f"seconds per step of finetuning (median): {statistics.median(seconds[pruning:]):.3f}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

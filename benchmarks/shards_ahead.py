@@ -1,6 +1,7 @@
 """What fetching shards ahead saves: how long training waits for shards behind a slow line.
 
     python benchmarks/shards_ahead.py [--shards 24] [--images 200] [--workers 2] [--repeats 3]
+    python benchmarks/shards_ahead.py --smoke
 
 Packs generated JPEGs into shards, serves them from memory through fsspec at so many bytes a second
 and connection that fetching a window takes a worker most of the time that training on it takes, and
@@ -16,6 +17,7 @@ import io
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import fsspec
 import numpy as np
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
+from smoke import parsed
 
 from compress.config import DataConfig
 from compress.data.batches import TrainBatches
@@ -122,14 +125,19 @@ def measure(options: argparse.Namespace, scratch: Path) -> None:
         print(f"| {name} | {middle:.1f} ({min(seconds):.1f}-{max(seconds):.1f}) | {waits:.2f} |")
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=int, default=24)
     parser.add_argument("--images", type=int, default=200, help="of a shard")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    return parsed(parser, arguments, shards=6, images=BATCH_SIZE, workers=1, repeats=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
     with tempfile.TemporaryDirectory() as scratch:
-        measure(parser.parse_args(), Path(scratch))
+        measure(options, Path(scratch))
 
 
 if __name__ == "__main__":

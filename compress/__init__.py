@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from compress.checkpoints.library import load, save
     from compress.pruning.pieces import analyse, choose, importance, shrink
     from compress.pruning.pruner import Pruner
-    from export.library import export_onnx
+    from export.module_to_onnx import export_onnx
 
 __all__ = [
     "CompressError",
@@ -42,7 +42,7 @@ _ROOMS = {
     "analyse": "compress.pruning.pieces",
     "choose": "compress.pruning.pieces",
     "compare": "bench.compare",
-    "export_onnx": "export.library",
+    "export_onnx": "export.module_to_onnx",
     "importance": "compress.pruning.pieces",
     "judge": "bench.judging.quality_gate",
     "load": "compress.checkpoints.library",

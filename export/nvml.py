@@ -96,6 +96,19 @@ def query_gpus() -> tuple[Gpu, ...]:
     return tuple(gpu for gpu in found if gpu is not None)
 
 
+def find_gpu() -> Gpu | None:
+    """Return the current GPU of this process, or None where torch can use none.
+
+    Torch names it, as CUDA sees it: an instance of a divided GPU has a name of its own.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return Gpu(properties.name, f"{properties.major}.{properties.minor}", driver_version())
+
+
 def driver_version() -> str | None:
     """Return the version of the NVIDIA driver."""
     return _text(_ask("nvmlSystemGetDriverVersion"))

@@ -11,27 +11,27 @@ from compress.terminal.sheet import Row, Sheet, fill
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from export.delivery import Delivery
+    from export.stage import Exported
 
 _HEADER = ("file", "size", "for", "error", "cosine", "top-1")
 
 
-def delivery_sheet(delivery: Delivery) -> Sheet:
+def export_sheet(exported: Exported) -> Sheet:
     """Return one row per file: its size and, of its batch sizes, the worst agreement with torch."""
     rows = [
-        *map(_onnx_row, delivery.onnx.values()),
-        *map(_engine_row, delivery.engines.values()),
+        *map(_onnx_row, exported.onnx.values()),
+        *map(_engine_row, exported.engines.values()),
     ]
-    return Sheet("Export", _HEADER, tuple(rows), tuple(_notes(delivery)))
+    return Sheet("Export", _HEADER, tuple(rows), tuple(_notes(exported)))
 
 
-def render_delivery(delivery: Delivery, folder: Path) -> Table:
+def render_export(exported: Exported, folder: Path) -> Table:
     """Return the files of an export as a table for the terminal."""
     from rich.table import Table
 
-    document = next(iter(delivery.onnx.values()))
+    document = next(iter(exported.onnx.values()))
     title = f"{document['architecture']} for {document['target']}, {document['precision']}"
-    sheet, limits = delivery_sheet(delivery), document["parity"][0]["limits"]
+    sheet, limits = export_sheet(exported), document["parity"][0]["limits"]
     allowed = f"limits: error {limits['relative_error']:.1e}"
     allowed += f", cosine {limits['cosine']:g}" if limits["cosine"] > -1 else ""
     agreement = limits["top1_agreement"]
@@ -71,13 +71,13 @@ def _agreement(parity: list[dict[str, Any]] | None) -> Row:
     )
 
 
-def _notes(delivery: Delivery) -> Iterator[str]:
-    for document in delivery.engines.values():
+def _notes(exported: Exported) -> Iterator[str]:
+    for document in exported.engines.values():
         found = document["inspection"]
         if found is not None:
             fused = sum(count for size, count in found["fused"].items() if int(size) > 1)
             yield f"{document['engine']['file']}: {found['layers']} layers, {fused} of them fused"
         if document["parity"] is None:
             yield f"{document['engine']['file']} was not run: there is no GPU for it here"
-    for name, folder in delivery.triton.items():
+    for name, folder in exported.triton.items():
         yield f"Triton serves {name} from {folder}"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.errors import CheckpointError, ConfigError, OutputError, writing
 from compress.files.atomic import staged, write_flushed
-from export.onnx_check import INPUT, OUTPUT
+from export.onnx.check import INPUT, OUTPUT
 
 if TYPE_CHECKING:
     from compress.config.targets import Target

@@ -2,9 +2,13 @@
 
 Conventions. An output is compared in float64, over all inputs at once. The relative error is the
 largest difference of any of its values over the largest magnitude among the reference's values, so
-it has no unit and small values cannot inflate it. The cosine similarity is that of all values as
-one vector. Top-1 agreement is the share of rows, of an output of shape (N, classes), for which both
-name the same class; two logits that nearly tie may trade places within the limit on the error.
+it has no unit and small values cannot inflate it. A reference of zeros alone has no magnitude: the
+error is 0 where the candidate gives zeros too, and infinite where it does not. The cosine
+similarity is that of all values as one vector. Top-1 agreement is the share of rows, of an output
+of shape (N, classes), for which both name the same class; two logits that nearly tie may trade
+places within the limit on the error. Integers and truth values are decisions, as those of an
+argmax, and two values that nearly tie may be decided otherwise: of these, one in ``TIES`` may
+differ.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ import numpy as np
 from compress.config import ParityLimits
 from compress.errors import ConfigError, DataError, ParityError
 from export.runners import Runner
+
+TIES = 1000
+"""Of so many decisions one may differ."""
 
 
 @dataclass
@@ -56,7 +63,7 @@ class Agreement:
 
     @property
     def relative_error(self) -> float:
-        """Largest difference of a value over the largest value of the reference."""
+        """Largest difference of a value over the largest magnitude of the reference's."""
         if self._scale == 0:
             return 0.0 if self._difference == 0 else float("inf")
         return self._difference / self._scale
@@ -194,3 +201,55 @@ def _broken(result: ParityResult, limits: ParityLimits) -> str | None:
         f"{said} (error {error:.1e}, cosine {result.cosine:.5f}, "
         f"top-1 agrees on {agreement:.0%} of {result.images} images)"
     )
+
+
+def largest_error(
+    names: Sequence[str],
+    expected: Sequence[Sequence[np.ndarray]],
+    found: Sequence[Sequence[np.ndarray]],
+    sizes: Sequence[int],
+) -> float:
+    """Return the largest relative error of any output of any shape and type in any batch.
+
+    Args:
+        names: the outputs, in order.
+        expected: torch's, by batch.
+        found: ONNX Runtime's, by batch.
+        sizes: of the batches, for messages.
+
+    Raises:
+        ParityError: an output lies outside the limits.
+    """
+    worst = 0.0
+    for believed, judged, size in zip(expected, found, sizes, strict=True):
+        for name, ours, theirs in zip(names, believed, judged, strict=True):
+            error, fault = _judged(ours, theirs)
+            if fault:
+                raise ParityError(
+                    f"ONNX Runtime and torch disagree about {name!r} at batch size {size}: "
+                    f"{fault}; see whether the network computes the same twice, or set parity=False"
+                )
+            worst = max(worst, error)
+    return worst
+
+
+def _judged(expected: np.ndarray, found: np.ndarray) -> tuple[float, str | None]:
+    """Return the relative error, and what is wrong with it."""
+    if (expected.shape, expected.dtype) != (found.shape, found.dtype):
+        kinds = (f"{array.dtype} of shape {array.shape}" for array in (found, expected))
+        return 0.0, " instead of ".join(kinds)
+    if expected.dtype.kind != "f":
+        differing = int(np.count_nonzero(expected != found))
+        allowed = expected.size // TIES
+        said = f"{differing} of {expected.size} values differ and {allowed} may"
+        return 0.0, said if differing > allowed else None
+    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
+        return 0.0, "there are NaN or infinities"
+    agreement = Agreement()
+    agreement.add(expected, found)
+    error, limit = agreement.relative_error, ParityLimits().relative_error
+    if error <= limit:
+        return error, None
+    if not expected.any():
+        return error, f"torch gives zeros alone and ONNX Runtime up to {np.abs(found).max():.1e}"
+    return error, f"the relative error {error:.1e} exceeds the limit {limit:.1e}"

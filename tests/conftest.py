@@ -143,7 +143,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("made")
     (folder / "counted.toml").write_text(COUNTED)
     budgets = str(folder / "counted.toml")
-    result = invoke("run", "--output", folder / "run", *small(bench_budgets=budgets, device="cpu"))
+    result = invoke("run", "--output", folder / "run", *small(bench_limits=budgets, device="cpu"))
     assert result.exit_code == 0, result.stderr
     return folder / "run", result
 

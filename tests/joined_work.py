@@ -14,6 +14,7 @@ from runs import DATA, config_of
 from torch import nn
 
 from compress.checkpoints.checkpoint import load_checkpoint
+from compress.checkpoints.permission import Permission
 from compress.config import ComputeConfig, RunConfig, TrainConfig
 from compress.criteria import bind
 from compress.criteria.scoring import Context
@@ -73,7 +74,7 @@ def train_and_score(
         model,
         TrainConfig.model_validate(PLAIN),
         steps_per_epoch=10,
-        total=100,
+        epochs=10,
         memory_format=memory_format_for(model, (3, 12, 12)),
         compute=ComputeConfig(sync_batchnorm=True, accumulate=accumulate),
         world=world,
@@ -102,7 +103,7 @@ def prune_together(path: Path, config: RunConfig) -> dict[str, Any]:
     world = current()
     session = Session(run)
     prune(config, DATA, session)
-    small = load_checkpoint(run.pruned, config.model)
+    small = load_checkpoint(run.pruned, Permission(config.model))
     return {
         "recipe": small.description.recipe,
         "weights": small.model.state_dict(),
@@ -130,7 +131,7 @@ def not_a_number() -> None:
         network("Smooth"),
         TrainConfig.model_validate(PLAIN),
         steps_per_epoch=10,
-        total=100,
+        epochs=10,
         world=world,
     )
     batch = share_of(world, 0)
@@ -145,7 +146,7 @@ def unused_parameter() -> None:
     model = network("Smooth")
     model.register_parameter("idle", nn.Parameter(torch.ones(3)))
     trainer = Trainer(
-        model, TrainConfig.model_validate(PLAIN), steps_per_epoch=1, total=9, world=current()
+        model, TrainConfig.model_validate(PLAIN), steps_per_epoch=1, epochs=9, world=current()
     )
     trainer.step(share_of(current(), 0))
 
@@ -157,7 +158,7 @@ def empty_share() -> int:
         network("PreActivation"),
         TrainConfig.model_validate(PLAIN),
         steps_per_epoch=10,
-        total=100,
+        epochs=10,
         compute=ComputeConfig(sync_batchnorm=True),
         world=world,
     )

@@ -21,7 +21,7 @@ class Scores:
         if self.scoring.before_backward:
             self.scoring.before_backward(loss)
 
-    def score(self, scaler: torch.amp.GradScaler) -> None:
+    def score(self, scaler: torch.amp.GradScaler, *, clipped: float | torch.Tensor = 1.0) -> None:
         """Keep the scores."""
         if self.scoring.per_minibatch:
-            self.found.append(self.scoring.score(scaler.get_scale()))
+            self.found.append(self.scoring.score(scaler.get_scale() / clipped))

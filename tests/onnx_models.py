@@ -15,8 +15,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from compress.config.targets import Target, load_target
-from export.onnx_check import OnnxFacts
-from export.onnx_export import onnx_from_network, staged_onnx
+from export.onnx.check import OnnxFacts
+from export.onnx.trace import onnx_from_network, staged_onnx
 
 TARGETS = {17: "cpu", 20: "rtx"}
 """A target for each opset."""

@@ -14,6 +14,7 @@ from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compress.checkpoints.description import Description, read_description
+from compress.checkpoints.permission import Permission
 from compress.checkpoints.recipe import recipe_from_cuts
 from compress.config import RunConfig
 from compress.data.batches import ImageData, eval_batches
@@ -94,7 +95,7 @@ def pruned_run(path: Path, config: RunConfig, data: ImageData = DATA) -> RunDire
 
 
 def loaded(file: Path, config: RunConfig) -> Checkpoint:
-    return load_checkpoint(file, config.model)
+    return load_checkpoint(file, Permission(config.model))
 
 
 def graph_of(run: RunDirectory, config: RunConfig) -> ChannelGraph:

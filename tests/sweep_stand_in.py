@@ -1,7 +1,8 @@
 """Stands in for the command line in the processes of a sweep: quick, and it can go wrong.
 
-What it does is decided by files in the directory of the sweep: ``fail-POINT``, ``slow``,
-``stubborn`` and ``pair``. It appends to ``calls`` what happens: a word, the point, its process.
+What it does is decided by files in a directory beside that of the sweep: ``fail-POINT``, ``slow``,
+``stubborn`` and ``pair``. It appends to ``calls`` there what happens: a word, the point, its
+process.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-PROGRAM = (
-    "import sys; sys.path[:] = {path!r}; "
-    "from compress.sweep.lifeline import hold_on; hold_on(); "
-    "import sweep_stand_in; sweep_stand_in.main()"
-)
+from compress.terminal.signals import hold_on
+
+PROGRAM = f"import sys; sys.path[:] = {sys.path!r}; import sweep_stand_in; sweep_stand_in.main()"
+COMMAND = (sys.executable, "-c", PROGRAM)
 LIFETIME = 600
 """Most seconds that a stand-in lives."""
 DENSE_TOP1 = 98.0
@@ -32,17 +32,25 @@ def top1_of(share: float) -> float:
     return DENSE_TOP1 - 10 * (1 - share)
 
 
+def orders_of(folder: Path) -> Path:
+    """Return where the stand-ins of a sweep that writes to a directory find their orders."""
+    return folder.with_name(folder.name + ".orders")
+
+
 def main() -> None:
+    hold_on()
     command, *options = sys.argv[1:]
     path = Path(options[options.index("--output") + 1])
-    calls = path.parent / "calls"
+    orders = orders_of(path.parent)
+    orders.mkdir(exist_ok=True)
+    calls = orders / "calls"
 
     def note(word: str) -> None:
         with calls.open("a") as stream:
             stream.write(f"{word} {path.name} {os.getpid()}\n")
 
     assert options == ["--resume", "--output", str(path)]
-    asked = {name: (path.parent / name).exists() for name in ("slow", "stubborn", "pair")}
+    asked = {name: (orders / name).exists() for name in ("slow", "stubborn", "pair")}
 
     def stop(number: int, frame: FrameType | None) -> None:
         note("told")
@@ -54,7 +62,7 @@ def main() -> None:
     signal.alarm(LIFETIME)  # whatever becomes of the test
     note(command)
     print("working", flush=True)
-    if (path.parent / f"fail-{path.name}").exists():
+    if (orders / f"fail-{path.name}").exists():
         print("error: it went wrong", flush=True)
         sys.exit(1)
     if command == "prune":

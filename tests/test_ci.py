@@ -17,7 +17,7 @@ import typer.main
 import yaml
 
 import cli
-from bench.budgets import Budgets
+from bench.limits import Limits
 from compress.config import load_config
 from compress.files.documents import tomllib, validated
 
@@ -312,7 +312,7 @@ def test_the_action_has_only_keys_that_github_knows() -> None:
     assert ACTION["runs"].keys() == {"using", "steps"}
     assert ACTION["runs"]["using"] == "composite"
     for about in ACTION["inputs"].values():
-        assert about.keys() == {"description", "default"}
+        assert about.keys() - {"deprecationMessage"} == {"description", "default"}
         assert isinstance(about["default"], str)
     for about in ACTION["outputs"].values():
         assert about.keys() == {"description", "value"}
@@ -435,10 +435,10 @@ def test_every_command_of_a_job_is_shown() -> None:
     } - {"doctor"}
 
 
-def test_the_budgets_are_valid() -> None:
+def test_the_limits_are_valid() -> None:
     (text,) = blocks("toml")
-    budgets = validated(Budgets, tomllib.loads(text), source="docs/ci.md")
-    assert budgets.latency.max_regression is not None
+    limits = validated(Limits, tomllib.loads(text), source="docs/ci.md")
+    assert limits.latency.max_regression is not None
 
 
 def test_the_github_examples_name_inputs_and_outputs_that_exist() -> None:
@@ -591,7 +591,7 @@ def test_inputs_reach_the_tool_whole_and_are_never_run(runner: Runner) -> None:
         runtime=nasty,
         batch=nasty,
         engine="true",
-        budgets=nasty,
+        limits=nasty,
         baseline=nasty,
         install=f"{nasty}\nsecond",
     )
@@ -606,19 +606,36 @@ def test_inputs_reach_the_tool_whole_and_are_never_run(runner: Runner) -> None:
     assert prune["output"] == export["run"] == bench["run"] == Path("my run")
     assert (prune["config"], prune["budget"], prune["target"]) == (nasty, nasty, nasty)
     assert (export["target"], export["batch"], export["engine"]) == (nasty, nasty, True)
-    assert (bench["runtime"], bench["batch"], bench["budgets"]) == (nasty, nasty, nasty)
+    assert (bench["runtime"], bench["batch"], bench["limits"]) == (nasty, nasty, nasty)
     assert (bench["baseline"], bench["output"]) == (Path(nasty), Path("compress-report"))
     installed = (runner.home / "installed").read_text().split("\0")
     assert installed[:-1] == ["-m", "pip", "install", "--", nasty, "second"]
 
 
 def test_what_is_left_empty_is_left_to_the_tool(runner: Runner, pruner: dict[str, str]) -> None:
-    job = runner.run(checkpoint=pruner["checkpoint"], budgets="")
+    job = runner.run(checkpoint=pruner["checkpoint"])
     assert job.calls == [
         ["prune", "--checkpoint", "dense.pth", "--output", "compress-run"],
         ["export", "--", "compress-run"],
-        ["bench", "--budgets", "default", "--output", "compress-report", "--", "compress-run"],
+        ["bench", "--limits", "default", "--output", "compress-report", "--", "compress-run"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "judged_by"),
+    [
+        ({}, "default"),
+        ({"limits": "", "budgets": ""}, "default"),
+        ({"budgets": "old.toml"}, "old.toml"),
+        ({"limits": "new.toml", "budgets": "old.toml"}, "new.toml"),
+    ],
+)
+def test_limits_may_still_be_named_as_before(
+    runner: Runner, inputs: dict[str, str], judged_by: str
+) -> None:
+    (runner.workspace / "run").mkdir()
+    assert accepted(runner.run(run="run", **inputs).calls[-1])["limits"] == judged_by
+    assert "limits" in ACTION["inputs"]["budgets"]["deprecationMessage"]
 
 
 def test_a_run_that_begins_with_a_dash_is_no_option(runner: Runner) -> None:
@@ -678,8 +695,8 @@ def test_whatever_the_pruned_network_follows_from_prunes_anew(
 
 def test_what_only_measuring_reads_prunes_nothing(runner: Runner, pruner: dict[str, str]) -> None:
     runner.run(**pruner)
-    runner.write("budgets.toml", "[macs]")
-    other = {"batch": "8", "runtime": "torch", "budgets": "budgets.toml", "baseline": "old.json"}
+    runner.write("limits.toml", "[macs]")
+    other = {"batch": "8", "runtime": "torch", "limits": "limits.toml", "baseline": "old.json"}
     job = runner.run(**pruner, **other, settings="bench.max_seconds=9")
     assert job.commands == ["export", "bench"]
 

@@ -129,7 +129,7 @@ class TestRun:
 
     def test_budget_holds(self, run: Path) -> None:
         report = json.loads((run / "report.json").read_text())
-        assert report["schema_version"] == 2
+        assert report["schema_version"] == 3
         assert report["comparison"]["macs_ratio"] <= 0.5
 
     def test_result_loads_in_python(self, run: Path) -> None:
@@ -177,15 +177,16 @@ class TestRun:
         def disagree(*_: object, **__: object) -> None:
             raise ParityError("they disagree")
 
-        monkeypatch.setattr("export.exporter.check_parity", disagree)
+        monkeypatch.setattr("export.checkpoint_to_onnx.check_parity", disagree)
         before = contents(copied)
         refused("export", copied, code=6, says="they disagree")
         assert contents(copied) == before
 
+    @pytest.mark.slow
     def test_in_another_precision_then_resumed_after_the_export(self, tmp_path: Path) -> None:
         output, budgets = tmp_path / "run", tmp_path / "b.toml"
         budgets.write_text("[macs]\nmax_ratio = 0.6\n")
-        arguments = ("--precision", "int8", *small(bench_budgets=str(budgets)), *CALIBRATION)
+        arguments = ("--precision", "int8", *small(bench_limits=str(budgets)), *CALIBRATION)
         assert invoke("run", "--output", output, *arguments).exit_code == 0
         exported = {f"export/{name}" for name in onnx_files("int8")}
         plain = {f"export/{name}" for name in onnx_files("fp32")}
@@ -237,7 +238,7 @@ class TestPrune:
         assert report["validation"]["skipped"] == 1
         assert report["target"] == "v100"
         loose = ("--set", "accuracy.max_drop_pp=50")  # eleven images decide nothing smaller
-        judged = invoke("gate", output / "report.json", "--budgets", "default", *loose, "--json")
+        judged = invoke("gate", output / "report.json", "--limits", "default", *loose, "--json")
         assert judged.exit_code in (0, 3, 4, 5)
         assert document(judged)["verdicts"]
 
@@ -540,6 +541,7 @@ class TestWidths:
         given = [part for setting in settings for part in ("--set", setting)]
         assert self.resolved(tmp_path / "x", *given)["channel_multiple"] == multiple
 
+    @pytest.mark.slow
     def test_widths_are_multiples_of_the_targets(self, run: Path, tmp_path: Path) -> None:
         output, checkpoint = tmp_path / "x", run / "dense.safetensors"
         arguments = ("--checkpoint", checkpoint, "--target", "v100", "--precision", "fp16")
@@ -684,6 +686,7 @@ class TestOwnModel:
         monkeypatch.setattr(sys, "path", [*sys.path])
         monkeypatch.delitem(sys.modules, "own_models", raising=False)
 
+    @pytest.mark.slow
     def test_the_whole_path(self, tmp_path: Path) -> None:
         name, settings = "own_models:small", small(prune_channel_multiple="1")
         trained = invoke("train", "--model", name, "--output", "dense", *settings)
@@ -696,6 +699,7 @@ class TestOwnModel:
         assert invoke("bench", "run", "--runtime", "torch-cpu").exit_code == 0
         assert compress.load_model("run/pruned.safetensors")
 
+    @pytest.mark.slow
     def test_somebody_else_s_has_to_be_named(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -751,7 +755,7 @@ class TestBadInput:
             (["--set", "prune.criterion=tailor-gate"], "taylor-gate"),
             (["--set", "prune.keep_dense=['conv9']"], "did you mean 'conv1'?"),
             (["--set", "export.target=v10"], "did you mean 'v100'?"),
-            (["--set", "bench.budgets=defalt"], "did you mean 'default'?"),
+            (["--set", "bench.limits=defalt"], "did you mean 'default'?"),
             (["--set", "bench.batch_sizes=[]"], "bench.batch_sizes"),
             (["--set", "export.parity_batches=[0]"], "export.parity_batches"),
             (["--config", "digits-resnet2"], "did you mean 'digits-resnet20'?"),
@@ -870,7 +874,7 @@ class TestStreams:
         self, run: Path, tmp_path: Path
     ) -> None:
         (tmp_path / "b.toml").write_text("[macs]\nmax_ratio = 0.1\n")
-        process = start("gate", run / "report.json", "--budgets", tmp_path / "b.toml")
+        process = start("gate", run / "report.json", "--limits", tmp_path / "b.toml")
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
@@ -903,6 +907,7 @@ class TestStreams:
 
 
 class TestInterrupt:
+    @pytest.mark.slow
     def test_in_training_and_in_pruning_then_resumed(self, tmp_path: Path) -> None:
         output, history = tmp_path / "run", tmp_path / "run" / "history.jsonl"
         (tmp_path / "b.toml").write_text(COUNTED)
@@ -911,7 +916,7 @@ class TestInterrupt:
             train_epochs="8",
             prune_steps="15",
             prune_interval="3",
-            bench_budgets=str(tmp_path / "b.toml"),
+            bench_limits=str(tmp_path / "b.toml"),
         )
         first = start("run", "--output", output, *settings)
         self.interrupt(first, history, '"phase": "train"')
@@ -954,7 +959,7 @@ class TestInterrupt:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli, "_measure", interrupt)
+        monkeypatch.setattr("bench.commands.compare_run", interrupt)
         arguments = ("run", "--resume", "--output", copied)
         refused(*arguments, code=130, says=f"go on with --resume --output {copied}")
         result = invoke("bench", copied)
@@ -966,7 +971,7 @@ class TestInterrupt:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli, "_train", interrupt)
+        monkeypatch.setattr("compress.runs.stages.train_dense", interrupt)
         result = invoke("train", "--output", tmp_path / "x", *small())
         assert (result.exit_code, result.stderr) == (
             130,

@@ -1,4 +1,4 @@
-"""Every named configuration, target and budget file loads, and its network can reach its budget."""
+"""Every named configuration, target and file of limits loads; its network can reach its budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from bench.budgets import load_budgets
+from bench.limits import load_limits
 from compress.config import (
     DEFAULT_CONFIG,
     DataConfig,
@@ -43,7 +43,7 @@ def images_like(config: RunConfig) -> ImageData:
 
 def test_there_are_named_files_of_every_kind() -> None:
     assert DEFAULT_CONFIG in RUNS
-    assert "default" in named_files("budgets")
+    assert "default" in named_files("limits")
     assert {"cpu", "v100"} <= set(named_files("targets"))
 
 
@@ -53,7 +53,7 @@ def test_named_configuration_is_complete(name: str) -> None:
     assert config.model.name in BUILTIN_MODELS
     assert config.prune.criterion in CRITERIA
     load_target(config.export.target)
-    load_budgets(config.bench.budgets)
+    load_limits(config.bench.limits)
     assert named_files("")[name].startswith("#"), "the first line says what it is for"
 
 
@@ -70,9 +70,9 @@ def test_named_configuration_survives_being_saved(name: str, tmp_path: Path) -> 
     assert load_config(str(tmp_path / "config.toml")) == config
 
 
-@pytest.mark.parametrize("name", sorted(named_files("budgets")))
-def test_named_budgets_load(name: str) -> None:
-    load_budgets(name)
+@pytest.mark.parametrize("name", sorted(named_files("limits")))
+def test_named_limits_load(name: str) -> None:
+    load_limits(name)
 
 
 @pytest.mark.parametrize("name", sorted(named_files("targets")))

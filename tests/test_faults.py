@@ -37,7 +37,7 @@ from benchmarks.kill_and_resume import (
 from compress.config import RunConfig, SaveConfig
 from compress.data.batches import ImageData
 from compress.data.datasets import load_data
-from compress.data.loading import Reply, Request, TensorImages
+from compress.data.loading import Draw, Reply, TensorImages
 from compress.errors import DataError, InterruptedRunError, OutputError
 from compress.runs import state as state_module
 from compress.runs.dense import import_dense, train_dense
@@ -206,7 +206,7 @@ class Dying(TensorImages):
 
     left = 0
 
-    def fetch(self, request: Request) -> Reply:
+    def fetch(self, request: Draw) -> Reply:
         if request.seeds is not None:
             self.left -= 1
             if not self.left:
@@ -307,14 +307,14 @@ def terminated_in(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Non
 def test_sigterm_in_an_export_or_a_measurement_leaves_nothing_half_written(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import bench.comparison
-    import export.exporter
+    from bench.measuring import session
+    from export import checkpoint_to_onnx
 
     for path in (copied / "export", copied / "report.json"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     arguments = ("run", "--resume", "--output", copied)
     says = f"stopped; go on with --resume --output {copied}"
-    for owner, name in ((export.exporter, "check_parity"), (bench.comparison, "measure_latency")):
+    for owner, name in ((checkpoint_to_onnx, "check_parity"), (session, "measure_latency")):
         before = contents(copied)
         with monkeypatch.context() as patch:
             terminated_in(patch, owner, name)

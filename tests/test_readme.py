@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import cli
 import compress
-from bench.budgets import Budgets
+from bench.limits import Limits
 from compress.config import ComputeConfig, PruneConfig, RunConfig, load_config
 from compress.files.documents import Section, named_files, tomllib, validated
 
@@ -110,7 +110,7 @@ def test_the_training_loop_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_budget_file_is_valid() -> None:
     (text,) = blocks("toml")
-    assert validated(Budgets, tomllib.loads(text), source="README").latency.max_ratio
+    assert validated(Limits, tomllib.loads(text), source="README").latency.max_ratio
 
 
 def expanded(pattern: str) -> list[str]:

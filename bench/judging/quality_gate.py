@@ -1,65 +1,107 @@
-"""Verdicts: a report against budgets, decided by intervals and never by a lucky point.
+"""Verdicts: a report against limits, decided by intervals and not by the estimate alone.
 
 A figure with an interval passes only when its one-sided bound at the report's confidence lies
-within the budget, and fails only when the opposite bound lies beyond it; in between the measurement
-cannot tell. So a network exactly on a budget is passed, or failed, with probability at most
+within the limit, and fails only when the opposite bound lies beyond it; in between the measurement
+cannot tell. So a network exactly on a limit is passed, or failed, with probability at most
 1 - confidence each. What could not be measured here is SKIPPED, and counts as passed only where the
-budgets say so; never when the machine was not fit for measuring.
+limits say so; never when the machine was not fit for measuring.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bench import units
-from bench.budgets import (
-    AccuracyBudget,
-    AgreementBudget,
-    Limits,
-    ParityBudget,
-    RatioBudget,
-    budgets_of,
+from bench.judging.verdicts import Figure, Verdict
+from bench.limits import (
+    AccuracyLimits,
+    AgreementLimits,
+    AnyLimits,
+    LatencyLimits,
+    ParityLimits,
+    RatioLimits,
     check_agreeable,
     check_resolvable,
+    limits_of,
     require_any,
     require_baseline,
 )
-from bench.judging.latency_verdicts import judge_latency
-from bench.judging.verdicts import Figure, Verdict
-from bench.reports.schema import Report
-from bench.statistics.paired import PairedDrop, images_needed
+from bench.measuring.conditions import throttled
+from bench.reports.schema import LatencyComparison, Report
+from bench.statistics.latency_ratios import (
+    FEWEST_ROUNDS,
+    TAIL_CONFIDENCE,
+    LatencySummary,
+    RatioInterval,
+    median_interval,
+    queries_needed,
+)
+from bench.statistics.shares import PairedDrop, images_needed
+from compress.config import BenchConfig
 
 _FIRST_TF32 = 8  # major CUDA compute capability from which TensorRT computes FP32 in TF32
 
+STEADY = 0.02
+"""Share by which a network may differ from itself, unless the precision asked for is less."""
 
-def judge(report: Report, limits: Limits) -> list[Verdict]:
-    """Return one verdict per budget, and per batch size where latency is judged.
+_ADD_SIZE = "add the batch size to bench.batch_sizes"
+_MEASURE_LONGER = "measure longer (bench.max_seconds) or on a quieter machine"
+_OTHER_BASELINE = "name a baseline that holds the batch size"
+_SUBJECTS = {
+    "max_ratio": "the latency ratio",
+    "max_regression": "the latency ratio now over that of the baseline",
+    "max_median_regression": "the median of the pruned network now over that of the baseline",
+    "median_ms": "the median of the pruned network",
+    "p99_ms": "p99 of the pruned network",
+}
+_MOST_NAMED = 3  # differences between machines that one sentence lists
+
+
+def judge(report: Report, limits: AnyLimits) -> list[Verdict]:
+    """Return one verdict per limit, and per batch size where latency is judged.
 
     Args:
         report: what was measured.
-        limits: budgets; or sections by name, as ``{"latency": {"max_ratio": 0.9}}``; or the name or
-            path of a budget file.
+        limits: sections by name, as ``{"latency": {"max_ratio": 0.9}}``; or the name or path of a
+            file of them.
 
     Raises:
-        ConfigError: there is no budget to judge, one needs a baseline and the report was compared
+        ConfigError: there is no limit to judge by, one needs a baseline and the report was compared
             with none, or one is smaller than what the images of the report can show.
     """
-    budgets = budgets_of(limits)
-    require_any(budgets)
-    require_baseline(budgets, present=report.change is not None)
+    known = limits_of(limits)
+    require_any(known)
+    require_baseline(known, present=report.change is not None)
     ratios = report.comparison
     return [
-        *_judge_accuracy(report, budgets.accuracy),
-        *_judge_agreement(report, budgets.agreement),
-        *judge_latency(report, budgets.latency),
-        *_judge_ratio("macs", ratios.macs_ratio, budgets.macs),
-        *_judge_ratio("params", ratios.params_ratio, budgets.params),
-        *_judge_ratio("size", ratios.bytes_ratio, budgets.size),
-        *_judge_parity(report, budgets.parity),
+        *_judge_accuracy(report, known.accuracy),
+        *_judge_agreement(report, known.agreement),
+        *_judge_latency(report, known.latency),
+        *_judge_ratio("macs", ratios.macs_ratio, known.macs),
+        *_judge_ratio("params", ratios.params_ratio, known.params),
+        *_judge_ratio("size", ratios.bytes_ratio, known.size),
+        *_judge_parity(report, known.parity),
     ]
 
 
-def _judge_accuracy(report: Report, budget: AccuracyBudget) -> Iterator[Verdict]:
+def unfit(comparison: LatencyComparison, config: BenchConfig) -> str | None:
+    """Return why the machine was not fit to measure this batch size, as the rest of a sentence."""
+    if comparison.conditions is not None and (reason := throttled(comparison.conditions)):
+        return reason
+    control, slack = comparison.control, max(STEADY, config.ratio_precision)
+    if control.low > 1 + slack or control.high < 1 - slack:
+        interval = f"[{units.ratio(control.low)}, {units.ratio(control.high)}]"
+        return (
+            f"the reference against itself gave {units.ratio(control.ratio)} {interval}, "
+            "so the machine is not steady enough; stop other work on it and measure again"
+        )
+    return None
+
+
+# Accuracy and agreement
+
+
+def _judge_accuracy(report: Report, allowed: AccuracyLimits) -> Iterator[Verdict]:
     against, change = report.comparison.accuracy, report.change
     found = {
         "max_drop_pp": ("the accuracy drop", against.drop if against else None),
@@ -69,20 +111,20 @@ def _judge_accuracy(report: Report, budget: AccuracyBudget) -> Iterator[Verdict]
             change.accuracy if change else None,
         ),
     }
-    for key, limit in budget.limits.items():
+    for key, limit in allowed.given.items():
         subject, drop = found[key]
         figure = Figure(
-            budget=f"accuracy.{key}",
+            name=f"accuracy.{key}",
             subject=subject,
             limit=limit,
-            allow_skipped=budget.allow_skipped,
+            allow_skipped=allowed.allow_skipped,
         )
         if drop is None:
             reason = change.no_accuracy if change and key == "max_regression_pp" else None
             unlabelled = "" if report.validation.kind == "labelled" else "the inputs have no labels"
             yield figure.skipped("was not measured", reason or unlabelled)
             continue
-        check_resolvable(figure.budget, limit, drop.images, drop.confidence)
+        check_resolvable(figure.name, limit, drop.images, drop.confidence)
         bounds = (drop.at_least_pp, drop.at_most_pp)
         yield figure.decide(drop.drop_pp, bounds, drop.confidence, advice=_more_images(drop, limit))
 
@@ -96,21 +138,21 @@ def _more_images(drop: PairedDrop, limit: float) -> str:
         confidence=drop.confidence,
     )
     if needed is None:
-        return f"the drop of these {drop.images} images is the budget itself; change the budget"
+        return f"the drop of these {drop.images} images is the limit itself; change the limit"
     return (
         f"{drop.images} images are too few, about {units.about(needed)} would decide "
         "at this rate of flips"
     )
 
 
-def _judge_agreement(report: Report, budget: AgreementBudget) -> Iterator[Verdict]:
-    found, allowed = report.comparison.agreement, budget.allow_skipped
-    if budget.min_same_top1 is not None:
+def _judge_agreement(report: Report, allowed: AgreementLimits) -> Iterator[Verdict]:
+    found, skippable = report.comparison.agreement, allowed.allow_skipped
+    if allowed.min_same_top1 is not None:
         figure = Figure(
-            budget="agreement.min_same_top1",
+            name="agreement.min_same_top1",
             subject="the share of inputs with the same top-1",
-            limit=budget.min_same_top1,
-            allow_skipped=allowed,
+            limit=allowed.min_same_top1,
+            allow_skipped=skippable,
             least=True,
         )
         share = found.same_top1 if found else None
@@ -121,12 +163,12 @@ def _judge_agreement(report: Report, budget: AgreementBudget) -> Iterator[Verdic
             bounds = (share.at_least, share.at_most)
             advice = f"{share.count} inputs are too few, compare on more"
             yield figure.decide(share.share, bounds, share.confidence, advice=advice)
-    if budget.max_relative_error is not None:
+    if allowed.max_relative_error is not None:
         figure = Figure(
-            budget="agreement.max_relative_error",
+            name="agreement.max_relative_error",
             subject="the largest difference of the two networks",
-            limit=budget.max_relative_error,
-            allow_skipped=allowed,
+            limit=allowed.max_relative_error,
+            allow_skipped=skippable,
         )
         error = found.largest_error if found else None
         if error is None:
@@ -136,21 +178,115 @@ def _judge_agreement(report: Report, budget: AgreementBudget) -> Iterator[Verdic
             yield figure.exact(error)
 
 
-def _judge_ratio(name: str, measured: float | None, budget: RatioBudget) -> Iterator[Verdict]:
-    if budget.max_ratio is None:
+# Latency
+
+
+def _judge_latency(report: Report, allowed: LatencyLimits) -> Iterator[Verdict]:
+    """Yield a verdict for every limit at every batch size that is judged."""
+    measured = {comparison.batch_size: comparison for comparison in report.comparison.latency}
+    for batch_size in allowed.batch_sizes or tuple(measured) or (None,):
+        comparison = measured.get(batch_size) if batch_size is not None else None
+        why_unfit = unfit(comparison, report.config) if comparison else None
+        for key, limit in allowed.given.items():
+            figure = Figure(
+                name=f"latency.{key}",
+                subject=_SUBJECTS[key],
+                limit=limit,
+                batch_size=batch_size,
+                allow_skipped=allowed.allow_skipped,
+            )
+            if comparison is None:
+                yield figure.skipped("was not measured", _ADD_SIZE)
+            elif why_unfit:
+                yield figure.unfit(why_unfit)
+            else:
+                yield _judge_figure(figure, key, report, comparison)
+
+
+def _judge_figure(
+    figure: Figure, key: str, report: Report, comparison: LatencyComparison
+) -> Verdict:
+    """Judge what was measured on a machine that was fit for it."""
+    if key == "max_ratio":
+        return _decide(figure, comparison.ratio, report.config)
+    if key in ("max_regression", "max_median_regression"):
+        return _judge_change(figure, key, report)
+    record = next(
+        found for found in report.networks.pruned.latency if found.batch_size == figure.batch_size
+    )
+    if key == "p99_ms":
+        return _judge_p99(figure, record.summary, report.config, comparison.ratio.rounds)
+    level = median_interval(record.block_medians_ms, confidence=report.config.confidence)
+    return _decide(figure, level, report.config)
+
+
+def _judge_change(figure: Figure, key: str, report: Report) -> Verdict:
+    assert report.change is not None, "the quality gate asks for a baseline first"
+    change = report.change
+    found = next((one for one in change.latency if one.batch_size == figure.batch_size), None)
+    if found is None:
+        return figure.skipped("has no fit measurement in the baseline", _OTHER_BASELINE)
+    if key == "max_regression":
+        return _decide(figure, found.ratio, report.config)
+    if found.median is None:
+        return figure.skipped("cannot be compared", _elsewhere(change.differences))
+    return _decide(figure, found.median, report.config)
+
+
+def _elsewhere(differences: Sequence[str]) -> str:
+    named, more = differences[:_MOST_NAMED], len(differences) - _MOST_NAMED
+    rest = f" and {more} more" if more > 0 else ""
+    return f"the baseline is of another machine or software ({', '.join(named)}{rest})"
+
+
+def _judge_p99(
+    figure: Figure, summary: LatencySummary, config: BenchConfig, rounds: int
+) -> Verdict:
+    if summary.p99_at_least_ms is None or summary.p99_at_most_ms is None:
+        needed = queries_needed(99)
+        reason = f"{summary.calls} calls were timed and a bound on p99 needs {needed}"
+        return figure.doubtful(summary.p99_ms, None, f"{reason}; raise bench.max_seconds")
+    bounds = (summary.p99_at_least_ms, summary.p99_at_most_ms)
+    if doubt := _too_few(rounds, config):
+        return figure.doubtful(summary.p99_ms, bounds, doubt)
+    return figure.decide(summary.p99_ms, bounds, TAIL_CONFIDENCE, advice=_MEASURE_LONGER)
+
+
+def _decide(figure: Figure, interval: RatioInterval, config: BenchConfig) -> Verdict:
+    bounds = (interval.at_least, interval.at_most)
+    if doubt := _too_few(interval.rounds, config):
+        return figure.doubtful(interval.ratio, bounds, doubt)
+    return figure.decide(interval.ratio, bounds, interval.confidence, advice=_MEASURE_LONGER)
+
+
+def _too_few(rounds: int, config: BenchConfig) -> str | None:
+    needed = max(config.min_blocks, FEWEST_ROUNDS)
+    if rounds >= needed:
+        return None
+    return (
+        f"{rounds} rounds of the {needed} needed fitted into "
+        f"bench.max_seconds = {config.max_seconds:g}; allow more time"
+    )
+
+
+# What is counted
+
+
+def _judge_ratio(name: str, measured: float | None, allowed: RatioLimits) -> Iterator[Verdict]:
+    if allowed.max_ratio is None:
         return
     label = {"macs": "MACs", "params": "parameters", "size": "file sizes"}[name]
     figure = Figure(
-        budget=f"{name}.max_ratio",
+        name=f"{name}.max_ratio",
         subject=f"the ratio of {label}",
-        limit=budget.max_ratio,
-        allow_skipped=budget.allow_skipped,
+        limit=allowed.max_ratio,
+        allow_skipped=allowed.allow_skipped,
     )
     yield figure.skipped("is not in the report") if measured is None else figure.exact(measured)
 
 
-def _judge_parity(report: Report, budget: ParityBudget) -> Iterator[Verdict]:
-    limits, note = budget.max_relative_error or {}, ""
+def _judge_parity(report: Report, allowed: ParityLimits) -> Iterator[Verdict]:
+    limits, note = allowed.max_relative_error or {}, ""
     # Where nothing tells the precision there is no parity either, and any limit is skipped.
     limit = limits.get(report.precision) if report.precision else min(limits.values(), default=None)
     if "fp16" in limits and _computes_in_tf32(report):
@@ -159,10 +295,10 @@ def _judge_parity(report: Report, budget: ParityBudget) -> Iterator[Verdict]:
     if limit is None:
         return
     figure = Figure(
-        budget="parity.max_relative_error",
+        name="parity.max_relative_error",
         subject="the largest difference to torch",
         limit=limit,
-        allow_skipped=budget.allow_skipped,
+        allow_skipped=allowed.allow_skipped,
     )
     networks = report.networks
     if not networks.reference.parity or not networks.pruned.parity:

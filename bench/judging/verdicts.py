@@ -1,4 +1,4 @@
-"""One budget, judged, and the plain sentence that says so."""
+"""One limit, judged, and the plain sentence that says so."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ EXIT_CODES: dict[Status, int] = {"FAIL": 3, "INCONCLUSIVE": 4, "SKIPPED": 5, "PA
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One budget, judged."""
+    """One limit, judged."""
 
-    budget: str
-    """Its key, as ``latency.max_ratio``."""
+    name: str
+    """Of the limit: its key, as ``latency.max_ratio``."""
     batch_size: int | None
     limit: float
     measured: float | None
@@ -29,28 +29,28 @@ class Verdict:
     status: Status
     sentence: str
     allowed: bool = False
-    """Whether a SKIPPED one counts as passed, since the budgets say so."""
+    """Whether a SKIPPED one counts as passed, since the limits say so."""
 
 
 def exit_code(verdicts: Iterable[Verdict]) -> int:
     """Return 0 when all passed, else 3 (FAIL) before 4 (INCONCLUSIVE) before 5 (SKIPPED).
 
-    A SKIPPED verdict that the budgets allow counts as passed.
+    A SKIPPED verdict that the limits allow counts as passed.
 
     Raises:
         ConfigError: there are no verdicts; nothing judged is nothing proved.
     """
     seen = {"PASS" if verdict.allowed else verdict.status for verdict in verdicts}
     if not seen:
-        raise ConfigError("no budget was judged; name at least one")
+        raise ConfigError("no limit was judged; name at least one")
     return next(code for status, code in EXIT_CODES.items() if status in seen)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """What a budget is about, and how its verdict is worded."""
+    """What a limit is about, and how its verdict is worded."""
 
-    budget: str
+    name: str
     subject: str
     limit: float
     batch_size: int | None = None
@@ -85,15 +85,15 @@ class Figure:
         return self._verdict(status, f"is {self._write(measured)}", measured, advice=note)
 
     def skipped(self, said: str, advice: str = "") -> Verdict:
-        """Say what could not be measured here; the budgets may allow it."""
+        """Say what could not be measured here; the limits may allow it."""
         return self._verdict("SKIPPED", said, advice=advice, allowed=self.allow_skipped)
 
     def unfit(self, reason: str) -> Verdict:
-        """Say that the machine was not fit to measure it, which no budget allows."""
+        """Say that the machine was not fit to measure it, which no limit allows."""
         return self._verdict("SKIPPED", "could not be measured here", advice=reason)
 
     def _write(self, value: float) -> str:
-        return units.budget(self.budget)(value)
+        return units.of_limit(self.name)(value)
 
     def _verdict(
         self,
@@ -108,12 +108,12 @@ class Figure:
         where = f" at batch size {self.batch_size}" if self.batch_size is not None else ""
         tail = f": {advice}" if advice else ""
         return Verdict(
-            budget=self.budget,
+            name=self.name,
             batch_size=self.batch_size,
             limit=self.limit,
             measured=measured,
             interval=interval,
             status=status,
-            sentence=f"{self.subject}{where} {said}; the budget is {self._write(self.limit)}{tail}",
+            sentence=f"{self.subject}{where} {said}; the limit is {self._write(self.limit)}{tail}",
             allowed=allowed,
         )

@@ -1,22 +1,64 @@
 """What both networks answer to the same inputs: agreement, and accuracy where there are labels.
 
 Both see a batch before the next one is read, so a data set is read once and nothing of it is kept.
+Accuracy is kept per image, so that two networks are compared on the same images; how outputs agree
+is defined in ``export.verify``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from bench.inputs.sources import Batch
-from bench.inputs.wiring import Names, Wiring
-from bench.measuring.accuracy import AccuracyComparison, Predictions, Tally, compare
-from bench.measuring.agreement import AgreementRecord, output_agreement
+from bench.measuring.inputs import Batch
+from bench.measuring.records import AgreementRecord, OutputAgreement
+from bench.measuring.wiring import Names, Wiring
+from bench.statistics.shares import PairedDrop, paired_drop, share_of
 from compress.errors import DataError, ModelError
 from export.runners import Outputs, Runner
 from export.verify import Agreement, is_logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What one network says about every image, in the order of the batches."""
+
+    top1: npt.NDArray[np.int64]
+    """(images,) most likely class."""
+    correct: npt.NDArray[np.bool_]
+    """(images,) whether ``top1`` is the label."""
+    top5_correct: npt.NDArray[np.bool_]
+    """(images,) whether the label is among the five most likely classes, or all if fewer."""
+    labels: npt.NDArray[np.int64]
+    """(images,)"""
+    skipped: int
+    """Images that could not be read."""
+
+    @property
+    def top1_share(self) -> float:
+        """Share of images that are right, 0 to 1."""
+        return float(self.correct.mean())
+
+    @property
+    def top5_share(self) -> float:
+        """Share of images whose label is among the five most likely, 0 to 1."""
+        return float(self.top5_correct.mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyComparison:
+    """Two networks on the same images."""
+
+    drop: PairedDrop
+    """Of top-1."""
+    top5_drop: PairedDrop
+    same_prediction: float
+    """Share of images for which both name the same class, right or wrong."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +88,7 @@ def ask_both(
         reference: entered.
         pruned: entered.
         wiring: how the same arrays reach both.
-        batches: of ``bench.inputs``.
+        batches: of ``bench.measuring.inputs``.
         size: to which every batch is filled up, where only full ones can be run; what it is filled
             with does not count.
         names: of both, for messages.
@@ -68,6 +110,60 @@ def ask_both(
         actual = wiring.cut(pruned.run(wiring.for_pruned(feeds)), fed, len(batch))
         course.add(expected, actual, batch)
     return course.answers(confidence)
+
+
+class Tally:
+    """What one network says, batch by batch."""
+
+    def __init__(self) -> None:
+        self._top1: list[npt.NDArray[np.int64]] = []
+        self._top5_correct: list[npt.NDArray[np.bool_]] = []
+        self._labels: list[npt.NDArray[np.int64]] = []
+
+    def add(self, logits: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> None:
+        """Take in finite logits (N, classes) and labels (N,).
+
+        Raises:
+            DataError: a label that the network has no class for.
+            ModelError: logits of another shape.
+        """
+        _check_logits(logits, labels)
+        best = np.argsort(-logits.astype(np.float64), axis=1, kind="stable")[:, :5]
+        self._top1.append(best[:, 0])
+        self._top5_correct.append((best == labels[:, None]).any(axis=1))
+        self._labels.append(labels)
+
+    def predictions(self, skipped: int = 0) -> Predictions:
+        """Return all of it; there must be something."""
+        predicted, actual = np.concatenate(self._top1), np.concatenate(self._labels)
+        return Predictions(
+            top1=predicted,
+            correct=predicted == actual,
+            top5_correct=np.concatenate(self._top5_correct),
+            labels=actual,
+            skipped=skipped,
+        )
+
+
+def compare_predictions(
+    dense: Predictions, pruned: Predictions, confidence: float
+) -> AccuracyComparison:
+    """Compare two networks image by image.
+
+    Raises:
+        DataError: they did not see the same labels in the same order.
+    """
+    if not np.array_equal(dense.labels, pruned.labels):
+        raise DataError(
+            f"the dense network saw {len(dense.labels)} images and the pruned one saw "
+            f"{len(pruned.labels)}, not the same ones in the same order; accuracy is compared "
+            "image by image"
+        )
+    return AccuracyComparison(
+        drop=paired_drop(dense.correct, pruned.correct, confidence=confidence),
+        top5_drop=paired_drop(dense.top5_correct, pruned.top5_correct, confidence=confidence),
+        same_prediction=float((dense.top1 == pruned.top1).mean()),
+    )
 
 
 class _Course:
@@ -117,13 +213,13 @@ class _Course:
             said = first, second
         order = sorted(self._agreements, key=lambda name: name != self._output)
         outputs = (
-            output_agreement(name, self._agreements[name], confidence=confidence) for name in order
+            _output_agreement(name, self._agreements[name], confidence=confidence) for name in order
         )
         return Answers(
             skipped=self.skipped,
             agreement=AgreementRecord(inputs=self._count, outputs=tuple(outputs)),
             predictions=said,
-            accuracy=compare(*said, confidence) if said else None,
+            accuracy=compare_predictions(*said, confidence) if said else None,
         )
 
 
@@ -180,3 +276,27 @@ def _require_alike(name: str, values: tuple[np.ndarray, np.ndarray], names: Name
 
 def _listed(outputs: Mapping[str, np.ndarray]) -> str:
     return ", ".join(f"{name} {values.shape}" for name, values in outputs.items())
+
+
+def _output_agreement(name: str, found: Agreement, *, confidence: float) -> OutputAgreement:
+    """Return the figures of one output; a single logit names no class."""
+    same = share_of(found.same, found.rows, confidence=confidence) if found.classes > 1 else None
+    error = found.relative_error
+    return OutputAgreement(
+        name=name,
+        relative_error=None if math.isinf(error) else error,
+        cosine=found.cosine,
+        same_top1=same,
+    )
+
+
+def _check_logits(logits: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> None:
+    if logits.ndim != 2 or len(logits) != len(labels):
+        raise ModelError(f"the network returned {logits.shape} logits for {len(labels)} images")
+    classes = logits.shape[1]
+    stray = labels[(labels < 0) | (labels >= classes)]
+    if stray.size:
+        raise DataError(
+            f"label {stray[0]} has no class, the network has {classes}; "
+            "was it trained on another class list?"
+        )

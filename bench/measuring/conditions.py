@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from bench.measuring.environment import affinity, read_fact
-from bench.record import Record
+from bench.measuring.records import Conditions, CpuConditions, GpuConditions
 from export.nvml import THROTTLING, GpuReading, read_gpu
 
 QUOTA_SHARE = 0.01
@@ -34,53 +32,6 @@ _CPUS = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
 _PROCESSOR_FIELD = 39  # of proc/PID/stat, counted from 1
 _TICKS = 8  # user to steal of a line in proc/stat; the guests' ticks after it are part of user's
-
-
-class CpuConditions(Record):
-    """What the processor did; counts are of the time that was watched."""
-
-    load_average_after: float | None = Field(ge=0)
-    """Runnable processes over the last minute, this one included (``/proc/loadavg``)."""
-    quota_throttled_ms: float | None = Field(ge=0)
-    """Milliseconds for which a CPU quota stopped the process: of its control group and those above,
-    that which was stopped longest (``cpu.stat``). The kernel adds up the cores that it stops."""
-    thermal_throttles: int | None = Field(ge=0)
-    """Times that heat lowered the clocks: of each core of the affinity, and of the package that was
-    hottest (``thermal_throttle/*_throttle_count``, on x86)."""
-    stolen_share: float | None = Field(ge=0, le=1)
-    """Share of the affinity's time that the hypervisor gave to others (``/proc/stat``)."""
-    frequency_mhz_min: float | None = Field(ge=0)
-    """Of the core that the measuring thread was on at each look (``scaling_cur_freq``, else
-    ``/proc/cpuinfo``)."""
-    frequency_mhz_max: float | None = Field(ge=0)
-
-
-class GpuConditions(Record):
-    """What the GPU did, over all readings (NVML)."""
-
-    readings: int = Field(ge=1)
-    sm_clock_mhz_min: int | None = Field(ge=0)
-    """Clock of the multiprocessors."""
-    sm_clock_mhz_max: int | None = Field(ge=0)
-    memory_clock_mhz_min: int | None = Field(ge=0)
-    memory_clock_mhz_max: int | None = Field(ge=0)
-    temperature_c_max: int | None
-    """Of the chip, in degrees Celsius."""
-    power_w_max: float | None = Field(ge=0)
-    """Of the whole board, in watts."""
-    throttle_reasons: tuple[str, ...]
-    """Those of ``export.nvml.THROTTLING`` that any reading had; none also where the driver does not
-    tell."""
-
-
-class Conditions(Record):
-    """What the machine did while it was measured."""
-
-    seconds: float = Field(ge=0)
-    """How long it was watched."""
-    cpu: CpuConditions
-    gpu: GpuConditions | None
-    """None where none was used or none could be read."""
 
 
 class Watch:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from compress.files.documents import Section
+from bench.measuring.records import Environment
 from export.nvml import Gpu, nvml_index, query_gpus
 
 PACKAGES = (
@@ -26,35 +26,6 @@ PACKAGES = (
 
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-class Environment(Section):
-    """The machine and the software of one measurement."""
-
-    cpu: str | None
-    """Model name of the processor."""
-    physical_cores: int | None
-    """Of the whole machine."""
-    logical_cores: int | None
-    """Of the whole machine."""
-    affinity: tuple[int, ...]
-    """Logical cores that this process may run on."""
-    cpu_quota: float | None
-    """Cores' worth of time that the container grants; None without a limit."""
-    threads: int
-    """Threads that the runtime was given."""
-    load_average: float | None
-    """Runnable processes over the last minute, before the first measurement."""
-    governor: str | None
-    """Frequency governor of the first core of the affinity."""
-    platform: str
-    """Operating system, kernel release and instruction set."""
-    python: str
-    packages: dict[str, str]
-    """Versions of what is installed of ``PACKAGES``."""
-    gpu: dict[str, str] | None
-    """Facts of the GPU that CUDA takes first, by the names of ``export.nvml.Gpu``, but for those
-    that its driver does not tell; None without a GPU."""
 
 
 def fingerprint(*, threads: int) -> Environment:

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from bench.measuring.conditions import Conditions, Watch
+from bench.measuring.conditions import Watch
 from bench.measuring.device_timing import time_on_device
-from bench.statistics.stats import RatioInterval, median, median_ratio_interval
+from bench.measuring.records import Conditions
+from bench.statistics.latency_ratios import RatioInterval, median, median_ratio_interval
+from compress.config import BenchConfig
 from compress.errors import DataError
 
 if TYPE_CHECKING:
@@ -90,12 +92,8 @@ def measure_latency(
     calls: Mapping[str, Call],
     *,
     batch_size: int,
-    block_ms: float,
-    min_blocks: int,
-    max_seconds: float,
-    ratio_precision: float,
-    confidence: float,
-    seed: int,
+    config: BenchConfig,
+    seed: int = 0,
     clock: Clock = time.perf_counter,
     watch: Watch | None = None,
     progress: Callable[[float], None] | None = None,
@@ -108,19 +106,29 @@ def measure_latency(
     Rounds go on until there are ``min_blocks`` of them and both bounds of the ratio's interval lie
     within ``ratio_precision`` (a share) of the ratio, or until another round would not fit into
     ``max_seconds``. Two rounds are measured whatever they take, since one has no interval.
-    ``watch`` looks once a round; ``progress`` is told the share done, 0 to 1.
+
+    Args:
+        calls: what is timed, by the names of ``SLOTS``.
+        batch_size: inputs of a call.
+        config: how long and how precisely.
+        seed: of the order within rounds.
+        clock: tells seconds.
+        watch: looks once a round.
+        progress: told the share done, 0 to 1.
 
     Raises:
         DataError: an empty batch.
         KeyError: no call is named reference or pruned.
     """
+    import scipy.stats  # noqa: F401  # takes long, so not between two rounds
+
     if batch_size < 1:
         raise DataError("latency needs at least one input, and the batch is empty")
     slots = {"control": calls["reference"], **calls}
     stopwatch = _Stopwatch(clock)
     start = clock()
     warm = {
-        name: stopwatch.warm_up(slots[name], block_ms, _WARMUP_SHARE * max_seconds)
+        name: stopwatch.warm_up(slots[name], config.block_ms, _WARMUP_SHARE * config.max_seconds)
         for name in SLOTS
     }
     # The control does exactly what the reference does.
@@ -131,11 +139,11 @@ def measure_latency(
 
     def interval(slot: str) -> RatioInterval:
         blocks = timings["reference"].blocks, timings[slot].blocks
-        return median_ratio_interval(*blocks, confidence=confidence)
+        return median_ratio_interval(*blocks, confidence=config.confidence)
 
     rng = np.random.default_rng(seed)
     converged, longest, rounds = False, 0.0, 0
-    while not converged and (rounds < 2 or clock() - start + longest <= max_seconds):
+    while not converged and (rounds < 2 or clock() - start + longest <= config.max_seconds):
         began = clock()
         for index in rng.permutation(len(SLOTS)):
             name = SLOTS[index]
@@ -144,10 +152,10 @@ def measure_latency(
             watch.look()
         rounds += 1
         longest = max(longest, clock() - began)
-        if rounds >= min_blocks and (rounds - min_blocks) % _LOOK_EVERY == 0:
-            converged = _reach(interval("pruned")) <= ratio_precision
+        if rounds >= config.min_blocks and (rounds - config.min_blocks) % _LOOK_EVERY == 0:
+            converged = _reach(interval("pruned")) <= config.ratio_precision
         if progress is not None:
-            progress(min(1.0, (clock() - start) / max_seconds))
+            progress(min(1.0, (clock() - start) / config.max_seconds))
     if progress is not None:
         progress(1.0)
     return LatencyResult(

@@ -1,34 +1,28 @@
-"""Why latency does not follow MACs: both saved, layer by layer.
+"""Where the time of two networks goes: their layers side by side, each with its profile and MACs.
 
-A runtime fuses layers, adds work of its own, and runs odd widths as if they were wider. So the
-profile of both networks is set against the MACs that their ONNX files hold, and whatever applies
-no weights is summed up by operator.
+The profile of both is set against the MACs that their ONNX files hold, and whatever applies no
+weights is summed up by operator. Layers of one name in both are one row. What a runtime ran for
+several layers at once cannot be split, so these layers are one row in both networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bench.measuring.latency import Images
-from bench.measuring.layer_matching import layer_times
-from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
-from bench.units import milliseconds, speed_up
+from bench.measuring.records import LayerFigures, LayerRecord, LayerTimes
 
 if TYPE_CHECKING:
-    from bench.subject import Subject
-    from export.profiling import Profile
-
-Side = Literal["reference", "pruned"]
-Figure = Literal["macs", "milliseconds"]
+    from bench.measuring.subject import Subject
+    from export.profiling import LayerTime, Profile
+    from export.profiling.onnx_layers import OnnxLayer
 
 _ROUNDS = 3  # in turns, so that what slows the machine for a while slows both networks
-_UNCHANGED = 0.005  # a ratio this close to 1 is said to have stayed
-_FOLLOWS = 0.02  # share of the pruned time by which it may miss the MACs and still follow them
-_WORTH_SAYING = 0.05  # share of what is missing that a layer must hold to be named
+_REPEATED = re.compile(r"_\d+$")  # torch's exporter adds it to a module that is called once more
 _MOST_NAMED = 3
-_FASTER = "in layers whose time fell more than their MACs"
-_LEAST = 1e-6  # keeps a layer that took no time from dividing by zero
 
 
 def profile_layers(
@@ -78,34 +72,33 @@ def profile_layers(
     return layer_times(both[0], both[1], batch_size=len(images), multiple=multiple)
 
 
-def explain(times: LayerTimes) -> str:
-    """Say in a few sentences why the time did not fall as the MACs did.
+def layer_times(
+    reference: tuple[Sequence[OnnxLayer], Profile],
+    pruned: tuple[Sequence[OnnxLayer], Profile],
+    *,
+    batch_size: int,
+    multiple: int,
+) -> LayerTimes | None:
+    """Set the layers of two networks, each with its profile, side by side.
 
-    Had all time fallen by the ratio of MACs, the pruned network would take so much; what it takes
-    beyond that is split among its causes.
+    None if a profile shows no trace of a layer that multiplies, for then its time would be taken
+    for that of something else.
     """
-    before, after = _sum(times, "reference", "macs"), _sum(times, "pruned", "macs")
-    fewer = before / after if before and after else 1.0
-    missing = times.pruned_ms - times.reference_ms / fewer
-    faster = times.reference_ms / times.pruned_ms
-    said = [
-        f"{_change('MACs', fewer)} and {_change('the time in layers', faster)} "
-        f"({milliseconds(times.reference_ms)} to {milliseconds(times.pruned_ms)})"
-    ]
-    if fewer > 1 + _UNCHANGED and missing > _FOLLOWS * times.pruned_ms:
-        expected = milliseconds(times.reference_ms / fewer)
-        said.append(f"Had the time fallen as the MACs did, it would be {expected}")
-        reasons = _reasons(times, fewer, missing)
-        if reasons:
-            said.append(f"The {milliseconds(missing)} beyond that are {reasons}")
-    weighted = [layer for layer in times.layers if layer.pruned and layer.pruned.macs]
-    missed = sum(layer.misses_multiple for layer in weighted)
-    if missed:
-        said.append(
-            f"Of {len(weighted)} layer{'' if len(weighted) == 1 else 's'} with weights, {missed} "
-            f"{'has' if missed == 1 else 'have'} channels that are no multiple of {times.multiple}"
-        )
-    return ". ".join(said) + "."
+    left, right = _placed(*reference), _placed(*pruned)
+    if left is None or right is None:
+        return None
+    shared = [names for network in (left, right) for names, _ in network.work if names]
+    groups = _joined(_in_order(list(left.layers), list(right.layers)), shared)
+    rows = [_layer_row(names, left, right, multiple) for names in groups]
+    kinds = dict.fromkeys(time.kind for network in (left, right) for time in network.others)
+    return LayerTimes(
+        batch_size=batch_size,
+        calls=left.profile.calls,
+        multiple=multiple,
+        reference_ms=left.profile.total_ms,
+        pruned_ms=right.profile.total_ms,
+        layers=(*rows, *(_other_row(kind, left, right) for kind in kinds)),
+    )
 
 
 def _profile(
@@ -125,95 +118,102 @@ def _profile(
     )
 
 
-def _reasons(times: LayerTimes, fewer: float, missing: float) -> str:
-    """Return where the time lies beyond what ``fewer`` times less MACs would leave, in words.
+@dataclass(frozen=True)
+class _Network:
+    """The layers of one network, and which of them each part of its profile computes."""
 
-    Empty where no part stands out, as when the layers do not add up to the whole.
+    layers: dict[str, OnnxLayer]
+    profile: Profile
+    work: list[tuple[tuple[str, ...], LayerTime]]
+    """Names of layers, and what was run for them together."""
 
-    A layer with weights takes, beyond its time divided by ``fewer``, what it does not gain from its
-    own MACs, and what its own MACs fell less than all of them; the second adds up to nothing if
-    every MAC takes the same time.
-    """
-    weighted = [layer for layer in times.layers if _applies_weights(layer)]
-    outside = [layer for layer in times.layers if not _applies_weights(layer)]
-    shared = [layer for layer in weighted if layer.reference and layer.pruned]
-    added = sum(_figure(layer.pruned, "milliseconds") for layer in weighted if not layer.reference)
-    idle = sum(map(_not_gained, shared))
-    beyond = [sum(_beyond(layer, fewer) for layer in group) for group in (outside, weighted)]
-    elsewhere = "from saving MACs where they take {} time than elsewhere"
-    # Each with how it is said of more time, and of less.
-    found = [
-        (
-            beyond[0],
-            f"outside of layers with weights{_largest(outside)}",
-            "outside of layers with weights",
+    @property
+    def others(self) -> list[LayerTime]:
+        """What was run for none of the layers."""
+        return [time for names, time in self.work if not names]
+
+    def figures(self, names: tuple[str, ...]) -> LayerFigures | None:
+        """Return what layers have together; None if there is none of them."""
+        present = [self.layers[name] for name in names if name in self.layers]
+        if not present:
+            return None
+        return LayerFigures(
+            macs=sum(layer.macs for layer in present),
+            milliseconds=sum(time.milliseconds for of, time in self.work if set(of) & set(names)),
+            channels=present[0].outputs if len(names) == 1 else None,
+        )
+
+    def other_figures(self, kind: str) -> LayerFigures | None:
+        """Return what all other work of one operator takes; None if there is none."""
+        times = [time.milliseconds for time in self.others if time.kind == kind]
+        return LayerFigures(macs=0, milliseconds=sum(times), channels=None) if times else None
+
+
+def _placed(layers: Sequence[OnnxLayer], profile: Profile) -> _Network | None:
+    """Return a network whose layers are all found in its profile, else None."""
+    reported = {node for time in profile.layers for node in time.nodes}
+    computed: dict[str, list[str]] = {}
+    for layer in layers:
+        # A node of the file, or a module by its path, which may have been called once more.
+        known_as = (layer.node, layer.name, _REPEATED.sub("", layer.name))
+        node = next(filter(reported.__contains__, known_as), None)
+        if node is None:
+            return None
+        computed.setdefault(node, []).append(layer.name)
+    work = [
+        (tuple(dict.fromkeys(name for node in time.nodes for name in computed.get(node, ()))), time)
+        for time in profile.layers
+    ]
+    return _Network({layer.name: layer for layer in layers}, profile, work)
+
+
+def _in_order(reference: list[str], pruned: list[str]) -> list[str]:
+    """Return all names; those that only the pruned network has come after what they follow."""
+    order = list(reference)
+    for before, name in zip([None, *pruned], pruned, strict=False):
+        if name not in order:
+            order.insert(0 if before is None else order.index(before) + 1, name)
+    return order
+
+
+def _joined(order: list[str], together: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return names in groups: those that were run together, in either network, are in one."""
+    groups = {name: {name} for name in order}
+    for names in together:
+        group = set().union(*(groups[name] for name in names))
+        groups.update(dict.fromkeys(group, group))
+    return list(dict.fromkeys(tuple(filter(groups[name].__contains__, order)) for name in order))
+
+
+def _layer_row(
+    names: tuple[str, ...], reference: _Network, pruned: _Network, multiple: int
+) -> LayerRecord:
+    known = {**pruned.layers, **reference.layers}
+    rest = f"{len(names) - 1} more" if len(names) > _MOST_NAMED else " + ".join(names[1:])
+    return LayerRecord(
+        name=f"{names[0]} + {rest}" if rest else names[0],
+        kind=" + ".join(dict.fromkeys(known[name].kind for name in names)),
+        reference=reference.figures(names),
+        pruned=pruned.figures(names),
+        misses_multiple=any(
+            _misses(pruned.layers[name], multiple) for name in names if name in pruned.layers
         ),
-        (idle, f"in layers whose time did not follow their MACs{_slowest(shared)}", _FASTER),
-        (added, "in layers that the reference lacks", ""),
-        (beyond[1] - idle - added, elsewhere.format("less"), elsewhere.format("more")),
-    ]
-    least = _WORTH_SAYING * missing
-    found.sort(reverse=True)
-    more = [f"{milliseconds(ms)} {words}" for ms, words, _ in found if ms > least]
-    less = [f"{milliseconds(-ms)} {words}" for ms, _, words in found if ms < -least]
-    if not more:
-        return ""
-    return f"{_listed(more)}{f', less {_listed(less)}' if less else ''}"
+    )
 
 
-def _beyond(layer: LayerRecord, fewer: float) -> float:
-    """Return the milliseconds of a layer beyond its time in the reference divided by ``fewer``."""
-    before = _figure(layer.reference, "milliseconds")
-    return _figure(layer.pruned, "milliseconds") - before / fewer
+def _misses(layer: OnnxLayer, multiple: int) -> bool:
+    """Whether a layer runs on channels that pruning chose and that are no multiple."""
+    reads = layer.inputs % multiple and not layer.reads_image
+    writes = layer.outputs % multiple and not layer.writes_logits
+    return bool(reads or writes)
 
 
-def _not_gained(layer: LayerRecord) -> float:
-    """Return the milliseconds of a layer beyond what its own MACs would leave."""
-    assert layer.reference is not None
-    return _beyond(layer, layer.reference.macs / max(1.0, _figure(layer.pruned, "macs")))
-
-
-def _largest(layers: Sequence[LayerRecord]) -> str:
-    """Return the operators that take the most time in the pruned network, in brackets."""
-    there = [layer for layer in layers if layer.pruned]
-    there.sort(key=lambda layer: -_figure(layer.pruned, "milliseconds"))
-    return f" ({_listed([layer.name for layer in there[:_MOST_NAMED]])})" if there else ""
-
-
-def _slowest(layers: Sequence[LayerRecord]) -> str:
-    """Return the layers that gained least from their MACs, in brackets."""
-    worst = sorted(layers, key=_not_gained, reverse=True)[:_MOST_NAMED]
-    named = [
-        f"{layer.name} with MACs {_ratio(layer, 'macs')} and time {_ratio(layer, 'milliseconds')}"
-        for layer in worst
-        if _not_gained(layer) > 0
-    ]
-    return f" ({', '.join(named)})" if named else ""
-
-
-def _ratio(layer: LayerRecord, figure: Figure) -> str:
-    return speed_up(_figure(layer.reference, figure) / max(_figure(layer.pruned, figure), _LEAST))
-
-
-def _applies_weights(layer: LayerRecord) -> bool:
-    return any(side is not None and side.macs for side in (layer.reference, layer.pruned))
-
-
-def _change(what: str, ratio: float) -> str:
-    """Return in words what a ratio, reference over pruned, says."""
-    if abs(ratio - 1) < _UNCHANGED:
-        return f"{what} stayed the same"
-    return f"{what} {'fell' if ratio > 1 else 'rose'} {speed_up(max(ratio, 1 / ratio))}"
-
-
-def _sum(times: LayerTimes, side: Side, figure: Figure) -> float:
-    return sum(_figure(getattr(layer, side), figure) for layer in times.layers)
-
-
-def _figure(figures: LayerFigures | None, name: Figure) -> float:
-    return 0 if figures is None else getattr(figures, name)
-
-
-def _listed(words: Sequence[str]) -> str:
-    """Return words as a list in a sentence: ``a, b and c``."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+def _other_row(kind: str, reference: _Network, pruned: _Network) -> LayerRecord:
+    weighted = {layer.kind for layer in (*reference.layers.values(), *pruned.layers.values())}
+    return LayerRecord(
+        name=f"other {kind}" if kind in weighted else kind,
+        kind=kind,
+        reference=reference.other_figures(kind),
+        pruned=pruned.other_figures(kind),
+        misses_multiple=False,
+    )

@@ -6,45 +6,38 @@ page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bench import units
-from bench.pages import bars, pareto
-from bench.pages.svg import PAPER, WIDTH
+from bench.measuring.records import GroupRecord, LayerFigures, LayerRecord, LayerTimes
+from bench.pages.pareto import pareto_plots
+from bench.pages.svg import WIDTH, Plot, fitted, stacked_panels
 from bench.reports.schema import LatencyRecord, NetworkRecord, Report
-from bench.reports.summary import pruned_name, reference_name
-from bench.statistics.stats import QUANTILES
-from compress.runs.plots import BLUE, FAINT, GREEN, VERMILION
+from bench.reports.summary import explain, pruned_name, reference_name
+from bench.statistics.latency_ratios import QUANTILES
+from compress.runs.plots import BLUE, FAINT, GREEN, INK, ORANGE, VERMILION, GroupWidths, draw_kept
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from bench.measuring.layer_records import LayerTimes
-
+MOST_ROWS = 28
+"""Groups of one figure; more go into several of equal length, to be set side by side."""
+MOST_LAYERS = 25
+"""Layers that are drawn one by one; the others are summed."""
+_ROW = 0.33  # height of one row, in inches
+_AROUND_CHANNELS, _AROUND_LAYERS = 0.55, 0.95  # what stands above and below the rows
+_TEXT = -0.24  # where a row has its line of text, in rows from its middle
+_ARROW = " \N{RIGHTWARDS ARROW} "
+_BAR = 0.34
+_BELOW = 0.19  # where the bars of a row have their middle  # height of a bar, in rows
 _STEPS = 100 * QUANTILES  # percent
 _WIDE = 4.0  # times the fastest call, from which an axis of latencies is logarithmic
 _WIDEST = 1e4  # times the left end of such an axis, at most; a coarse clock reads 0 at times
-
-
-@dataclass(frozen=True)
-class Plot:
-    """One or more figures under one title."""
-
-    key: str
-    """Names it within the page."""
-    title: str
-    caption: str
-    """How to read it."""
-    figures: tuple[Figure, ...]
-    numbered: tuple[str, ...] = ()
-    """What the numbers in the figures stand for, from 1."""
-    notes: tuple[str, ...] = ()
-    """Sentences on what the figures show."""
 
 
 def plots(report: Report, others: Sequence[Report] = ()) -> Iterator[Plot]:
@@ -54,9 +47,7 @@ def plots(report: Report, others: Sequence[Report] = ()) -> Iterator[Plot]:
         report: what is drawn.
         others: reports whose networks join the plots of accuracy against cost.
     """
-    compared = pareto.comparable(report, others)
-    yield from _accuracy_against_latency(report, compared)
-    yield from _accuracy_against_macs(report, compared)
+    yield from pareto_plots(report, others)
     if report.comparison.latency:
         yield _distributions(report)
         yield _course(report)
@@ -66,118 +57,13 @@ def plots(report: Report, others: Sequence[Report] = ()) -> Iterator[Plot]:
         yield _channels(report)
 
 
-# Accuracy against cost
-
-
-def _accuracy_against_latency(report: Report, others: Sequence[Report]) -> Iterator[Plot]:
-    panels = {}
-    for comparison in report.comparison.latency:
-        size = comparison.batch_size
-        if found := pareto.points(report, others, size, reference_name(report)):
-            panels[f"batch {size}"] = found
-    if panels:
-        absent = sum(not pareto.same_machine(report, other) for other in others)
-        apart = f" Left out here: {absent} measured on another machine." if absent else ""
-        yield Plot(
-            "accuracy-latency",
-            "Accuracy against latency",
-            _how_to_read(report, others) + apart,
-            (_draw_pareto(panels, "median latency of a call (ms)", "{:g}".format),),
-            pareto.describe(report, others),
-        )
-
-
-def _accuracy_against_macs(report: Report, others: Sequence[Report]) -> Iterator[Plot]:
-    if found := pareto.points(report, others, None, reference_name(report)):
-        yield Plot(
-            "accuracy-macs",
-            "Accuracy against MACs",
-            _how_to_read(report, others),
-            (_draw_pareto({"": found}, "multiply-adds per image", units.count),),
-            pareto.describe(report, others),
-        )
-
-
-def _how_to_read(report: Report, others: Sequence[Report]) -> str:
-    numbers = "; numbers stand for other reports, named below" if others else ""
-    return (
-        f"Up and to the left is better: full circles are pruned, open ones references{numbers}. "
-        f"Bars are {units.level(report.config.confidence)} intervals of the difference from the "
-        "reference, and the line joins the networks that no other one beats."
-    )
-
-
-def _draw_pareto(
-    panels: dict[str, tuple[pareto.Point, ...]], label: str, write: Callable[[float], str]
-) -> Figure:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    figure, column = _panels(len(panels), 2.4)
-    for axes, (title, found) in zip(column, panels.items(), strict=True):
-        right = 1.12 * max(max(point.cost, *(point.cost_bar or (0,))) for point in found)
-        _draw_frontier(axes, pareto.frontier(found), right)
-        for point in found:
-            _draw_point(axes, point)
-        axes.set_title(title)
-        axes.set_xlim(0, right)
-        axes.margins(y=0.25)  # room for the names
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
-        axes.set_ylabel("top-1 (%)")
-        axes.grid()
-    column[-1].set_xlabel(label)
-    return figure
-
-
-def _draw_frontier(axes: Axes, best: Sequence[pareto.Point], right: float) -> None:
-    costs = [*(point.cost for point in best), right]
-    accuracies = [*(point.top1 for point in best), best[-1].top1]
-    axes.step(costs, accuracies, where="post", color=FAINT, linewidth=1.0, zorder=1.5)
-
-
-def _draw_point(axes: Axes, point: pareto.Point) -> None:
-    pruned = point.role == "pruned"
-    colour = GREEN if not point.ours else VERMILION if pruned else BLUE
-    axes.errorbar(
-        point.cost,
-        point.top1,
-        xerr=_reach(point.cost, point.cost_bar),
-        yerr=_reach(point.top1, point.top1_bar),
-        marker="o",
-        markersize=7 if point.ours else 10.5,
-        markeredgewidth=1.5,
-        color=colour,
-        markerfacecolor=colour if pruned else PAPER,
-        elinewidth=1.2,
-        zorder=3 if point.ours else 2.5,
-    )
-    if not point.ours:
-        style = {"ha": "center", "va": "center_baseline", "fontsize": 8}
-        _write(axes, point, (0, 0), color=PAPER if pruned else colour, **style)
-    elif pruned:
-        _write(axes, point, (7, -6), ha="left", va="top", color=colour)
-    else:
-        _write(axes, point, (0, 8), ha="center", va="bottom", color=colour)
-
-
-def _reach(middle: float, bar: tuple[float, float] | None) -> list[list[float]] | None:
-    """Return how far a bar goes to either side, as matplotlib wants it."""
-    return None if bar is None else [[max(middle - bar[0], 0)], [max(bar[1] - middle, 0)]]
-
-
-def _write(axes: Axes, point: pareto.Point, offset: tuple[float, float], **style: Any) -> None:
-    where = (point.cost, point.top1)
-    label = axes.annotate(point.label, where, offset, textcoords="offset points", **style)
-    label.set(zorder=4, in_layout=False)
-
-
 # Latency
 
 
 def _distributions(report: Report) -> Plot:
     networks, longest = report.networks, 0.0
     sizes = [found.batch_size for found in report.comparison.latency]
-    figure, column = _panels(len(sizes), 2.4)
+    figure, column = stacked_panels(len(sizes), 2.4)
     for axes, size in zip(column, sizes, strict=True):
         shown = [
             (reference_name(report), BLUE, _latency(networks.reference, size)),
@@ -236,7 +122,7 @@ def _course(report: Report) -> Plot:
     from matplotlib.ticker import MaxNLocator
 
     networks, name = report.networks, reference_name(report)
-    figure, column = _panels(len(report.comparison.latency), 1.5)
+    figure, column = stacked_panels(len(report.comparison.latency), 1.5)
     for axes, comparison in zip(column, report.comparison.latency, strict=True):
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         size = comparison.batch_size
@@ -267,15 +153,8 @@ def _latency(network: NetworkRecord, size: int) -> LatencyRecord:
     return next(record for record in network.latency if record.batch_size == size)
 
 
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Return a figure with axes one below the other."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, 0.25 + height * count), layout="constrained")
-    return figure, list(figure.subplots(count, squeeze=False)[:, 0])
-
-
-# Channels and layers
+# Channels and layers: a row is a line of text with its bars below, so that long names leave the
+# bars their width.
 
 
 def _channels(report: Report) -> Plot:
@@ -288,18 +167,116 @@ def _channels(report: Report) -> Plot:
         "A row is a group of channels that are pruned together, in the order of the network: the "
         f"frame is dense and the filled part{residual} was kept. Kept of all: {kept:,} of "
         f"{dense:,} channels, {units.share(kept / dense)}.",
-        bars.draw_channels(groups),
+        draw_channels(groups),
     )
 
 
 def _layers(times: Sequence[LayerTimes], names: tuple[str, str]) -> Plot:
-    from bench.measuring.layers import explain
-
     return Plot(
         "layers",
         "Time per layer",
         "The slowest layers first, each with its MACs per image: where both bars are alike, MACs "
         "were saved but no time.",
-        tuple(bars.draw_layers(found, names) for found in times),
+        tuple(draw_layers(found, names) for found in times),
         notes=tuple(f"Batch {found.batch_size}: {explain(found)}" for found in times),
     )
+
+
+def draw_channels(groups: Sequence[GroupRecord]) -> tuple[Figure, ...]:
+    """Draw the channels of every group, dense and kept, all figures to one scale."""
+    each = math.ceil(len(groups) / math.ceil(len(groups) / MOST_ROWS))
+    widest = max(group.dense for group in groups)
+    parts = [groups[start : start + each] for start in range(0, len(groups), each)]
+    return tuple(_draw_channels(part, widest) for part in parts)
+
+
+def draw_layers(times: LayerTimes, names: tuple[str, str]) -> Figure:
+    """Draw the time of the slowest layers in both networks, and of all others together.
+
+    Args:
+        times: of one batch size.
+        names: of the reference and the pruned network.
+    """
+    from matplotlib.patches import Patch
+
+    ordered = sorted(times.layers, key=_longest, reverse=True)
+    shown, others = ordered[:MOST_LAYERS], ordered[MOST_LAYERS:]
+    figure, axes = _rows(len(shown) + bool(others), _AROUND_LAYERS)
+    for row, layer in enumerate(shown):
+        _draw_times(axes, row, _milliseconds(layer.reference), _milliseconds(layer.pruned))
+        name, beside, colour = _label(layer, times.multiple)
+        _write_row(axes, row, name, beside, color=colour)
+    if others:
+        sums = (
+            math.fsum(_milliseconds(layer.reference) for layer in others),
+            math.fsum(_milliseconds(layer.pruned) for layer in others),
+        )
+        # No bars: next to those of a sum, the layers themselves would be too short to compare.
+        beside = _ARROW.join(map(units.milliseconds, sums))
+        _write_row(axes, len(shown), f"{len(others)} others together", beside, color=INK)
+    axes.set_title(f"batch {times.batch_size}")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("milliseconds of a call")
+    patches = [Patch(color=BLUE, label=names[0]), Patch(color=VERMILION, label=names[1])]
+    figure.legend(handles=patches, loc="outside upper left", ncols=2, handlelength=1.2)
+    return figure
+
+
+def _draw_channels(groups: Sequence[GroupRecord], widest: int) -> Figure:
+    figure, axes = _rows(len(groups), _AROUND_CHANNELS)
+    rows = [row + _BELOW for row in range(len(groups))]
+    widths = [GroupWidths(g.name, g.dense, g.kept, g.residual) for g in groups]
+    kept = draw_kept(axes, rows, widths, height=_BAR, colours=(VERMILION, GREEN))
+    for row, (group, beside) in enumerate(zip(groups, kept, strict=True)):
+        _write_row(axes, row, fitted(group.name), beside, color=INK)
+    axes.set_xlim(0, widest)
+    axes.set_xlabel("channels")
+    return figure
+
+
+def _draw_times(axes: Axes, row: int, reference: float, pruned: float) -> None:
+    half = _BAR / 2
+    axes.barh(row + _BELOW - half / 2, reference, height=half, color=BLUE)
+    axes.barh(row + _BELOW + half / 2, pruned, height=half, color=VERMILION)
+
+
+def _label(layer: LayerRecord, multiple: int) -> tuple[str, str, str]:
+    """Return the name of a layer, what stands beside it, and the colour of both."""
+    sides = (layer.reference, layer.pruned)
+    macs = [units.count(side.macs) for side in sides if side and side.macs]
+    beside = _ARROW.join(macs) + (" MACs" if macs else "")
+    if not layer.misses_multiple:
+        return fitted(layer.name), beside, INK
+    mark = f"not x{multiple}"
+    return fitted(layer.name, 22), ", ".join(filter(None, (mark, beside))), ORANGE
+
+
+def _longest(layer: LayerRecord) -> float:
+    return max(_milliseconds(layer.reference), _milliseconds(layer.pruned))
+
+
+def _milliseconds(side: LayerFigures | None) -> float:
+    return side.milliseconds if side else 0.0
+
+
+def _rows(count: int, around: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, around + _ROW * count), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_ylim(count - 0.5, -0.6)
+    axes.set_yticks([])
+    axes.grid(axis="x")
+    return figure, axes
+
+
+def _write_row(axes: Axes, row: int, left: str, right: str, **style: Any) -> None:
+    """Put a name at the left and figures at the right of the line above the bars of a row."""
+    style = {
+        "transform": axes.get_yaxis_transform(),
+        "va": "center_baseline",
+        "fontsize": 8.5,
+        **style,
+    }
+    axes.text(0, row + _TEXT, left, ha="left", parse_math=False, **style)
+    axes.text(1, row + _TEXT, right, ha="right", parse_math=False, **style)

@@ -1,20 +1,41 @@
 """Accuracy against cost: the points of one report and of others, and which of them are best.
 
 Only what compares is put side by side: accuracy on the same images, latency on the same machine.
+Which networks no other one beats is decided as in a sweep, by ``pareto_front``.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bench import units
+from bench.pages.svg import PAPER, Plot, stacked_panels
 from bench.reports.schema import NetworkRecord, Report
+from bench.reports.summary import reference_name
+from compress.runs.plots import BLUE, FAINT, GREEN, VERMILION
+from compress.sweep.plan import pareto_front
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Cost = int | None
 """A batch size, whose median latency in milliseconds is the cost; None for MACs per image."""
+
+
+def pareto_plots(report: Report, others: Sequence[Report]) -> Iterator[Plot]:
+    """Yield accuracy against latency and against MACs, where both are known.
+
+    Args:
+        report: what is drawn.
+        others: reports whose networks join it.
+    """
+    compared = comparable(report, others)
+    yield from _accuracy_against_latency(report, compared)
+    yield from _accuracy_against_macs(report, compared)
 
 
 @dataclass(frozen=True)
@@ -73,15 +94,10 @@ def points(
 
 
 def frontier(found: Sequence[Point]) -> tuple[Point, ...]:
-    """Return the points that no other one beats, the cheapest first.
-
-    A point is beaten by one that costs no more and is no less accurate, and is better in one.
-    """
-    best: list[Point] = []
-    for point in sorted(found, key=lambda p: (p.cost, -p.top1)):
-        if not best or point.top1 > best[-1].top1:
-            best.append(point)
-    return tuple(best)
+    """Return the points that no other one beats, the cheapest first, one of equal ones."""
+    unbeaten = pareto_front([(point.cost, point.top1) for point in found])
+    best = {(p.cost, p.top1): p for p, is_best in zip(found, unbeaten, strict=True) if is_best}
+    return tuple(best[place] for place in sorted(best))
 
 
 def describe(report: Report, others: Sequence[Report]) -> tuple[str, ...]:
@@ -165,3 +181,108 @@ def _facts(report: Report) -> tuple[str, ...]:
         f"against {report.against}",
         f"{report.environment.threads} threads",
     )
+
+
+# Drawing
+
+
+def _accuracy_against_latency(report: Report, others: Sequence[Report]) -> Iterator[Plot]:
+    panels = {}
+    for comparison in report.comparison.latency:
+        size = comparison.batch_size
+        if found := points(report, others, size, reference_name(report)):
+            panels[f"batch {size}"] = found
+    if panels:
+        absent = sum(not same_machine(report, other) for other in others)
+        apart = f" Left out here: {absent} measured on another machine." if absent else ""
+        yield Plot(
+            "accuracy-latency",
+            "Accuracy against latency",
+            _how_to_read(report, others) + apart,
+            (_draw_pareto(panels, "median latency of a call (ms)", "{:g}".format),),
+            describe(report, others),
+        )
+
+
+def _accuracy_against_macs(report: Report, others: Sequence[Report]) -> Iterator[Plot]:
+    if found := points(report, others, None, reference_name(report)):
+        yield Plot(
+            "accuracy-macs",
+            "Accuracy against MACs",
+            _how_to_read(report, others),
+            (_draw_pareto({"": found}, "multiply-adds per image", units.count),),
+            describe(report, others),
+        )
+
+
+def _how_to_read(report: Report, others: Sequence[Report]) -> str:
+    numbers = "; numbers stand for other reports, named below" if others else ""
+    return (
+        f"Up and to the left is better: full circles are pruned, open ones references{numbers}. "
+        f"Bars are {units.level(report.config.confidence)} intervals of the difference from the "
+        "reference, and the line joins the networks that no other one beats."
+    )
+
+
+def _draw_pareto(
+    panels: dict[str, tuple[Point, ...]], label: str, write: Callable[[float], str]
+) -> Figure:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    figure, column = stacked_panels(len(panels), 2.4)
+    for axes, (title, found) in zip(column, panels.items(), strict=True):
+        right = 1.12 * max(max(point.cost, *(point.cost_bar or (0,))) for point in found)
+        _draw_frontier(axes, frontier(found), right)
+        for point in found:
+            _draw_point(axes, point)
+        axes.set_title(title)
+        axes.set_xlim(0, right)
+        axes.margins(y=0.25)  # room for the names
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+        axes.set_ylabel("top-1 (%)")
+        axes.grid()
+    column[-1].set_xlabel(label)
+    return figure
+
+
+def _draw_frontier(axes: Axes, best: Sequence[Point], right: float) -> None:
+    costs = [*(point.cost for point in best), right]
+    accuracies = [*(point.top1 for point in best), best[-1].top1]
+    axes.step(costs, accuracies, where="post", color=FAINT, linewidth=1.0, zorder=1.5)
+
+
+def _draw_point(axes: Axes, point: Point) -> None:
+    pruned = point.role == "pruned"
+    colour = GREEN if not point.ours else VERMILION if pruned else BLUE
+    axes.errorbar(
+        point.cost,
+        point.top1,
+        xerr=_reach(point.cost, point.cost_bar),
+        yerr=_reach(point.top1, point.top1_bar),
+        marker="o",
+        markersize=7 if point.ours else 10.5,
+        markeredgewidth=1.5,
+        color=colour,
+        markerfacecolor=colour if pruned else PAPER,
+        elinewidth=1.2,
+        zorder=3 if point.ours else 2.5,
+    )
+    if not point.ours:
+        style = {"ha": "center", "va": "center_baseline", "fontsize": 8}
+        _write(axes, point, (0, 0), color=PAPER if pruned else colour, **style)
+    elif pruned:
+        _write(axes, point, (7, -6), ha="left", va="top", color=colour)
+    else:
+        _write(axes, point, (0, 8), ha="center", va="bottom", color=colour)
+
+
+def _reach(middle: float, bar: tuple[float, float] | None) -> list[list[float]] | None:
+    """Return how far a bar goes to either side, as matplotlib wants it."""
+    return None if bar is None else [[max(middle - bar[0], 0)], [max(bar[1] - middle, 0)]]
+
+
+def _write(axes: Axes, point: Point, offset: tuple[float, float], **style: Any) -> None:
+    where = (point.cost, point.top1)
+    label = axes.annotate(point.label, where, offset, textcoords="offset points", **style)
+    label.set(zorder=4, in_layout=False)

@@ -6,34 +6,48 @@ from collections.abc import Iterator, Sequence
 
 from bench import units
 from bench.judging.verdicts import Verdict
-from bench.measuring.agreement import AgreementRecord
-from bench.pages import timing_sheets as timing
-from bench.reports.schema import Change, NetworkRecord, Report
+from bench.measuring.device_timing import advice
+from bench.measuring.latency import HOST
+from bench.measuring.records import (
+    AgreementRecord,
+    Conditions,
+    Environment,
+    LayerFigures,
+    LayerRecord,
+    LayerTimes,
+)
+from bench.reports.schema import Change, LatencyRecord, NetworkRecord, Report
 from bench.reports.summary import (
     NOT_MEASURED,
     comparison_sheet,
+    explain,
     known,
     pruned_name,
     reference_name,
     told_share,
 )
-from bench.statistics.paired import PairedDrop
-from bench.statistics.stats import RatioInterval
+from bench.statistics.latency_ratios import RatioInterval
+from bench.statistics.shares import PairedDrop
 from compress.terminal.sheet import Row, Sheet
+
+MOST_LAYERS = 30
+"""Rows of a table of layers; what takes less time is summed up."""
+
+_MISSES = " *"
 
 
 def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
     """Return one row per verdict; what did not pass is explained under the table."""
     rows = []
     for verdict in verdicts:
-        write = units.budget(verdict.budget)
+        write = units.of_limit(verdict.name)
         where = f", batch {verdict.batch_size}" if verdict.batch_size is not None else ""
         measured = known(write, verdict.measured)
         if verdict.interval is not None:
             measured += f" {units.interval(write, *verdict.interval)}"
-        rows.append((verdict.budget + where, write(verdict.limit), measured, verdict.status))
+        rows.append((verdict.name + where, write(verdict.limit), measured, verdict.status))
     notes = tuple(f"{v.status}: {v.sentence}." for v in verdicts if v.status != "PASS")
-    return Sheet("Verdicts", ("budget", "limit", "measured", "verdict"), tuple(rows), notes)
+    return Sheet("Verdicts", ("judged", "limit", "measured", "verdict"), tuple(rows), notes)
 
 
 def sheets(report: Report, verdicts: Sequence[Verdict]) -> Iterator[Sheet]:
@@ -47,13 +61,13 @@ def sheets(report: Report, verdicts: Sequence[Verdict]) -> Iterator[Sheet]:
         yield _agreement_sheet(report, report.comparison.agreement)
     if report.comparison.latency:
         names = (reference_name(report), pruned_name(report))
-        yield from timing.latency_sheets(report, names)
-    yield from map(timing.layer_sheet, report.layers)
+        yield from _latency_sheets(report, names)
+    yield from map(layer_sheet, report.layers)
     if report.change is not None:
         yield _change_sheet(report, report.change)
     if report.networks.reference.parity or report.networks.pruned.parity:
         yield _parity_sheet(report)
-    yield timing.environment_sheet(report.environment)
+    yield _environment_sheet(report.environment)
 
 
 def measured_on(report: Report) -> str:
@@ -153,3 +167,183 @@ def _change_sheet(report: Report, change: Change) -> Sheet:
 
 def _factor(found: RatioInterval) -> str:
     return f"{units.times(found.ratio)} {units.interval(units.ratio, found.low, found.high)}"
+
+
+# Time, and the machine meanwhile
+
+
+def _latency_sheets(report: Report, names: tuple[str, str]) -> Iterator[Sheet]:
+    """Yield what was timed: calls, their steps on a GPU, the ratios, and the machine meanwhile.
+
+    ``names`` are those of the reference and of the pruned network.
+    """
+    networks = (report.networks.reference, report.networks.pruned)
+    named = [
+        (f"{name}, batch {record.batch_size}", record)
+        for name, network in zip(names, networks, strict=True)
+        for record in network.latency
+    ]
+    yield _latency_sheet(named)
+    if staged := [(name, record) for name, record in named if record.stages]:
+        yield _stages_sheet(staged, cuda_graph=report.config.cuda_graph)
+    yield _control_sheet(report, names)
+    watched = [
+        (f"batch {found.batch_size}", found.conditions)
+        for found in report.comparison.latency
+        if found.conditions is not None
+    ]
+    if watched:
+        yield _conditions_sheet(watched)
+
+
+def layer_sheet(times: LayerTimes) -> Sheet:
+    """Return where the time of both networks goes, layer by layer, with the reason in words."""
+    order = sorted(times.layers, key=_milliseconds, reverse=True)
+    shown, rest = order[:MOST_LAYERS], order[MOST_LAYERS:]
+    rows = [_layer_row(layer) for layer in times.layers if layer in shown]
+    if rest:
+        rows.append(_rest_row(rest))
+    notes = [explain(times)]
+    if any(layer.misses_multiple for layer in times.layers):
+        notes.append(f"* channels that are no multiple of {times.multiple}.")
+    header = ("", "channels", "MACs before", "after", "ms before", "after", "ms saved")
+    title = f"Time of each layer, batch {times.batch_size}"
+    return Sheet(title, header, tuple(rows), tuple(notes))
+
+
+def _environment_sheet(found: Environment) -> Sheet:
+    """Return what the figures were measured on."""
+    gpu = found.gpu["name"] if found.gpu else "none"
+    facts: tuple[tuple[str, object], ...] = (
+        ("processor", found.cpu),
+        ("physical / logical cores", f"{found.physical_cores} / {found.logical_cores}"),
+        ("cores this process may use", len(found.affinity)),
+        ("container quota, cores", "none" if found.cpu_quota is None else found.cpu_quota),
+        ("threads of the runtime", found.threads),
+        ("load average before", found.load_average),
+        ("frequency governor", found.governor),
+        ("GPU present", gpu),
+        ("platform", found.platform),
+        ("python", found.python),
+        *found.packages.items(),
+    )
+    rows = tuple((name, "unknown" if fact is None else str(fact)) for name, fact in facts)
+    return Sheet("Environment", ("", "value"), rows)
+
+
+def _latency_sheet(named: list[tuple[str, LatencyRecord]]) -> Sheet:
+    rows = []
+    for name, record in named:
+        found = record.summary
+        figures = (
+            *(found.median_ms, found.mean_ms, found.min_ms, found.max_ms),
+            *(found.p90_ms, found.p95_ms, found.p99_ms),
+        )
+        rows.append(
+            (
+                name,
+                *map(units.milliseconds, figures),
+                units.share(found.variation),
+                str(found.calls),
+                units.count(record.images_per_second),
+            )
+        )
+    header = ("", "median", "mean", "min", "max", "p90", "p95", "p99", "CV", "calls", "images/s")
+    return Sheet("Latency per call", header, tuple(rows))
+
+
+def _control_sheet(report: Report, names: tuple[str, str]) -> Sheet:
+    reference, pruned = names
+    rows = tuple(
+        (
+            str(found.batch_size),
+            _ratio(found.ratio),
+            _ratio(found.control),
+            str(found.ratio.rounds),
+            f"{found.seconds:.1f} s",
+            "yes" if found.converged else "no, time was up",
+        )
+        for found in report.comparison.latency
+    )
+    ratios = (f"{pruned} / {reference}", f"{reference} / {reference}")
+    header = ("batch", *ratios, "rounds", "took", "as precise as asked")
+    return Sheet("Latency ratio and its control", header, rows)
+
+
+def _stages_sheet(named: list[tuple[str, LatencyRecord]], *, cuda_graph: bool) -> Sheet:
+    stages = ("h2d", "compute", "d2h", "enqueue", HOST)
+    rows, notes = [], []
+    for name, record in named:
+        medians = {stage: found.median_ms for stage, found in record.stages.items()}
+        rows.append((name, *(units.milliseconds(medians[stage]) for stage in stages)))
+        notes += [f"{name}: {sentence}" for sentence in advice(medians, cuda_graph=cuda_graph)]
+    graph = "with" if cuda_graph else "without"
+    title = f"Steps of a call on the GPU, {graph} a CUDA graph, medians"
+    return Sheet(title, ("", "H2D", "compute", "D2H", "enqueue", "host"), tuple(rows), tuple(notes))
+
+
+def _conditions_sheet(watched: list[tuple[str, Conditions]]) -> Sheet:
+    facts = [_conditions_facts(found) for _, found in watched]
+    rows = tuple((name, *(fact[name] for fact in facts)) for name in facts[0])
+    return Sheet("The machine meanwhile", ("", *(name for name, _ in watched)), rows)
+
+
+def _conditions_facts(found: Conditions) -> dict[str, str]:
+    cpu, gpu = found.cpu, found.gpu
+    facts = {
+        "load average after": _told(cpu.load_average_after, "{:.2f}"),
+        "stopped by a CPU quota": _told(cpu.quota_throttled_ms, "{:.0f} ms"),
+        "clocks lowered for heat": _told(cpu.thermal_throttles, "{:d} times"),
+        "time given to other guests": _told(cpu.stolen_share, "{:.2%}").replace("%", " %"),
+        "clock of the core": _span(cpu.frequency_mhz_min, cpu.frequency_mhz_max),
+    }
+    if gpu is not None:
+        facts |= {
+            "SM clock": _span(gpu.sm_clock_mhz_min, gpu.sm_clock_mhz_max),
+            "memory clock": _span(gpu.memory_clock_mhz_min, gpu.memory_clock_mhz_max),
+            "GPU, hottest": _told(gpu.temperature_c_max, "{:d} C"),
+            "GPU, most power": _told(gpu.power_w_max, "{:.0f} W"),
+            "GPU throttled for": ", ".join(gpu.throttle_reasons) or "nothing",
+        }
+    return facts
+
+
+def _told(value: float | None, form: str) -> str:
+    return "unknown" if value is None else form.format(value)
+
+
+def _span(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "unknown"
+    return f"{low:.0f} MHz" if round(low) == round(high) else f"{low:.0f} to {high:.0f} MHz"
+
+
+def _layer_row(layer: LayerRecord) -> Row:
+    sides = layer.reference, layer.pruned
+    channels = [str(side.channels) for side in sides if side is not None and side.channels]
+    name = layer.name + _MISSES * layer.misses_multiple
+    return (name, " to ".join(dict.fromkeys(channels)), *_layer_cells([sides]))
+
+
+def _rest_row(rest: list[LayerRecord]) -> Row:
+    cells = _layer_cells([(layer.reference, layer.pruned) for layer in rest])
+    return (f"{len(rest)} more, each with less time", "", *cells)
+
+
+def _layer_cells(sides: list[tuple[LayerFigures | None, LayerFigures | None]]) -> tuple[str, ...]:
+    macs, spent = [], []
+    for one in zip(*sides, strict=True):
+        macs.append(sum(side.macs for side in one if side is not None))
+        spent.append(sum(side.milliseconds for side in one if side is not None))
+    return (
+        *(units.count(value) if value else "" for value in macs),
+        *(f"{value:.4f}" for value in (*spent, spent[0] - spent[1])),
+    )
+
+
+def _milliseconds(layer: LayerRecord) -> float:
+    return max(side.milliseconds for side in (layer.reference, layer.pruned) if side is not None)
+
+
+def _ratio(found: RatioInterval) -> str:
+    return f"{units.ratio(found.ratio)} {units.interval(units.ratio, found.low, found.high)}"

@@ -1,4 +1,4 @@
-"""A matplotlib figure as SVG that stands inside an HTML page.
+"""Plots of the page: matplotlib figures, and each as SVG that stands inside an HTML page.
 
 Text stays text, colours become variables of the page's style sheet, and whatever would clash with
 another figure or with the page (ids, a style sheet, metadata) is taken out. The same figure always
@@ -12,12 +12,14 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from compress.runs.plots import BLUE, FAINT, GREEN, INK, ORANGE, PALE, VERMILION
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH = 4.2
@@ -75,6 +77,22 @@ _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _SPACES = re.compile(r"\s+")
 
 
+@dataclass(frozen=True)
+class Plot:
+    """One or more figures under one title."""
+
+    key: str
+    """Names it within the page."""
+    title: str
+    caption: str
+    """How to read it."""
+    figures: tuple[Figure, ...]
+    numbered: tuple[str, ...] = ()
+    """What the numbers in the figures stand for, from 1."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what the figures show."""
+
+
 @contextmanager
 def default_style() -> Iterator[None]:
     """Draw in the style of the page, whatever the user's matplotlibrc says."""
@@ -85,6 +103,14 @@ def default_style() -> Iterator[None]:
         parameters: Any = matplotlib.rcParams  # typed key by key
         parameters.update(_STYLE)
         yield
+
+
+def stacked_panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with axes one below the other."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, 0.25 + height * count), layout="constrained")
+    return figure, list(figure.subplots(count, squeeze=False)[:, 0])
 
 
 def inline_svg(figure: Figure, key: str, label: str) -> str:

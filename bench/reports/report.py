@@ -11,88 +11,76 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.measuring.accuracy import AccuracyComparison, Predictions
-from bench.measuring.agreement import AgreementRecord
-from bench.measuring.environment import Environment
+from bench.measuring.answers import Predictions
 from bench.measuring.latency import HOST, LatencyResult
-from bench.measuring.layer_records import LayerTimes
-from bench.record import Sha256
-from bench.reports.outcomes import pack_outcomes
+from bench.measuring.records import Artefact, Sha256, pack_outcomes
+from bench.measuring.session import Measured
+from bench.measuring.subject import About
 from bench.reports.schema import (
     SCHEMA_VERSION,
     Against,
-    Artefact,
     Comparison,
-    GroupRecord,
     LatencyComparison,
     LatencyRecord,
     NetworkRecord,
     Networks,
     Report,
-    ValidationSet,
 )
-from bench.statistics.stats import summary
-from compress.config import BenchConfig, Precision
+from bench.statistics.latency_ratios import summary
 from compress.errors import CheckpointError
 from compress.files.atomic import staged, write_flushed
 from compress.files.documents import MOST_MISTAKES, parsed_json, shown
 
+_BEFORE = 2  # the schema version that is read besides: it says budgets for limits
 MOST_BYTES = 2**24
 """Largest report: that of 50,000 images with a hundred layers takes half a MiB."""
 
 
 def build_report(
+    about: About,
+    measured: Measured,
     *,
-    architecture: str | None,
-    target: str | None,
-    runtime: str,
-    validation: ValidationSet,
-    precision: Precision | None = "fp32",
-    artefacts: tuple[Artefact, Artefact],
-    predictions: tuple[Predictions, Predictions] | None = None,
-    accuracy: AccuracyComparison | None = None,
-    agreement: AgreementRecord | None = None,
-    notes: Sequence[str] = (),
-    latency: Sequence[LatencyResult],
-    environment: Environment,
-    config: BenchConfig,
     against: Against = "dense",
-    layers: Sequence[LayerTimes] = (),
-    groups: Sequence[GroupRecord] = (),
-    pruning: dict[str, Any] | None = None,
     created: datetime | None = None,
 ) -> Report:
-    """Put measurements together; pairs are (reference, pruned)."""
-    reference, pruned = artefacts
-    said = predictions or (None, None)
+    """Put together what is known of two networks and what was measured of them.
+
+    Args:
+        about: what is known of both.
+        measured: what a session gave.
+        against: what the reference is.
+        created: when it was measured; default now.
+    """
+    reference, pruned = about.artefacts
+    said = measured.predictions or (None, None)
     alike = reference.file is None or _suffix(reference) == _suffix(pruned)
     return Report(
         created=created or datetime.now(timezone.utc).replace(microsecond=0),
-        runtime=runtime,
+        runtime=measured.runtime,
         against=against,
-        architecture=architecture,
-        target=target,
-        precision=precision,
-        notes=tuple(notes),
-        validation=validation,
+        architecture=about.architecture,
+        target=about.target,
+        precision=about.precision,
+        notes=measured.notes,
+        validation=measured.validation,
         networks=Networks(
-            reference=_network(reference, said[0], latency, "reference"),
-            pruned=_network(pruned, said[1], latency, "pruned"),
+            reference=_network(reference, said[0], measured.latency, "reference"),
+            pruned=_network(pruned, said[1], measured.latency, "pruned"),
         ),
         comparison=Comparison(
-            latency=tuple(map(_compare_latency, latency)),
-            accuracy=accuracy,
-            agreement=agreement,
+            latency=tuple(map(_compare_latency, measured.latency)),
+            accuracy=measured.accuracy,
+            agreement=measured.agreement,
             macs_ratio=_ratio(reference.macs, pruned.macs),
             params_ratio=_ratio(reference.params, pruned.params),
             # Files of two kinds hold different things.
             bytes_ratio=_ratio(reference.bytes, pruned.bytes) if alike else None,
         ),
-        layers=tuple(layers),
-        groups=tuple(groups),
-        environment=environment,
-        config=config,
-        pruning=pruning,
+        layers=tuple(measured.layers),
+        groups=about.groups,
+        environment=measured.environment,
+        config=measured.config,
+        pruning=about.pruning,
     )
 
 
@@ -118,11 +106,36 @@ def save_report(report: Report, path: Path) -> None:
 
 
 def load_report(path: Path) -> Report:
-    """Read a report and check every field of it.
+    """Read a report of this or the last schema version, and check every field of it.
 
     Raises:
         CheckpointError: missing, truncated, edited, not a report, or of another schema version.
     """
+    document = _read(path)
+    version = document["schema_version"]
+    if version not in (_BEFORE, SCHEMA_VERSION):
+        raise CheckpointError(
+            f"{path} has schema_version {shown(version)} and this tool reads {_BEFORE} and "
+            f"{SCHEMA_VERSION}; measure again with `compress bench`"
+        )
+    digest = document.pop("sha256", None)
+    try:
+        report = Report.model_validate({**document, "schema_version": SCHEMA_VERSION})
+        found = _digest(document)
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is a damaged report: {_first(error)}") from error
+    except (ValueError, RecursionError) as error:  # infinities, or depth, where anything may be
+        raise CheckpointError(f"{path} is a damaged report: JSON does not hold it") from error
+    if digest != found:
+        raise CheckpointError(
+            f"{path} was changed after it was written: its sha256 is not that of its content; "
+            "measure again with `compress bench`"
+        )
+    return report
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the document in a file, which names its version and may be anything else."""
     try:
         with path.open("rb") as stream:
             data = stream.read(MOST_BYTES + 1)
@@ -143,26 +156,7 @@ def load_report(path: Path) -> Report:
         ) from error
     if not isinstance(document, dict) or "schema_version" not in document:
         raise CheckpointError(f"{path} is JSON but not a report of `compress bench`")
-    version = document["schema_version"]
-    if version != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{path} has schema_version {shown(version)} and this tool reads {SCHEMA_VERSION}; "
-            "measure again with `compress bench`"
-        )
-    digest = document.pop("sha256", None)
-    try:
-        report = Report.model_validate(document)
-        found = _digest(document)
-    except ValidationError as error:
-        raise CheckpointError(f"{path} is a damaged report: {_first(error)}") from error
-    except (ValueError, RecursionError) as error:  # infinities, or depth, where anything may be
-        raise CheckpointError(f"{path} is a damaged report: JSON does not hold it") from error
-    if digest != found:
-        raise CheckpointError(
-            f"{path} was changed after it was written: its sha256 is not that of its content; "
-            "measure again with `compress bench`"
-        )
-    return report
+    return document
 
 
 def _digest(document: dict[str, Any]) -> Sha256:

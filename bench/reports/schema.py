@@ -4,70 +4,138 @@ Units: latency in milliseconds per call, accuracy as a share of the images, drop
 points, MACs with one multiply-add counted as one, file sizes in bytes. Ratios are pruned over
 reference, which is the dense parent unless the report is against another run.
 
-``docs/report.schema.json`` is this module as a JSON schema.
+A report may come from anybody, and pages and verdicts take its figures as measured. So figures that
+no measurement gives together are refused when it is read, and nothing after that need expect them.
+
+``docs/report.schema.json`` is this module as a JSON schema:
+
+    python -m bench.reports.schema > docs/report.schema.json
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+import math
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
-from bench.budgets import Budgets
-from bench.measuring.accuracy import AccuracyComparison
-from bench.measuring.agreement import AgreementRecord
-from bench.measuring.conditions import Conditions
-from bench.measuring.environment import Environment
+from bench.limits import Limits
+from bench.measuring.answers import AccuracyComparison
 from bench.measuring.latency import Warmup
-from bench.measuring.layer_records import LayerTimes
-from bench.record import Record, Sha256
-from bench.reports.outcomes import Outcomes
-from bench.reports.soundness import Blocks, Drop, Interval, Stage, Summary, sound_drop, sound_share
-from compress.config import BenchConfig, Precision, Runtime
+from bench.measuring.records import (
+    AgreementRecord,
+    Artefact,
+    Conditions,
+    Environment,
+    GroupRecord,
+    LayerTimes,
+    Outcomes,
+    Sha256,
+    ValidationSet,
+)
+from bench.reports.summary import summary_text
+from bench.statistics.latency_ratios import QUANTILES, LatencySummary, RatioInterval
+from bench.statistics.shares import MOST_COUNT, PairedDrop, Share
+from compress.config import BenchConfig, Precision
+from compress.files.documents import Section
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
 Against = Literal["dense", "run", "file"]
 """What the reference is: the dense parent, the pruned network of another run, or any file."""
 
-InputKind = Literal["labelled", "images", "arrays", "random"]
-"""What both networks were fed: images with labels, images or arrays without, or random numbers."""
+LEAST_MS, MOST_MS = 1e-6, 1e9
+"""Milliseconds: from a nanosecond to eleven days."""
+MOST_RATIO = (MOST_MS / LEAST_MS) ** 2
+"""Between two ratios of such times."""
+LARGEST = 2**53
+"""Whole numbers up to this are exact as floating point numbers."""
 
 
-class ParityRecord(Record):
-    """How closely ONNX Runtime agrees with torch, as the export found it."""
-
-    batch_size: int
-    relative_error: float
-    """Largest difference of the logits over the largest logit."""
-    cosine: float
-    """Cosine of all logits of the batch."""
-    top1_agreement: float
-    """Share of images with the same most likely class."""
+def _sound_summary(found: LatencySummary) -> LatencySummary:
+    _require(min(found.median_ms, found.max_ms) > 0, "a latency is zero")
+    return _sound_stage(found)
 
 
-class Artefact(Record):
-    """A network, by its file and by what is known of it."""
-
-    onnx_sha256: Sha256 | None = None
-    """Of the ONNX file that is measured, or that the engine was built from; None without one."""
-    weights_sha256: Sha256
-    """Of the weights that a sidecar names; without a sidecar of the file, or of a network in
-    memory."""
-    bytes: int | None = Field(default=None, ge=1)
-    """Size of the file that the runtime reads; None of a network in memory."""
-    file: str | None = None
-    """Name of that file, without its folder."""
-    runtime: Runtime | None = None
-    """What ran it; None where it is that of the configuration."""
-    macs: int | None = Field(default=None, ge=1)
-    """Per image; None if the export did not count them."""
-    params: int | None = Field(default=None, ge=1)
-    """None if the export did not count them."""
-    parity: tuple[ParityRecord, ...] = ()
+def _sound_stage(found: LatencySummary) -> LatencySummary:
+    times = (found.min_ms, found.median_ms, found.mean_ms, found.p90_ms, found.p95_ms)
+    tails = (found.p99_ms, found.p99_at_least_ms, found.p99_at_most_ms, found.max_ms)
+    known = [time for time in (*times, *tails, *found.quantiles_ms) if time is not None]
+    _require(all(0 <= time <= MOST_MS for time in known), "a latency is no time")
+    _require(1 <= found.calls <= LARGEST, "calls is no count")
+    _require(0 <= found.variation <= MOST_MS, "variation is no share")
+    _require(len(found.quantiles_ms) == len(QUANTILES), f"there are {len(QUANTILES)} quantiles")
+    return found
 
 
-class LatencyRecord(Record):
+def _sound_blocks(found: tuple[float, ...]) -> tuple[float, ...]:
+    _require(all(LEAST_MS <= time <= MOST_MS for time in found), "a block has no duration")
+    return found
+
+
+def _sound_interval(found: RatioInterval) -> RatioInterval:
+    ratios = (found.low, found.at_least, found.ratio, found.at_most, found.high)
+    _require(all(1 / MOST_RATIO <= each <= MOST_RATIO for each in ratios), "a ratio is no ratio")
+    _require(found.low <= found.ratio <= found.high, "the interval misses its ratio")
+    _require(0 < found.confidence < 1, "confidence is no level")
+    _require(1 <= found.rounds <= LARGEST, "rounds is no count")
+    return found
+
+
+def sound_share(found: Share) -> Share:
+    """Return a share whose figures agree with each other.
+
+    Raises:
+        ValueError: they do not.
+    """
+    bounds = (found.low, found.at_least, found.share, found.at_most, found.high)
+    _require(all(0 <= each <= 1 for each in bounds), "a share is no share")
+    _require(found.low <= found.share <= found.high, "the interval misses its share")
+    _require(1 <= found.count <= MOST_COUNT, "count is no count")
+    _require(0 < found.confidence < 1, "confidence is no level")
+    return found
+
+
+def sound_drop(found: PairedDrop) -> PairedDrop:
+    """Return a drop whose figures agree with each other.
+
+    Raises:
+        ValueError: they do not.
+    """
+    bounds = (found.low_pp, found.at_least_pp, found.drop_pp, found.at_most_pp, found.high_pp)
+    _require(1 <= found.images <= MOST_COUNT, "images is no count")
+    _require(min(found.flips_to_wrong, found.flips_to_right) >= 0, "flips are counted from 0")
+    flips = found.flips_to_wrong + found.flips_to_right
+    _require(flips <= found.images, "there are more flips than images")
+    _require(all(-100 <= each <= 100 for each in bounds), "a drop lies within 100 pp")
+    _require(0 <= found.resolution_pp <= 100, "resolution_pp lies within 100 pp")
+    _require(0 < found.confidence < 1, "confidence is no level")
+    _require(0 <= found.mcnemar_p <= 1, "mcnemar_p is no probability")
+    drop = 100 * (found.flips_to_wrong - found.flips_to_right) / found.images
+    _require(math.isclose(found.drop_pp, drop, abs_tol=1e-9), "the drop is not that of its flips")
+    agreement = 1 - flips / found.images
+    _require(math.isclose(found.agreement, agreement, abs_tol=1e-9), "agreement misses the flips")
+    return found
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:  # also where a NaN is compared
+        raise ValueError(otherwise)
+
+
+Summary = Annotated[LatencySummary, AfterValidator(_sound_summary)]
+Stage = Annotated[LatencySummary, AfterValidator(_sound_stage)]
+"""A step of a call may be too short for a clock."""
+Blocks = Annotated[tuple[float, ...], AfterValidator(_sound_blocks)]
+Interval = Annotated[RatioInterval, AfterValidator(_sound_interval)]
+Drop = Annotated[PairedDrop, AfterValidator(sound_drop)]
+
+
+# The parts
+
+
+class LatencyRecord(Section):
     """One network at one batch size."""
 
     batch_size: int = Field(ge=1)
@@ -96,14 +164,14 @@ class NetworkRecord(Artefact):
     latency: tuple[LatencyRecord, ...] = ()
 
 
-class Networks(Record):
+class Networks(Section):
     """The two that are compared."""
 
     reference: NetworkRecord
     pruned: NetworkRecord
 
 
-class LatencyComparison(Record):
+class LatencyComparison(Section):
     """Pruned against reference at one batch size, and reference against itself in those rounds."""
 
     batch_size: int = Field(ge=1)
@@ -119,7 +187,7 @@ class LatencyComparison(Record):
     """What the machine did meanwhile."""
 
 
-class Comparison(Record):
+class Comparison(Section):
     """Everything that is judged."""
 
     latency: tuple[LatencyComparison, ...] = ()
@@ -140,18 +208,7 @@ class Comparison(Record):
         return self
 
 
-class ValidationSet(Record):
-    """The inputs that accuracy or agreement was measured on."""
-
-    kind: InputKind = "labelled"
-    identity: str
-    """Digest of the set: of images from ``compress.data.datasets``, of arrays of their bytes."""
-    images: int = Field(ge=0)
-    skipped: int = Field(ge=0)
-    """Images that could not be read."""
-
-
-class LatencyChange(Record):
+class LatencyChange(Section):
     """How the latency of one batch size changed; above 1 is slower."""
 
     batch_size: int = Field(ge=1)
@@ -161,7 +218,7 @@ class LatencyChange(Record):
     """Median of the pruned network: now over then; None where the machines differ."""
 
 
-class Change(Record):
+class Change(Section):
     """This report against a stored one of the same reference, runtime and precision."""
 
     created: AwareDatetime
@@ -178,20 +235,12 @@ class Change(Record):
     """Why there is none, if so."""
 
 
-class GroupRecord(Record):
-    """One channel group, by its channels before and after pruning."""
-
-    name: str
-    dense: int = Field(ge=1)
-    kept: int = Field(ge=0)
-    residual: bool = False
-    """Whether it is a residual stream."""
-
-
-class Report(Record):
+class Report(Section):
     """One comparison of a pruned network with its reference."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    renamed: ClassVar = {"budgets": "limits"}
+
+    schema_version: Literal[3] = SCHEMA_VERSION
     created: AwareDatetime
     """UTC."""
     runtime: str
@@ -213,7 +262,7 @@ class Report(Record):
     """Where the time goes, one for each batch size; empty where the runtime does not tell."""
     change: Change | None = None
     """Against a stored report, where one was named."""
-    budgets: Budgets | None = None
+    limits: Limits | None = None
     """What it was judged by when it was written."""
     environment: Environment
     config: BenchConfig
@@ -222,8 +271,6 @@ class Report(Record):
     """What the pruning stage said of itself, passed through."""
 
     def __str__(self) -> str:
-        from bench.reports.summary import summary_text  # it is built on this module
-
         return summary_text(self)
 
     @model_validator(mode="after")
@@ -244,3 +291,35 @@ class Report(Record):
         if len(set(compared)) < len(compared):
             raise ValueError("a batch size is there twice")
         return self
+
+
+# As a JSON schema
+
+
+def report_schema() -> dict[str, Any]:
+    """Return the schema of ``report.json``, JSON Schema of 2020-12."""
+    schema = Report.model_json_schema(mode="serialization")
+    schema["properties"]["sha256"] = {
+        "description": (
+            "SHA-256 of this document without sha256, written with sorted keys, no spaces and "
+            "ASCII only."
+        ),
+        "pattern": "^[0-9a-f]{64}$",
+        "type": "string",
+    }
+    # A written report holds every key, also those that have a default.
+    schema["required"] = sorted(schema["properties"])
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"Report of compress bench, schema_version {SCHEMA_VERSION}",
+        **{name: part for name, part in schema.items() if name != "title"},
+    }
+
+
+def main() -> None:
+    """Print the schema."""
+    print(json.dumps(report_schema(), indent=2))
+
+
+if __name__ == "__main__":
+    main()

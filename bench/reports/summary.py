@@ -1,17 +1,33 @@
-"""The figures of a report that come first, as a table: printed, on the page and in Markdown."""
+"""What a report says first: its main figures as a table, and why latency does not follow MACs.
+
+A runtime fuses layers, adds work of its own, and runs odd widths as if they were wider, so what was
+saved of both is set side by side and the difference split among its causes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from bench import units
-from bench.reports.schema import NetworkRecord, Report
-from bench.statistics.paired import PairedDrop
-from bench.statistics.shares import Share
 from compress.terminal.sheet import Row, Sheet, text_lines
+
+if TYPE_CHECKING:  # a report prints itself by this module
+    from bench.measuring.records import LayerFigures, LayerRecord, LayerTimes
+    from bench.reports.schema import NetworkRecord, Report
+    from bench.statistics.shares import PairedDrop, Share
 
 NOT_MEASURED = "not measured"
 
+_UNCHANGED = 0.005  # a ratio this close to 1 is said to have stayed
+_FOLLOWS = 0.02  # share of the pruned time by which it may miss the MACs and still follow them
+_WORTH_SAYING = 0.05  # share of what is missing that a layer must hold to be named
+_MOST_NAMED = 3
+_FASTER = "in layers whose time fell more than their MACs"
+_LEAST = 1e-6  # keeps a layer that took no time from dividing by zero
+
+_Side = Literal["reference", "pruned"]
+_Figure = Literal["macs", "milliseconds"]
 _Both = tuple[float | None, float | None]
 """A figure of the reference and of the pruned network."""
 
@@ -63,6 +79,39 @@ def told_share(found: Share) -> str:
 def known(write: Callable[[float], str], value: float | None) -> str:
     """Return a figure, or that it was not measured."""
     return NOT_MEASURED if value is None else write(value)
+
+
+def explain(times: LayerTimes) -> str:
+    """Say in a few sentences why the time did not fall as the MACs did.
+
+    Had all time fallen by the ratio of MACs, the pruned network would take so much; what it takes
+    beyond that is split among its causes.
+    """
+    before, after = _sum(times, "reference", "macs"), _sum(times, "pruned", "macs")
+    fewer = before / after if before and after else 1.0
+    missing = times.pruned_ms - times.reference_ms / fewer
+    faster = times.reference_ms / times.pruned_ms
+    said = [
+        f"{_change('MACs', fewer)} and {_change('the time in layers', faster)} "
+        f"({units.milliseconds(times.reference_ms)} to {units.milliseconds(times.pruned_ms)})"
+    ]
+    if fewer > 1 + _UNCHANGED and missing > _FOLLOWS * times.pruned_ms:
+        expected = units.milliseconds(times.reference_ms / fewer)
+        said.append(f"Had the time fallen as the MACs did, it would be {expected}")
+        reasons = _reasons(times, fewer, missing)
+        if reasons:
+            said.append(f"The {units.milliseconds(missing)} beyond that are {reasons}")
+    weighted = [layer for layer in times.layers if layer.pruned and layer.pruned.macs]
+    missed = sum(layer.misses_multiple for layer in weighted)
+    if missed:
+        said.append(
+            f"Of {len(weighted)} layer{'' if len(weighted) == 1 else 's'} with weights, {missed} "
+            f"{'has' if missed == 1 else 'have'} channels that are no multiple of {times.multiple}"
+        )
+    return ". ".join(said) + "."
+
+
+# The main table
 
 
 def _answer_rows(report: Report) -> Iterator[Row]:
@@ -122,3 +171,102 @@ def _latency_rows(report: Report) -> Iterator[Row]:
 
 def _medians(network: NetworkRecord) -> dict[int, float]:
     return {record.batch_size: record.summary.median_ms for record in network.latency}
+
+
+# Time against MACs
+
+
+def _reasons(times: LayerTimes, fewer: float, missing: float) -> str:
+    """Return where the time lies beyond what ``fewer`` times less MACs would leave, in words.
+
+    Empty where no part stands out, as when the layers do not add up to the whole.
+
+    A layer with weights takes, beyond its time divided by ``fewer``, what it does not gain from its
+    own MACs, and what its own MACs fell less than all of them; the second adds up to nothing if
+    every MAC takes the same time.
+    """
+    weighted = [layer for layer in times.layers if _applies_weights(layer)]
+    outside = [layer for layer in times.layers if not _applies_weights(layer)]
+    shared = [layer for layer in weighted if layer.reference and layer.pruned]
+    added = sum(_figure(layer.pruned, "milliseconds") for layer in weighted if not layer.reference)
+    idle = sum(map(_not_gained, shared))
+    beyond = [sum(_beyond(layer, fewer) for layer in group) for group in (outside, weighted)]
+    elsewhere = "from saving MACs where they take {} time than elsewhere"
+    # Each with how it is said of more time, and of less.
+    found = [
+        (
+            beyond[0],
+            f"outside of layers with weights{_largest(outside)}",
+            "outside of layers with weights",
+        ),
+        (idle, f"in layers whose time did not follow their MACs{_slowest(shared)}", _FASTER),
+        (added, "in layers that the reference lacks", ""),
+        (beyond[1] - idle - added, elsewhere.format("less"), elsewhere.format("more")),
+    ]
+    least = _WORTH_SAYING * missing
+    found.sort(reverse=True)
+    more = [f"{units.milliseconds(ms)} {words}" for ms, words, _ in found if ms > least]
+    less = [f"{units.milliseconds(-ms)} {words}" for ms, _, words in found if ms < -least]
+    if not more:
+        return ""
+    return f"{_listed(more)}{f', less {_listed(less)}' if less else ''}"
+
+
+def _beyond(layer: LayerRecord, fewer: float) -> float:
+    """Return the milliseconds of a layer beyond its time in the reference divided by ``fewer``."""
+    before = _figure(layer.reference, "milliseconds")
+    return _figure(layer.pruned, "milliseconds") - before / fewer
+
+
+def _not_gained(layer: LayerRecord) -> float:
+    """Return the milliseconds of a layer beyond what its own MACs would leave."""
+    assert layer.reference is not None
+    return _beyond(layer, layer.reference.macs / max(1.0, _figure(layer.pruned, "macs")))
+
+
+def _largest(layers: Sequence[LayerRecord]) -> str:
+    """Return the operators that take the most time in the pruned network, in brackets."""
+    there = [layer for layer in layers if layer.pruned]
+    there.sort(key=lambda layer: -_figure(layer.pruned, "milliseconds"))
+    return f" ({_listed([layer.name for layer in there[:_MOST_NAMED]])})" if there else ""
+
+
+def _slowest(layers: Sequence[LayerRecord]) -> str:
+    """Return the layers that gained least from their MACs, in brackets."""
+    worst = sorted(layers, key=_not_gained, reverse=True)[:_MOST_NAMED]
+    named = [
+        f"{layer.name} with MACs {_ratio(layer, 'macs')} and time {_ratio(layer, 'milliseconds')}"
+        for layer in worst
+        if _not_gained(layer) > 0
+    ]
+    return f" ({', '.join(named)})" if named else ""
+
+
+def _ratio(layer: LayerRecord, figure: _Figure) -> str:
+    return units.speed_up(
+        _figure(layer.reference, figure) / max(_figure(layer.pruned, figure), _LEAST)
+    )
+
+
+def _applies_weights(layer: LayerRecord) -> bool:
+    return any(side is not None and side.macs for side in (layer.reference, layer.pruned))
+
+
+def _change(what: str, ratio: float) -> str:
+    """Return in words what a ratio, reference over pruned, says."""
+    if abs(ratio - 1) < _UNCHANGED:
+        return f"{what} stayed the same"
+    return f"{what} {'fell' if ratio > 1 else 'rose'} {units.speed_up(max(ratio, 1 / ratio))}"
+
+
+def _sum(times: LayerTimes, side: _Side, figure: _Figure) -> float:
+    return sum(_figure(getattr(layer, side), figure) for layer in times.layers)
+
+
+def _figure(figures: LayerFigures | None, name: _Figure) -> float:
+    return 0 if figures is None else getattr(figures, name)
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence: ``a, b and c``."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -25,7 +25,7 @@ from compress.checkpoints.description import (
     Structure,
     read_header,
 )
-from compress.checkpoints.permission import how_to_allow, is_allowed, remember
+from compress.checkpoints.permission import BUILT_IN, Permission, how_to_allow, remember
 from compress.checkpoints.recipe import cuts_from_recipe, mask_from_groups, recipe_from_cuts
 from compress.checkpoints.tensors import read_state_dict, read_tensors, without_prefixes
 from compress.checkpoints.weights import COUNTERS, assign, encoded, with_tied
@@ -146,15 +146,15 @@ def load_model(
         CheckpointError: the file is missing, damaged, or not of that architecture.
     """
     typed = ModelConfig(name=model, options=dict(options or {})) if model else None
-    return load_checkpoint(Path(path), typed).model
+    return load_checkpoint(Path(path), Permission(typed)).model
 
 
-def load_checkpoint(path: Path, typed: ModelConfig | None = None) -> Checkpoint:
+def load_checkpoint(path: Path, permission: Permission = BUILT_IN) -> Checkpoint:
     """Rebuild a network and its description.
 
     Args:
         path: a file of this tool.
-        typed: the network that the user asked for, where it is not built in; see ``permission``.
+        permission: which networks that are not built in may be built.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of a network that is not allowed.
@@ -170,7 +170,7 @@ def load_checkpoint(path: Path, typed: ModelConfig | None = None) -> Checkpoint:
             f"{path} holds weights only, not what compress needs to rebuild the network: "
             "give it to compress prune with --checkpoint, or name the architecture with --model"
         )
-    if not is_allowed(description.model, typed, path):
+    if not permission.allows(description.model, path):
         raise CheckpointError(
             f"{path} holds a network of {description.architecture}: "
             f"{how_to_allow(description.model)}"

@@ -20,7 +20,7 @@ from compress.checkpoints.description import (
     Saved,
     read_header,
 )
-from compress.checkpoints.permission import is_allowed
+from compress.checkpoints.permission import BUILT_IN
 from compress.checkpoints.recipe import cuts_of_result, recipe_from_cuts
 from compress.checkpoints.tensors import read_tensors, without_prefixes
 from compress.checkpoints.weights import assign, encoded, with_tied
@@ -119,7 +119,7 @@ def _named(path: Path, header: Description | Saved | None) -> nn.Module:
     """Load a network that the file names, and that may be built because it does."""
     if not isinstance(header, Description):
         raise CheckpointError(f"{path} does not say which network it holds: {HOW_TO_BUILD}")
-    if not is_allowed(header.model, None, path):
+    if not BUILT_IN.allows(header.model, path):
         raise CheckpointError(
             f"{path} holds a network of {header.architecture}, which no file may ask for by "
             f"itself: {HOW_TO_BUILD}"

@@ -10,26 +10,60 @@ import hashlib
 import json
 import os
 import shlex
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from compress.config import ModelConfig
+from compress.errors import ConfigError
 from compress.files.atomic import sha256_of
+from compress.files.documents import section_of, validated
 from compress.networks.models import is_builtin
 
 
-def is_allowed(model: ModelConfig, typed: ModelConfig | None, file: Path) -> bool:
-    """Whether a network that a file names may be built.
+@dataclass(frozen=True)
+class Permission:
+    """Leave to build networks: built-in ones, the one that was typed, and those of own files."""
 
-    Args:
-        model: the network that the file names.
-        typed: what the user has asked for with the command, if anything.
-        file: a file of weights or a configuration.
-    """
-    if is_builtin(model) or (typed is not None and typed.words == model.words):
-        return True
-    note = _note(model, sha256_of(file))
-    return note is not None and note.is_file()
+    typed: ModelConfig | None = None
+    """The network that the user named, if any."""
+
+    @classmethod
+    def of(cls, model: str | None, settings: Iterable[str]) -> Permission:
+        """Return what ``--model`` and ``model.key=value`` settings give leave to.
+
+        Raises:
+            ConfigError: settings that cannot be understood.
+        """
+        said = section_of(settings, "model") | ({"name": model} if model else {})
+        return cls(validated(ModelConfig, said, source="--set") if "name" in said else None)
+
+    def allows(self, model: ModelConfig, file: Path) -> bool:
+        """Whether a network that a file of weights or a configuration names may be built."""
+        if is_builtin(model) or (self.typed is not None and self.typed.words == model.words):
+            return True
+        note = _note(model, sha256_of(file))
+        return note is not None and note.is_file()
+
+    def require(self, model: ModelConfig, config: Path) -> None:
+        """Refuse to go on with a run whose network is neither typed nor the user's.
+
+        Raises:
+            ConfigError: it would be imported unasked, or another network was typed.
+        """
+        if self.typed is not None and self.typed.name != model.name:
+            raise ConfigError(
+                f"the run is of {model.name} and --model asks for {self.typed.name}: leave it away"
+            )
+        if not self.allows(model, config):
+            raise ConfigError(
+                f"{config} names {model.name}, whose code would be imported: {how_to_allow(model)}"
+            )
+
+
+BUILT_IN = Permission()
+"""Nothing was typed."""
 
 
 def how_to_allow(model: ModelConfig) -> str:

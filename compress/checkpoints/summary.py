@@ -22,6 +22,7 @@ from compress.checkpoints.checkpoint import (
     structure_of,
 )
 from compress.checkpoints.description import Saved, Structure, read_header
+from compress.checkpoints.permission import BUILT_IN, Permission
 from compress.checkpoints.recipe import cuts_in
 from compress.checkpoints.tensors import read_state_dict, read_tensors, without_prefixes
 from compress.config import ModelConfig
@@ -32,14 +33,14 @@ from compress.networks.registries import usual_images
 from compress.networks.trial import tried_graph
 
 
-def inspect_checkpoint(path: Path, typed: ModelConfig | None = None) -> dict[str, Any]:
+def inspect_checkpoint(path: Path, permission: Permission = BUILT_IN) -> dict[str, Any]:
     """Describe a file of weights.
 
     Args:
         path: a file of this tool, or a dense ``.pth`` or safetensors state dict.
-        typed: the network that the user asked for, where the file does not say which it is and it
-            cannot be recognised, or where it is not built in. What a library's user saved is
-            described by its tensors alone.
+        permission: names the network, where the file does not say which it is and it cannot be
+            recognised, or where it is not built in. What a library's user saved is described by its
+            tensors alone.
 
     Raises:
         CheckpointError: the file is missing, damaged or of no known architecture.
@@ -48,11 +49,11 @@ def inspect_checkpoint(path: Path, typed: ModelConfig | None = None) -> dict[str
     if isinstance(header, Saved):
         return _weights(path, header)
     if header is not None:
-        checkpoint = load_checkpoint(path, typed)
+        checkpoint = load_checkpoint(path, permission)
         about = header.model_dump(exclude={"recipe", "classes", "structure"})
         document = {**about, "num_classes": header.num_classes, "sha256": checkpoint.sha256}
         return document | (checkpoint.structure or _structure(checkpoint)).model_dump()
-    state = read_state_dict(path)
+    state, typed = read_state_dict(path), permission.typed
     name = identify(state) if typed is None else typed.name
     if name is None:
         raise CheckpointError(

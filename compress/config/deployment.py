@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -118,6 +118,8 @@ Runtime = Literal[
 class BenchConfig(Section):
     """How latency and accuracy are measured."""
 
+    renamed: ClassVar = {"budgets": "limits"}
+
     runtime: Runtime = "onnxruntime-cpu"
     """What runs the networks; ``tensorrt`` runs the engines that ``compress export`` built."""
     cuda_graph: bool = False
@@ -142,8 +144,8 @@ class BenchConfig(Section):
     """Level of the intervals."""
     layer_calls: int = Field(default=20, ge=0)
     """Profiled calls per network and batch size, for the time of each layer; 0 for none."""
-    budgets: str = "default"
-    """A budget file under ``configs/budgets``, or a path."""
+    limits: str = "default"
+    """What the gate judges by: a file under ``configs/limits``, or a path."""
 
     @model_validator(mode="after")
     def _torch_alone(self) -> BenchConfig:

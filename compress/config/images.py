@@ -83,6 +83,8 @@ class DataConfig(Section):
     """Images per training step; BatchNorm needs two."""
     eval_batch_size: int = Field(default=256, ge=1)
     """Images per evaluation step."""
+    limit_batches: int | None = Field(default=None, ge=1)
+    """Training steps of an epoch at most, for a trial run."""
     workers: int = Field(default=0, ge=0)
     """Processes that decode images; 0 decodes in the main process."""
     prefetch: int = Field(default=2, ge=1, le=64)

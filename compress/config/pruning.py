@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -57,13 +57,34 @@ CRITERION_NUMBERS = {
 """The criteria by the numbers that the research code of Molchanov et al. 2019 gives them."""
 
 
+SEED2019_PRUNE: dict[str, Any] = {
+    "step_size": 100,
+    "interval": 30,
+    "first_interval_extra": 1,
+    "momentum": 0.9,
+    "channel_multiple": 1,
+    "hessian_samples": 0,
+    "residual_gate": "block",
+    "as_published": True,
+    "min_channels": 1,
+    "min_share": 0.0,
+}
+"""Pruning settings of Molchanov et al., CVPR 2019, and the rules of their research code."""
+
+
 class PruneConfig(Section):
     """How channels are chosen and removed."""
 
-    recipe: Literal["default", "seed2019"] = "default"
+    renamed: ClassVar = {"recipe": "preset"}
+    presets: ClassVar = {"seed2019": SEED2019_PRUNE}
+    added_to_presets: ClassVar = {"first_interval_extra": 0, "hessian_samples": 4}
+
+    preset: Literal["default", "seed2019"] = "default"
     """``seed2019`` sets what the research code of Molchanov et al. 2019 does; explicit keys win."""
     criterion: str = "taylor-gate"
     """Name of the importance formula, or the original's number of it; see docs/criteria.md."""
+    importance_from: Path | None = None
+    """File with the importance of every channel, or a mask; nothing is scored then."""
     budget: Budget = Budget(kind="macs", value=0.5)
     """``macs=0.5``, ``params=0.4``, ``channels=0.72`` (shares kept) or ``removed=3200``."""
     steps: int = Field(default=30, ge=1)
@@ -78,6 +99,8 @@ class PruneConfig(Section):
     """Nothing is removed while the mean training loss since the last pruning step is above."""
     interval: int = Field(default=10, ge=1)
     """Minibatches between two pruning steps, over which importance is averaged."""
+    first_interval_extra: int = Field(default=0, ge=0)
+    """Minibatches by which the first interval is longer."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Exponential average of importance over pruning steps; 0 uses the last interval alone."""
     fixed_criteria: bool = False
@@ -111,13 +134,6 @@ class PruneConfig(Section):
     proof_images: int = Field(default=1, ge=1)
     """Real images on which masked and shrunk are compared in float64."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_recipe(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("recipe") == "seed2019":
-            return {**SEED2019_PRUNE, **values}
-        return values
-
     @model_validator(mode="after")
     def _check(self) -> PruneConfig:
         if self.max_steps is not None and self.max_steps <= self.start_after:
@@ -131,6 +147,11 @@ class PruneConfig(Section):
             )
         return self
 
+    @field_validator("importance_from")
+    @classmethod
+    def _wherever_it_is_resumed(cls, value: Path | None) -> Path | None:
+        return value and value.absolute()
+
     @field_validator("criterion", mode="before")
     @classmethod
     def _name_of_number(cls, value: Any) -> Any:
@@ -141,16 +162,3 @@ class PruneConfig(Section):
             known = ", ".join(f"{n} {name}" for n, name in CRITERION_NUMBERS.items())
             raise ValueError(f"no criterion has this number: choose one of {known}")
         return CRITERION_NUMBERS[int(number)]
-
-
-SEED2019_PRUNE: dict[str, Any] = {
-    "step_size": 100,
-    "interval": 30,
-    "momentum": 0.9,
-    "channel_multiple": 1,
-    "residual_gate": "block",
-    "as_published": True,
-    "min_channels": 1,
-    "min_share": 0.0,
-}
-"""Pruning settings of Molchanov et al., CVPR 2019, and the rules of their research code."""

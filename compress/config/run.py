@@ -13,9 +13,16 @@ from compress.config.deployment import BenchConfig, ExportConfig
 from compress.config.images import DataConfig, ModelConfig
 from compress.config.pruning import SEED2019_PRUNE, PruneConfig
 from compress.config.targets import load_target
-from compress.config.training import SEED2019, ComputeConfig, SaveConfig, TrainConfig
+from compress.config.training import ComputeConfig, SaveConfig, TrainConfig
 from compress.files.atomic import write_atomically
-from compress.files.documents import Section, apply_setting, read_text, read_toml, validated
+from compress.files.documents import (
+    Section,
+    apply_setting,
+    read_text,
+    read_toml,
+    section_of,
+    validated,
+)
 
 DEFAULT_CONFIG = "digits-resnet20"
 
@@ -60,20 +67,33 @@ def load_config(name: str = DEFAULT_CONFIG, settings: Iterable[str] = ()) -> Run
     """
     settings = list(settings)
     reader = _READERS.get(Path(name).suffix)
-    document = reader(read_text(name), name, _model_in(settings)) if reader else read_toml(name)
+    document = (
+        reader(read_text(name), name, section_of(settings, "model").get("name"))
+        if reader
+        else read_toml(name)
+    )
     for setting in settings:
-        _forget_recipe(document, setting)
-        apply_setting(document, setting)
+        _lay_over(document, setting)
     return _rounded(validated(RunConfig, document, source=name))
 
 
-def _forget_recipe(document: dict[str, Any], setting: str) -> None:
-    """A recipe that is asked for by hand must not lose to the file's own keys."""
-    section, _, last = setting.partition("=")[0].strip().rpartition(".")
-    table = document.get(section)
-    if last == "recipe" and isinstance(table, dict):
-        for overruled in {**SEED2019, **SEED2019_PRUNE}:
-            table.pop(overruled, None)
+def _lay_over(document: dict[str, Any], setting: str) -> None:
+    """Lay a setting over a document; it wins over an earlier name of its key, and over a preset.
+
+    A preset that is asked for by hand wins over the keys of the file.
+    """
+    path, separator, text = setting.partition("=")
+    section, _, key = (part.strip() for part in path.partition("."))
+    field, table = RunConfig.model_fields.get(section), document.get(section)
+    kind = field.annotation if field else None
+    if key and isinstance(kind, type) and issubclass(kind, Section) and isinstance(table, dict):
+        key = kind.renamed.get(key, key)
+        earlier = [old for old, new in kind.renamed.items() if new == key]
+        overruled = [name for preset in kind.presets.values() for name in preset]
+        for name in earlier + (overruled if key == "preset" else []):
+            table.pop(name, None)
+        path = f"{section}.{key}"
+    apply_setting(document, f"{path}{separator}{text}")
 
 
 def _rounded(config: RunConfig) -> RunConfig:
@@ -86,21 +106,12 @@ def _rounded(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"prune": prune})
 
 
-def _model_in(settings: Iterable[str]) -> str | None:
-    """Return the network that settings name."""
-    asked: dict[str, Any] = {}
-    for setting in settings:
-        apply_setting(asked, setting)
-    model = asked.get("model")
-    return model.get("name") if isinstance(model, dict) else None
-
-
 def save_config(config: Section, path: Path) -> None:
     """Write a configuration as TOML; keys that hold None are left out."""
     document = _without_none(config.model_dump(mode="json"))
     if "prune" in document:
         if not document["prune"].keys() >= SEED2019_PRUNE.keys():
-            document["prune"]["recipe"] = "default"  # it would fill in a key that holds None
+            document["prune"]["preset"] = "default"  # it would fill in a key that holds None
         document["prune"]["budget"] = str(config.prune.budget)  # type: ignore[attr-defined]
     write_atomically(path, tomli_w.dumps(document))
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from compress.files.documents import Section
+
+SEED2019: dict[str, Any] = {
+    "epochs": 25,
+    "lr": 1e-3,
+    "schedule": "step",
+    "warmup_epochs": 0.0,
+    "step_epochs": 10,
+    "step_gamma": 0.1,
+    "nesterov": False,
+    "weight_decay": 0.0,
+    "label_smoothing": 0.0,
+    "group_lasso": 1e-8,
+}
+"""Finetuning settings of Molchanov et al., CVPR 2019, as their research code ships them."""
 
 
 class TrainConfig(Section):
@@ -15,7 +28,10 @@ class TrainConfig(Section):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    recipe: Literal["default", "seed2019"] = "default"
+    renamed: ClassVar = {"recipe": "preset"}
+    presets: ClassVar = {"seed2019": SEED2019}
+
+    preset: Literal["default", "seed2019"] = "default"
     """``seed2019`` sets the published settings of Molchanov et al. 2019; explicit keys win."""
     epochs: int = Field(default=30, ge=0)
     """Passes over the training images."""
@@ -47,30 +63,15 @@ class TrainConfig(Section):
     """Decay per step of an exponential moving average of the weights; the average is the result."""
     group_lasso: float = Field(default=0.0, ge=0)
     """Coefficient of the sum over filters of their L2 norm."""
+    clip_gradients: float = Field(default=0.0, ge=0)
+    """Largest L2 norm of all gradients together; they are clipped before channels are scored. 0
+    leaves them as they are."""
+    evaluation_mode: bool = False
+    """Train and score in evaluation mode: BatchNorm's statistics stay, dropout is off."""
+    zero_lr_epochs: float = Field(default=0.0, ge=0)
+    """Epochs at the start with a learning rate of zero."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Mixed precision on a GPU; ``auto`` picks what the GPU supports; a CPU computes in float32."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_recipe(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("recipe") == "seed2019":
-            return {**SEED2019, **values}
-        return values
-
-
-SEED2019: dict[str, Any] = {
-    "epochs": 25,
-    "lr": 1e-3,
-    "schedule": "step",
-    "warmup_epochs": 0.0,
-    "step_epochs": 10,
-    "step_gamma": 0.1,
-    "nesterov": False,
-    "weight_decay": 0.0,
-    "label_smoothing": 0.0,
-    "group_lasso": 1e-8,
-}
-"""Finetuning settings of Molchanov et al., CVPR 2019, as their research code ships them."""
 
 
 class ComputeConfig(Section):

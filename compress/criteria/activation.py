@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from compress.criteria.scoring import NO_PASS, Context, Scoring, placing
+from compress.criteria.scoring import NO_PASS, Context, Scale, Scoring, placing
 from compress.errors import UsageError
 from compress.networks.gates import ProbedNetwork
 
@@ -38,7 +38,7 @@ class _Accumulated:
             self.parts[part] = torch.zeros(len(product), self.num_units).to(product)
         self.parts[part].index_add_(1, units, per_channel)
 
-    def take(self, scale: float) -> torch.Tensor:
+    def take(self, scale: Scale) -> torch.Tensor:
         """Return the sums of every example's own loss, and begin anew."""
         if not self.parts:
             raise UsageError(NO_PASS)
@@ -54,11 +54,16 @@ class _Accumulated:
 
 
 def taylor_gate_fg(context: Context) -> Scoring:
-    """23: the squared gate gradient of each example, averaged over examples ("Taylor FO-FG")."""
+    """23: the squared gate gradient of each example, averaged over examples ("Taylor FO-FG").
+
+    The research code of 2019 adds up the squares of what each example gives to the gradient of the
+    mean loss, which is the average by the number of examples.
+    """
     accumulated = _Accumulated(context, absolute_mean=False)
 
-    def score(scale: float) -> torch.Tensor:
-        return accumulated.mean(accumulated.take(scale).square())
+    def score(scale: Scale) -> torch.Tensor:
+        mean = accumulated.mean(accumulated.take(scale).square())
+        return mean / accumulated.examples if context.as_published else mean
 
     return Scoring(score, per_minibatch=True, network=accumulated.network)
 
@@ -71,7 +76,7 @@ def taylor_output(context: Context) -> Scoring:
     accumulated = _Accumulated(context, absolute_mean=True)
     groups = [context.units(group.units) for group in context.graph.groups if len(group.units)]
 
-    def score(scale: float) -> torch.Tensor:
+    def score(scale: Scale) -> torch.Tensor:
         means = accumulated.mean(accumulated.take(scale)) / accumulated.examples
         for units in groups:
             norm = torch.linalg.vector_norm(means[units])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from compress.criteria.scoring import NO_PASS, Context, Scoring, placing
+from compress.criteria.scoring import NO_PASS, Context, Scale, Scoring, placing
 from compress.errors import UsageError
 from compress.networks.gates import GatedNetwork
 
@@ -80,7 +80,7 @@ def obd(context: Context) -> Scoring:
     """10: Optimal Brain Damage, h / 2 for a gate of 1 (LeCun, Denker and Solla 1990)."""
     hessian = GateHessian(context)
 
-    def score(scale: float) -> torch.Tensor:
+    def score(scale: Scale) -> torch.Tensor:
         _, diagonal = hessian.take()
         return diagonal / 2
 
@@ -91,7 +91,7 @@ def taylor_gate_so(context: Context) -> Scoring:
     """11: the squared change of the loss to second order, (-g + h / 2)^2 ("Taylor SO")."""
     hessian = GateHessian(context)
 
-    def score(scale: float) -> torch.Tensor:
+    def score(scale: Scale) -> torch.Tensor:
         gradient, diagonal = hessian.take()
         return (diagonal / 2 - gradient).square()
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.criteria.scoring import Context, Scoring, UnservedError, mean_per_unit
+from compress.criteria.scoring import Context, Scale, Scoring, UnservedError, mean_per_unit
 from compress.networks.cuts import tensor_of
 from compress.networks.groups import Units
 
@@ -72,7 +72,7 @@ def _of_filters(context: Context, measure: Callable[[torch.Tensor], torch.Tensor
     filters = filters_of(context)
 
     @torch.no_grad()
-    def score(scale: float) -> torch.Tensor:
+    def score(scale: Scale) -> torch.Tensor:
         parts = [(f.units, f.sums(measure(f.weight.float()))) for f in filters]
         return mean_per_unit(context, parts)
 
@@ -84,7 +84,7 @@ def bn_scale(context: Context) -> Scoring:
     norms = batchnorms_of(context)
 
     @torch.no_grad()
-    def score(scale: float) -> torch.Tensor:
+    def score(scale: Scale) -> torch.Tensor:
         return mean_per_unit(context, [(units, norm.weight.abs()) for units, norm in norms])
 
     return Scoring(score, per_minibatch=False)

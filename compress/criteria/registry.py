@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from compress.criteria import activation, hessian, magnitude, taylor
+from compress.criteria.published import with_published_gates
 from compress.criteria.scoring import Context, Scoring, UnservedError
 from compress.errors import ConfigError, nearest
 
@@ -33,7 +34,8 @@ def bind(name: str, context: Context) -> Scoring:
     if name not in CRITERIA:
         raise ConfigError(f"no criterion is named {name!r}: {nearest(name, CRITERIA)}")
     try:
-        return CRITERIA[name](context)
+        scoring = CRITERIA[name](context)
+        return with_published_gates(name, context, scoring) if context.as_published else scoring
     except UnservedError as error:
         able = ", ".join(serving(context))
         raise ConfigError(

@@ -19,6 +19,10 @@ NO_PASS = (
 )
 
 
+Scale = float | torch.Tensor
+"""A number, or a tensor of one element."""
+
+
 class UnservedError(Exception):
     """A criterion has no use for this network; the text says why."""
 
@@ -74,9 +78,10 @@ class Scoring:
     process's loss is weighted by its share of the images times the number of processes.
     """
 
-    score: Callable[[float], torch.Tensor]
+    score: Callable[[Scale], torch.Tensor]
     """Takes the factor of the loss in the backward pass and returns (units,) scores; with
-    ``per_minibatch`` those of the last minibatch, from parameter gradients without that factor."""
+    ``per_minibatch`` those of the last minibatch, from parameter gradients without that factor.
+    Where those were clipped by a factor, the one of the loss is divided by it."""
     per_minibatch: bool
     network: WatchedNetwork | None = None
     """What must be run forward instead of the network, or be attached to it, where parameters alone

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compress.criteria.magnitude import batchnorms_of, filters_of
-from compress.criteria.scoring import NO_PASS, Context, Scoring, mean_per_unit
+from compress.criteria.scoring import NO_PASS, Context, Scale, Scoring, mean_per_unit
 from compress.errors import UsageError
 from compress.networks.cuts import tensor_of
 from compress.networks.gates import GatedNetwork
@@ -66,16 +66,20 @@ class BlockGate:
         self.residual = torch.from_numpy(blocks > 0).to(context.device)
         self.divisors = torch.from_numpy(np.maximum(divisors, 1)).to(self.network.gates)
 
+    def __call__(self, scale: Scale) -> torch.Tensor:
+        """Return (units,) squared gate gradients by their divisors; see ``gradients``."""
+        return self.gradients(scale).square() / self.divisors
+
     @torch.no_grad()
-    def __call__(self, scale: float) -> torch.Tensor:
-        """Return (units,) squared gate gradients, and forget the gradient of the gates."""
+    def gradients(self, scale: Scale) -> torch.Tensor:
+        """Return (units,) gate gradients, and forget the gradient of the gates."""
         gates = self.network.gates
         if gates.grad is None and len(self.network.places):
             raise UsageError(NO_PASS)
         shared = torch.zeros_like(gates) if gates.grad is None else gates.grad / scale
         gates.grad = None
         shared = self.world.sum(shared) / self.world.size
-        return torch.where(self.residual, shared, self.folded()).square() / self.divisors
+        return torch.where(self.residual, shared, self.folded())
 
 
 def blocks_per_unit(graph: ChannelGraph) -> np.ndarray:
@@ -120,7 +124,7 @@ def taylor_weight(context: Context) -> Scoring:
     filters = filters_of(context)
 
     @torch.no_grad()
-    def score(scale: float) -> torch.Tensor:
+    def score(scale: Scale) -> torch.Tensor:
         parts = [
             (f.units, f.sums((f.weight * f.weight.grad).square()))
             for f in filters
@@ -139,7 +143,7 @@ def bn_taylor(context: Context) -> Scoring:
     norms = batchnorms_of(context)
 
     @torch.no_grad()
-    def score(scale: float) -> torch.Tensor:
+    def score(scale: Scale) -> torch.Tensor:
         parts = []
         for units, norm in norms:
             parameters = [norm.weight] if context.as_published else [norm.weight, norm.bias]

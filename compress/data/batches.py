@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from compress.data.loading import Batch, Request, image_set
+from compress.data.loading import Batch, Draw, image_set
 from compress.data.order import Int64s, Share
 from compress.data.workers import PREFETCH, Reader, batches
 from compress.errors import ConfigError, DataError
@@ -66,6 +66,7 @@ class TrainBatches:
         for_gpu: Leave it to ``Batch.to`` to normalise images, see ``Reader``.
         rank: Which part of every batch is read here.
         ranks: Processes that train together, each with its part.
+        limit: Batches of an epoch at most.
 
     Raises:
         ConfigError: a batch has fewer images than there are ranks.
@@ -83,15 +84,18 @@ class TrainBatches:
         for_gpu: bool = False,
         rank: int = 0,
         ranks: int = 1,
+        limit: int | None = None,
     ) -> None:
         self._images = image_set(data.train)
+        self._limit = limit
         self._share = Share(batch_size, rank, ranks)
         self._seed = seed
         self._reader = Reader(self._images, workers=workers, prefetch=prefetch, for_gpu=for_gpu)
         self._check_share()
 
     def __len__(self) -> int:
-        return self._share.steps(len(self._images))
+        steps = self._share.steps(len(self._images))
+        return steps if self._limit is None else min(steps, self._limit)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of one epoch.
@@ -103,17 +107,17 @@ class TrainBatches:
         Raises:
             DataError: a worker process died.
         """
-        return self._reader.read(self._requests(epoch)[start:])
+        return self._reader.read(self._requests(epoch)[start : len(self)])
 
     def close(self) -> None:
         """End the workers; they end with this object too."""
         self._reader.close()
 
-    def _requests(self, epoch: int) -> list[Request]:
+    def _requests(self, epoch: int) -> list[Draw]:
         rng = np.random.default_rng((self._seed, epoch))
         order = self._images.epoch_order(self._share, rng)
         seeds = rng.integers(2**63, size=len(self._images))[order]
-        return list(map(Request, order, seeds, self._images.ahead(order)))
+        return list(map(Draw, order, seeds, self._images.ahead(order)))
 
     def _check_share(self) -> None:
         images, batch_size, ranks = len(self._images), self._share.batch_size, self._share.ranks
@@ -198,9 +202,8 @@ def require_images(read: int, skipped: int, *, purpose: str) -> None:
         )
 
 
-def _cut(order: Int64s, batch_size: int) -> list[Request]:
+def _cut(order: Int64s, batch_size: int) -> list[Draw]:
     """Cut an order of images into the requests of evaluation, the last one perhaps short."""
     return [
-        Request(order[first : first + batch_size], None)
-        for first in range(0, len(order), batch_size)
+        Draw(order[first : first + batch_size], None) for first in range(0, len(order), batch_size)
     ]

@@ -15,9 +15,16 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from compress.errors import ConfigError, nearest
 
@@ -39,9 +46,41 @@ MOST_MISTAKES = 1000
 class Section(BaseModel):
     """Base of every part of the configuration: immutable, no unknown keys."""
 
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Today's names of keys by those of earlier versions, which files still have."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Values of several keys by the name that the key ``preset`` gives them; explicit keys win."""
+    added_to_presets: ClassVar[Mapping[str, Any]] = {}
+    """Values, before they became part of a preset, of keys that a file with its earlier name (that
+    of the key ``preset``) must keep: a run of an earlier version goes on as it began."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @classmethod
+    def of_today(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return values by the names that their keys have today.
+
+        Raises:
+            ValueError: one is there under both of its names.
+        """
+        for old, new in cls.renamed.items():
+            if old in values and new in values:
+                raise ValueError(f"{old} is an earlier name of {new}: give one of them")
+        return {cls.renamed.get(key, key): value for key, value in values.items()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _completed(cls, values: Any) -> Any:
+        """Rename the keys of earlier versions, and fill in those of a preset."""
+        if not isinstance(values, Mapping):
+            return values
+        found = cls.of_today(values)
+        if "preset" in found and "preset" not in values:
+            found = {**cls.added_to_presets, **found}
+        preset = found.get("preset") if cls.presets else None
+        return {**cls.presets.get(preset, {}), **found} if isinstance(preset, str) else found
 
     @field_validator("*", mode="before")
     @classmethod
@@ -188,6 +227,19 @@ def apply_setting(document: dict[str, Any], setting: str) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"--set {setting!r}: {section!r} is a value, not a section")
     table[last] = _value(text)
+
+
+def section_of(settings: Iterable[str], name: str) -> dict[str, Any]:
+    """Return what ``section.key=value`` settings say of one section.
+
+    Raises:
+        ConfigError: a setting is not of that form.
+    """
+    document: dict[str, Any] = {}
+    for setting in settings:
+        apply_setting(document, setting)
+    found = document.get(name, {})
+    return found if isinstance(found, dict) else {}
 
 
 def _value(text: str) -> Any:

@@ -3,22 +3,26 @@
 For every unit u, change[u] = L(z_u = 0) - L(dense): the difference of the mean cross-entropy over a
 fixed set of images, with the gate where readers read, so that z_u = 0 is what a shrink does. The
 square of the change is the importance that criteria estimate (Molchanov et al. 2019, equation 2).
+What is measured is logged, one JSON object a line, so that a stopped measurement goes on.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from compress.errors import ConfigError, ModelError, nearest
+from compress.errors import CheckpointError, ConfigError, ModelError, nearest, writing
+from compress.files.atomic import write_atomically
 from compress.networks.groups import ChannelGraph, Group, Units
-from compress.oracle.log import ChangeLog, Key
 from compress.oracle.replay import TENSOR_BYTES, DensePass, Plan, Replay
 
 PIECE_MACS = 50 * 10**9
@@ -26,7 +30,8 @@ PIECE_MACS = 50 * 10**9
 FEWEST_IMAGES = 16
 """Of one batch, however large the values: every batch adds its lines to the log."""
 MOST_PAIRS = 20_000
-
+SCHEMA_VERSION = 1
+"""Of the log."""
 DENSE = "dense loss"
 """The name of the log's lines that hold the loss of the dense network."""
 
@@ -250,3 +255,80 @@ def _exact(device: torch.device) -> AbstractContextManager[object]:
     return torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
+
+
+# The log
+
+
+class Key(NamedTuple):
+    """Which figures a line holds."""
+
+    batch: int
+    """Number of the batch of images."""
+    removed: str
+    """Name of the job: a group, or two."""
+    first: int
+    """Position of the first removal in the job."""
+
+
+class ChangeLog:
+    """A file of figures under keys, each written as soon as it is known.
+
+    The first line says what is measured. Figures are sums over the images of a batch. Floats are
+    written so that they read back exactly, so a resumed file equals one that was never stopped.
+
+    Args:
+        path: the file; what is there is gone on with.
+        identity: what is measured; equal for all runs that may share the file.
+
+    Raises:
+        ConfigError: the file there is of another measurement.
+        CheckpointError: the file there is damaged.
+        OutputError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path = path
+        self.entries: dict[Key, list[float]] = {}
+        header = {"schema_version": SCHEMA_VERSION, **identity}
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        # A line that a kill or a full disk cut off was never finished.
+        whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        if not whole:
+            write_atomically(path, json.dumps(header) + "\n")
+            return
+        self._read(whole, header)
+        if "".join(whole) != text:
+            write_atomically(path, "".join(whole))
+
+    def entry(self, key: Key, compute: Callable[[], list[float]]) -> list[float]:
+        """Return the figures of a key; what is not there is computed and written."""
+        if key not in self.entries:
+            self.entries[key] = compute()
+            line = json.dumps({**key._asdict(), "sums": self.entries[key]})
+            with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+        return self.entries[key]
+
+    def _read(self, lines: list[str], header: dict[str, Any]) -> None:
+        try:
+            found, *documents = map(json.loads, lines)
+            self._check(found, header)
+            for document in documents:
+                sums = [float(value) for value in document.pop("sums")]
+                self.entries[Key(**document)] = sums
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{self.path} is damaged: start anew with --overwrite") from error
+
+    def _check(self, found: dict[str, Any], header: dict[str, Any]) -> None:
+        for name, wanted in header.items():
+            if found.get(name) != wanted:
+                raise ConfigError(
+                    f"{self.path} was measured with {name} = {_short(found.get(name))} and now "
+                    f"{_short(wanted)} is given: give the same, or start anew with --overwrite"
+                )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 20 else text[:12]

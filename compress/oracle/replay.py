@@ -13,8 +13,8 @@ from torch import fx, nn
 
 from compress.errors import ModelError
 from compress.networks.groups import ChannelGraph, ReadSite, Units
+from compress.oracle.captured import macs_of, read_by, sites_of
 from compress.oracle.network import close, unwritten, values_of
-from compress.oracle.sites import macs_of, read_by, sites_of
 from compress.training.compute import memory_format_for
 
 TENSOR_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}

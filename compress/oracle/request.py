@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,45 +13,22 @@ import torch
 from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from compress.checkpoints.description import read_description
 from compress.config import RunConfig, load_config
+from compress.data import loading
 from compress.data.batches import ImageData, require_images
-from compress.data.loading import Request, image_set
 from compress.data.workers import batches
 from compress.errors import CheckpointError, ConfigError, writing
 from compress.oracle.scores import check_names
-from compress.runs.launch import check_folder, config_name, typed_model, with_flags
-from compress.runs.rundirectory import RunDirectory
+from compress.runs.launch import check_folder, config_name, settings_for
+from compress.runs.request import OracleRequest
+from compress.runs.rundirectory import (
+    RunDirectory,
+    check_directory,
+    check_resumable,
+    entries_of,
+)
 from compress.training.compute import pick_device
 
 log = logging.getLogger("compress")
-
-
-@dataclass(frozen=True)
-class OracleRequest:
-    """What is asked for."""
-
-    checkpoint: Path
-    """A dense file of this tool, or a run directory."""
-    output: Path
-    config: str | None = None
-    settings: Sequence[str] = ()
-    """``section.key=value`` on top of the configuration."""
-    data: Path | None = None
-    """Folder of the data set."""
-    model: str | None = None
-    """The network, where it is not built in."""
-    images: int = 1024
-    split: str = "train"
-    """``train`` or ``val``; neither is augmented."""
-    batch_size: int | None = None
-    """Images of a minibatch of the criteria; default ``data.batch_size``."""
-    criteria: str | None = None
-    """Names with commas between them; default all that can score the network."""
-    pairs: str | None = None
-    """A group, or ``all``."""
-    seed: int | None = None
-    """Of the choice of images; default that of the configuration."""
-    resume: bool = False
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,24 +68,12 @@ class OracleFiles:
         Raises:
             ConfigError: it is a file, not empty, or holds nothing to go on with or to overwrite.
         """
-        if resume and overwrite:
-            raise ConfigError("--resume and --overwrite exclude each other")
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path} is a file, not a directory")
-        if resume and not self.changes.is_file():
-            raise ConfigError(f"{self.path} holds no {self.changes.name}: nothing to resume")
-        if resume or not self.path.is_dir() or not any(self.path.iterdir()):
+        if resume:
+            check_resumable(self.changes)
             return
-        if not overwrite:
-            raise ConfigError(
-                f"{self.path} is not empty: use --resume to go on, --overwrite to start anew, "
-                "or another --output"
-            )
-        if not self.changes.is_file():
-            raise ConfigError(
-                f"{self.path} is not empty and holds no {self.changes.name}, so --overwrite leaves "
-                "it alone: give another --output"
-            )
+        marker = self.changes
+        held = entries_of(self.path)
+        check_directory(self.path, held, marker=marker, holds=marker.name, overwrite=overwrite)
 
     def clear(self) -> None:
         """Remove the files of an earlier measurement, and only those."""
@@ -131,15 +95,20 @@ class ImageSample:
     """Of both."""
 
 
+def seed_of(request: OracleRequest, config: RunConfig) -> int:
+    """Return the seed of the choice of images."""
+    return config.seed if request.seed is None else request.seed
+
+
 def read_sample(request: OracleRequest, config: RunConfig, data: ImageData) -> ImageSample:
     """Read the first images of a seeded permutation, without augmentation.
 
     Raises:
         DataError: not one can be read.
     """
-    images = image_set(data.train if request.split == "train" else data.val)
-    seed = config.seed if request.seed is None else request.seed
-    chosen = np.random.default_rng(seed).permutation(len(images))[: request.images]
+    images = loading.image_set(data.train if request.split == "train" else data.val)
+    order = np.random.default_rng(seed_of(request, config)).permutation(len(images))
+    chosen = order[: request.images]
     if len(chosen) < request.images:
         log.warning(
             "--images %d asks for more than the %d of --split %s: all of them are used",
@@ -148,8 +117,9 @@ def read_sample(request: OracleRequest, config: RunConfig, data: ImageData) -> I
             request.split,
         )
     size = config.data.eval_batch_size
-    asked = [Request(chosen[i : i + size], None) for i in range(0, len(chosen), size)]
-    read = list(batches(images, asked, workers=config.data.workers))
+    parts = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+    requests = [loading.Draw(part, None) for part in parts]
+    read = list(batches(images, requests, workers=config.data.workers))
     pixels, labels = torch.cat([b.images for b in read]), torch.cat([b.labels for b in read])
     require_images(len(labels), sum(b.skipped for b in read), purpose="compress oracle")
     digest = hashlib.sha256(f"{tuple(pixels.shape)}".encode())
@@ -180,7 +150,7 @@ def opened(request: OracleRequest) -> tuple[Path, RunConfig]:
         ConfigError: no such configuration, or two of them.
         CheckpointError: the file is missing or damaged.
     """
-    settings = with_flags(request.settings, None, request.data)
+    settings = settings_for(replace(request, model=None))
     if request.checkpoint.is_dir():
         run = RunDirectory(request.checkpoint)
         run.saved_config()
@@ -194,7 +164,7 @@ def opened(request: OracleRequest) -> tuple[Path, RunConfig]:
         path = request.checkpoint
         own = read_description(path)
         model = own.architecture if own else request.model
-        name = config_name(request.config, request.settings, model, request.data)
+        name = config_name(request, model)
         config = load_config(name, settings)
         if own:
             seen = {"image_size": own.input_size[1], "mean": own.mean, "std": own.std}
@@ -210,7 +180,7 @@ def loaded(path: Path, request: OracleRequest, config: RunConfig) -> Checkpoint:
         CheckpointError: the file is missing, damaged or of a pruned network.
         EnvironmentUnfitError: the device is not there.
     """
-    dense = load_checkpoint(path, typed_model(request.model, request.settings))
+    dense = load_checkpoint(path, request.permission)
     if dense.description.recipe:
         raise CheckpointError(f"{path} is pruned already: measure its dense parent instead")
     dense.model.to(pick_device(config.device))

@@ -18,6 +18,7 @@ from compress.files.atomic import write_atomically, write_json
 from compress.networks.groups import ChannelGraph
 from compress.networks.trial import tried_graph
 from compress.oracle.changes import (
+    ChangeLog,
     Job,
     Measured,
     images_at_once,
@@ -26,24 +27,30 @@ from compress.oracle.changes import (
     pair_jobs,
     single_jobs,
 )
-from compress.oracle.correlation import COEFFICIENTS, Span, Values, agreement
-from compress.oracle.log import ChangeLog
-from compress.oracle.pairs import Pairs, Pick, judge_pairs
-from compress.oracle.plot import plot_oracle
+from compress.oracle.correlation import (
+    COEFFICIENTS,
+    Pairs,
+    Pick,
+    Span,
+    Values,
+    agreement,
+    judge_pairs,
+)
 from compress.oracle.replay import Replay
-from compress.oracle.report import render_markdown, units_csv
+from compress.oracle.report import plot_oracle, render_markdown, units_csv
 from compress.oracle.request import (
     ImageSample,
     OracleFiles,
-    OracleRequest,
     check_data,
     check_options,
     loaded,
     opened,
     read_sample,
+    seed_of,
 )
 from compress.oracle.scores import importance_of, row_names
 from compress.pruning.decision import report_dense
+from compress.runs.request import OracleRequest
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.terminal.progress import bar
@@ -68,7 +75,7 @@ class _Work:
 
     @property
     def seed(self) -> int:
-        return self.config.seed if self.request.seed is None else self.request.seed
+        return seed_of(self.request, self.config)
 
     @property
     def device(self) -> torch.device:

@@ -81,7 +81,8 @@ class Decisions:
                 removed = self.goal.channels_of(dense) - self.goal.channels_of(least)
             steps = math.ceil(removed / settings.step_size)
         steps += settings.start_after
-        return min(steps, settings.max_steps or steps) * settings.interval
+        steps = min(steps, settings.max_steps or steps)
+        return steps * settings.interval + settings.first_interval_extra
 
     def step(
         self, at: Progress, importance: Callable[[], Scores], loss: float | None

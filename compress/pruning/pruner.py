@@ -27,6 +27,7 @@ from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shrink import holder, proof, shrink_
 from compress.networks.trial import tried_graph
 from compress.pruning.decision import Decisions, Event, report_dense
+from compress.pruning.given import read_importance
 from compress.pruning.importance import Importance
 from compress.pruning.masking import Scores
 from compress.pruning.progress import Progress
@@ -143,6 +144,9 @@ class Pruner:
         self.decisions = Decisions(self.model, graph, self.settings, patience)
         require_trained(self.model, graph, self.optimizers, self.copies)
         importance = Importance(graph.num_units, momentum=self.settings.momentum)
+        if self.settings.importance_from is not None:
+            file, allowed = self.settings.importance_from, self.decisions.allowed
+            importance.average = read_importance(file, graph, allowed)
         self.at = Progress(graph.everything(), graph.everything(), importance)
         self.reshaped = self._scored = False
         self._detach: Callable[[], None] = lambda: None
@@ -168,7 +172,8 @@ class Pruner:
     @property
     def due(self) -> bool:
         """Whether the next ``step`` takes a pruning step."""
-        return not self.done and (self.at.minibatches + 1) % self.settings.interval == 0
+        counted = self.at.minibatches + 1 - self.settings.first_interval_extra
+        return not self.done and counted > 0 and counted % self.settings.interval == 0
 
     @property
     def recipe(self) -> Recipe:
@@ -203,7 +208,12 @@ class Pruner:
             self._require_watched()
             self.scoring.before_backward(loss)
 
-    def score(self, scaler: torch.amp.GradScaler | None = None) -> None:
+    def score(
+        self,
+        scaler: torch.amp.GradScaler | None = None,
+        *,
+        clipped: float | torch.Tensor = 1.0,
+    ) -> None:
         """Take the importance of channels from the gradients of a minibatch.
 
         Call it once for every ``optimizer.step()``, between the last ``backward()`` and that, with
@@ -211,6 +221,8 @@ class Pruner:
 
         Args:
             scaler: what scaled the loss, if anything; gradients are unscaled if that is not done.
+            clipped: the factor by which the gradients of parameters were clipped, if they were:
+                those that a criterion takes elsewhere are scaled alike.
 
         Raises:
             UsageError: there are no gradients, or they were scored already, or the criterion
@@ -233,7 +245,7 @@ class Pruner:
             self._bind()
         self._require_watched()
         scale = unscale(scaler, self.optimizers) if scaler is not None else 1.0
-        self.at.importance.add(self.scoring.score(scale))
+        self.at.importance.add(self.scoring.score(scale / clipped))
         self._scored = True
 
     def step(self, loss: float | torch.Tensor | None = None) -> bool:
@@ -289,7 +301,9 @@ class Pruner:
     @property
     def _judged(self) -> bool:
         """Whether the importance is final."""
-        return self.settings.fixed_criteria and self.at.step > self.settings.start_after
+        settings = self.settings
+        measured = settings.fixed_criteria and self.at.step > settings.start_after
+        return measured or settings.importance_from is not None
 
     @property
     def _listens(self) -> bool:
@@ -379,7 +393,7 @@ class Pruner:
         self.scoring: Scoring = bind(self.settings.criterion, context)
         self._bound = Bound(self.model, self.graph)
         self._hold = holder(self.model, self.graph, self.at.kept)
-        if self.scoring.network is not None:
+        if self.scoring.network is not None and not self._judged:
             self._detach = self.scoring.network.attach()
 
     def _require_watched(self) -> None:

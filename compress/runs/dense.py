@@ -42,7 +42,7 @@ def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
         model,
         config.train,
         steps_per_epoch=per_epoch,
-        total=config.train.epochs * per_epoch,
+        epochs=config.train.epochs,
         seed=config.seed,
         memory_format=memory_format_for(model, data.input_size, config.compute.channels_last),
         compute=config.compute,
@@ -58,17 +58,16 @@ def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
     def snapshot() -> State:
         return State("train", {"step": trainer.step_index}, trainer.state())
 
-    model.train()
     with (
         computing(config.compute),
-        bar(f"training {config.model.name}", trainer.total) as shown,
+        bar(f"training {config.model.name}", config.train.epochs * per_epoch) as shown,
         session.interruptible(),
     ):
         loop = Loop(trainer, data, config, session, shown)
         loop.run(
             lambda batch: trainer.step(batch),
             snapshot=snapshot,
-            finished=lambda: trainer.step_index >= trainer.total,
+            finished=lambda: trainer.finished,
             each_epoch=lambda epoch: loop.record_epoch("train", epoch),
         )
         accuracy = loop.accuracy()

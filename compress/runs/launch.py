@@ -7,23 +7,23 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from compress.checkpoints.permission import how_to_allow, is_allowed
-from compress.config import DEFAULT_CONFIG, ModelConfig, RunConfig, load_config, register_reader
+from compress.checkpoints.permission import Permission
+from compress.config import DEFAULT_CONFIG, RunConfig, load_config, register_reader
 from compress.config.location import root_setting
 from compress.data.batches import ImageData
 from compress.data.datasets import load_data
 from compress.distributed.torchrun import started_again
-from compress.distributed.world import asked, joined
+from compress.distributed.world import joined, launched
 from compress.errors import ConfigError, InterruptedRunError
-from compress.files.documents import apply_setting, validated
+from compress.files.documents import section_of
 from compress.networks.models import SMALL_IMAGE_MODELS
 from compress.networks.registries import usual_images
 from compress.runs.dense import check_logits, read_dense
 from compress.runs.lock import locked
+from compress.runs.request import Request, RunRequest
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.seed2019.settings import run_document
@@ -35,19 +35,6 @@ register_reader(".json", run_document)
 
 Check = Callable[[RunConfig, ImageData], object]
 """Finds what a later stage would refuse before an earlier one has cost any time."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """The options that every command which starts a run shares."""
-
-    config: str | None
-    settings: list[str]
-    output: Path | None
-    model: str | None
-    data: Path | None
-    resume: bool
-    overwrite: bool
 
 
 @dataclass(frozen=True)
@@ -65,10 +52,15 @@ class Started:
         """The run's files."""
         return self.session.run
 
+    @property
+    def permission(self) -> Permission:
+        """Leave to build the run's network, which was asked for when it was started."""
+        return Permission(self.config.model)
+
 
 @contextmanager
 def started(
-    request: Request, checks: Sequence[Check] = (), checkpoint: Path | None = None
+    request: RunRequest, checks: Sequence[Check] = (), checkpoint: Path | None = None
 ) -> Iterator[Started]:
     """Check everything that can be checked before the first file is written, then start.
 
@@ -107,7 +99,7 @@ def started(
                 run.path.parent.rmdir()
 
 
-def _configured(request: Request) -> tuple[RunConfig, RunDirectory, bool]:
+def _configured(request: RunRequest) -> tuple[RunConfig, RunDirectory, bool]:
     """Return the configuration, the directory, and whether a run lies there to go on with.
 
     A scheduler that starts a command again, because its machine was taken away, gives the options
@@ -116,24 +108,22 @@ def _configured(request: Request) -> tuple[RunConfig, RunDirectory, bool]:
     if request.resume and request.output:
         run = RunDirectory(request.output)
         config = run.saved_config()
-        require_allowed(config.model, typed_model(request.model, request.settings), run.config)
+        request.permission.require(config.model, run.config)
         return config, run, True
-    name, config = asked_config(request.config, request.settings, request.model, request.data)
+    name, config = asked_config(request)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run = RunDirectory(request.output or Path("runs") / f"{Path(name).stem}-{stamp}")
     if started_again() and run.config.is_file():
         saved = run.saved_config()
         if saved.model_dump() == config.model_dump():
             return saved, run, True
-    if asked().main:
+    if launched().main:
         run.check_new(overwrite=request.overwrite)
     return config, run, False
 
 
-def asked_config(
-    config: str | None, settings: Sequence[str], model: str | None, data: Path | None
-) -> tuple[str, RunConfig]:
-    """Return the name of the configuration that the options ask for, and what they make of it.
+def asked_config(request: RunRequest) -> tuple[str, RunConfig]:
+    """Return the name of the configuration that is asked for, and what the options make of it.
 
     Where nothing says how photographs are prepared, it is as the network's published weights saw
     them.
@@ -142,31 +132,37 @@ def asked_config(
         ConfigError: options that cannot be understood, or that name no network that a file names.
         ModelError, EnvironmentUnfitError: a registry does not know the network, or is missing.
     """
-    typed = _typed_section(model, settings).get("name")
-    name = config_name(config, settings, typed, data)
-    asked = load_config(name, with_flags(settings, model, data))
+    allowed = request.permission.typed
+    typed = allowed.name if allowed else None
+    name = config_name(request, typed)
+    asked = load_config(name, settings_for(request))
     if ":" in asked.model.name and typed != asked.model.name:
         raise ConfigError(
             f"the configuration names {asked.model.name}, whose code would be imported: "
             f"pass --model {asked.model.name} to allow it"
         )
-    check_folder(asked, data)
+    check_folder(asked, request.data)
     prepared = asked.data.prepared(usual_images(asked.model.name))
     return name, asked.model_copy(update={"data": prepared})
 
 
-def config_name(
-    config: str | None, settings: Sequence[str], model: str | None, data: Path | None
-) -> str:
-    """Return the name of the configuration that options ask for.
+def settings_for(request: Request) -> list[str]:
+    """Return the settings that a request stands for, its network and its data set among them."""
+    model = [f"model.name={request.model}"] if request.model else []
+    return [*request.asked, *model, *([root_setting(request.data)] if request.data else [])]
+
+
+def config_name(request: RunRequest, model: str | None) -> str:
+    """Return the name of the configuration that is asked for, where the network is known.
 
     Without --config a folder is one of images: small ones for networks that are meant for them,
     and for the default; photographs for every other network.
     """
-    if config is None and data is not None and "dataset" not in _typed(settings, "data"):
+    said = section_of(request.asked, "data")
+    if request.config is None and request.data is not None and "dataset" not in said:
         small = model is None or model in SMALL_IMAGE_MODELS
         return "small-images-resnet20" if small else "image-folder"
-    return config or DEFAULT_CONFIG
+    return request.config or DEFAULT_CONFIG
 
 
 @contextmanager
@@ -175,7 +171,7 @@ def _taken(run: RunDirectory, config: RunConfig, *, resumed: bool) -> Iterator[N
 
     Of several processes the main one takes it for all of them.
     """
-    if not asked().main:
+    if not launched().main:
         yield
         return
     try:
@@ -189,18 +185,16 @@ def _taken(run: RunDirectory, config: RunConfig, *, resumed: bool) -> Iterator[N
         run.discard_if_bare()
 
 
-def existing(
-    path: Path, settings: list[str] | None, data: Path | None
-) -> tuple[RunDirectory, RunConfig, ImageData]:
-    """Open a run that another command has written.
+def existing(path: Path, request: Request) -> tuple[RunDirectory, RunConfig, ImageData]:
+    """Open a run that another command has written, with the settings of a request on top.
 
     Raises:
         ConfigError: there is none, or the settings do not fit it.
     """
     run = RunDirectory(path)
     run.saved_config()
-    config = load_config(str(run.config), with_flags(settings or (), None, data))
-    check_folder(config, data)
+    config = load_config(str(run.config), settings_for(replace(request, model=None)))
+    check_folder(config, request.data)
     return run, config, load_data(config.data)
 
 
@@ -211,55 +205,6 @@ def reading(run: RunDirectory) -> AbstractContextManager[bool]:
         ConfigError: a process is working on it.
     """
     return locked(run.lock, shared=True)
-
-
-def with_flags(settings: Sequence[str], model: str | None, data: Path | None) -> list[str]:
-    """Return the settings that --set, --model and --data stand for."""
-    found = list(settings)
-    if model:
-        found.append(f"model.name={model}")
-    if data:
-        found.append(root_setting(data))
-    return found
-
-
-def typed_model(model: str | None, settings: Sequence[str]) -> ModelConfig | None:
-    """Return the network that --model and --set ask for; None if they name none.
-
-    Raises:
-        ConfigError: settings that cannot be understood.
-    """
-    section = _typed_section(model, settings)
-    return validated(ModelConfig, section, source="--set") if "name" in section else None
-
-
-def require_allowed(model: ModelConfig, typed: ModelConfig | None, file: Path) -> None:
-    """Refuse to go on with a network that a file names and that is neither typed nor the user's.
-
-    Raises:
-        ConfigError: it would be imported unasked, or --model asks for another network.
-    """
-    if typed is not None and typed.name != model.name:
-        raise ConfigError(
-            f"the run is of {model.name} and --model asks for {typed.name}: leave it away"
-        )
-    if not is_allowed(model, typed, file):
-        raise ConfigError(
-            f"{file} names {model.name}, whose code would be imported: {how_to_allow(model)}"
-        )
-
-
-def _typed_section(model: str | None, settings: Sequence[str]) -> dict[str, Any]:
-    return _typed(with_flags(settings, model, None), "model")
-
-
-def _typed(settings: Sequence[str], section: str) -> dict[str, Any]:
-    """Return what settings say of a section."""
-    document: dict[str, Any] = {}
-    for setting in settings:
-        apply_setting(document, setting)
-    found = document.get(section, {})
-    return found if isinstance(found, dict) else {}
 
 
 def check_folder(config: RunConfig, folder: Path | None) -> None:
@@ -286,15 +231,13 @@ def _check_checkpoint(
     read_dense(config, data, checkpoint)
 
 
-def _check_request(request: Request) -> None:
-    if request.output is None and not asked().alone:
+def _check_request(request: RunRequest) -> None:
+    if request.output is None and not launched().alone:
         raise ConfigError("several processes need --output DIR, which every one of them can read")
     if not request.resume:
         return
-    if request.overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other")
     if request.output is None:
         raise ConfigError("--resume needs --output DIR, the directory of the run to go on with")
-    beside = [setting for setting in request.settings if not setting.startswith("model.")]
+    beside = [setting for setting in request.asked if not setting.startswith("model.")]
     if request.config or beside or request.data:
         raise ConfigError("--resume goes on with the configuration of the run: give no other")

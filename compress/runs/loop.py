@@ -51,7 +51,7 @@ class Loop:
                 read += len(batch.images)
                 trained += len(batch.images) >= SMALLEST_BATCH
                 self.bar.at(trainer.step_index)
-                done, rest = divmod(trainer.step_index - trainer.hold, per_epoch)
+                done, rest = divmod(trainer.scheduled, per_epoch)
                 if each_epoch and rest == 0:
                     each_epoch(done)
                 self.session.after_step(snapshot)
@@ -99,6 +99,7 @@ def train_batches(
         for_gpu=device == "cuda",
         rank=world.rank,
         ranks=world.size,
+        limit=config.data.limit_batches,
     )
 
 

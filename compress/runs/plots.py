@@ -1,4 +1,4 @@
-"""Two pictures of a run: the channels that every group kept, and the course of the run.
+"""Two pictures of a run: the channels that every group kept, and its course; and how all are drawn.
 
 Drawn through matplotlib's objects, never through pyplot, so nothing global is touched. The colours
 are those of Okabe and Ito, which people who see fewer colours tell apart as well.
@@ -21,10 +21,14 @@ from compress.networks.groups import ChannelGraph, Mask
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 INK, FAINT, PALE = "#222222", "#8C8C8C", "#F2F2F2"
+SMALL, LARGE = 8, 10
+"""Sizes of labels and of titles, in points."""
 
 DPI = 120
 MOST_PIXELS = 32_000
@@ -107,29 +111,49 @@ def plot_history(path: Path, events: Sequence[Mapping[str, Any]]) -> None:
 
 def draw_widths(widths: Widths) -> Figure:
     """Return the figure of ``plot_widths``: one row per group, from the input down."""
-    from matplotlib.figure import Figure
-
     groups = widths.groups
-    figure = Figure(figsize=(WIDTH, 1.7 + ROW * len(groups)), layout="constrained")
+    figure = new_figure(WIDTH, 1.7 + ROW * len(groups), _headline(widths))
     axes = figure.add_subplot()
     rows = range(len(groups))
-    dense, kept = [g.dense for g in groups], [g.kept for g in groups]
-    colours = [ORANGE if group.residual else BLUE for group in groups]
-    axes.barh(rows, dense, height=0.72, color=PALE, edgecolor=FAINT, linewidth=0.6)
-    axes.barh(rows, kept, height=0.72, color=colours)
-    for row, group in enumerate(groups):
-        share = 100 * group.kept / group.dense
-        text = f"{group.kept:,} of {group.dense:,}, {share:.0f} %"
+    kept = draw_kept(axes, rows, groups, height=0.72, colours=(BLUE, ORANGE))
+    for row, (group, text) in enumerate(zip(groups, kept, strict=True)):
         label = axes.annotate(text, (group.dense, row), (4, 0), textcoords="offset points")
         label.set(va="center", fontsize=7, color=INK, in_layout=False)
     axes.set_ylim(len(groups) - 0.4, -0.6)
-    axes.set_xlim(0, 1.22 * max(dense, default=1))  # room for the label of the widest
-    axes.set_xlabel("channels", fontsize=8)
+    widest = max((group.dense for group in groups), default=1)
+    axes.set_xlim(0, 1.22 * widest)  # room for the label of the widest
+    axes.set_xlabel("channels")
+    _explain_colours(axes, any(group.residual for group in groups))
     plain_axes(axes, "x")
     axes.set_yticks(rows, [group.name for group in groups], fontsize=7)
-    _explain_colours(axes, any(group.residual for group in groups))
-    figure.suptitle(_headline(widths), x=0.01, ha="left", fontsize=10, color=INK)
     return figure
+
+
+def draw_kept(
+    axes: Axes,
+    rows: Sequence[float],
+    groups: Sequence[GroupWidths],
+    *,
+    height: float,
+    colours: tuple[str, str],
+) -> list[str]:
+    """Draw a frame for what each group had and a bar for what it kept, and return both in words.
+
+    Args:
+        axes: to draw on.
+        rows: where the bars of each group have their middle.
+        groups: in the order of the network.
+        height: of a bar, in rows.
+        colours: of a group inside blocks, and of one in a residual stream.
+    """
+    dense, kept = [group.dense for group in groups], [group.kept for group in groups]
+    filled = [colours[group.residual] for group in groups]
+    axes.barh(rows, dense, height=height, color=PALE, edgecolor=FAINT, linewidth=0.6)
+    axes.barh(rows, kept, height=height, color=filled)
+    return [
+        f"{group.kept:,} of {group.dense:,}, {100 * group.kept / group.dense:.0f} %"
+        for group in groups
+    ]
 
 
 def _explain_colours(axes: Axes, residual: bool) -> None:
@@ -140,7 +164,7 @@ def _explain_colours(axes: Axes, residual: bool) -> None:
         *([Patch(color=ORANGE, label="kept, residual stream")] if residual else []),
         Patch(facecolor=PALE, edgecolor=FAINT, linewidth=0.6, label="dense"),
     ]
-    legend = axes.legend(handles=patches, loc="lower left", ncols=3, fontsize=8, frameon=False)
+    legend = plain_legend(axes, handles=patches, loc="lower left", ncols=3)
     legend.set_bbox_to_anchor((0, 1), transform=axes.transAxes)  # above the bars
 
 
@@ -203,29 +227,25 @@ def course_of(events: Sequence[Mapping[str, Any]]) -> Course:
 
 def draw_history(course: Course) -> Figure:
     """Return the figure of ``plot_history``: one panel per curve, over the same steps."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
-
     panels = [
         Panel("training loss", course.loss, BLUE, "{:.3f}".format),
         Panel("top-1 (%)", course.top1, GREEN, "{:.2f}".format),
         Panel("MACs left", course.macs_to_the_end, VERMILION, short_count),
     ]
     panels = [panel for panel in panels if panel.curve]
-    size = (WIDTH, 0.8 + 1.9 * len(panels))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(WIDTH, 0.8 + 1.9 * len(panels))
     column = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axes, panel in zip(column, panels, strict=True):
         _shade_phases(axes, course, named=axes is column[0])
         _draw_curve(axes, panel)
+        axes.set_ylabel(panel.title)
         plain_axes(axes, "y")
-        axes.set_ylabel(panel.title, fontsize=8)
     if course.macs:
         column[-1].set_ylim(0, 1.1 * max(course.macs.values()))
-        column[-1].yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+        count_along(column[-1].yaxis)
     column[-1].set_xlim(0, 1.08 * course.end)  # room for the last values
     marked = "; orange marks are pruning steps" if course.pruning_steps else ""
-    column[-1].set_xlabel(f"training steps{marked}", fontsize=8)
+    column[-1].set_xlabel(f"training steps{marked}", fontsize=SMALL)
     figure.align_ylabels()
     return figure
 
@@ -256,7 +276,8 @@ def _shade_phases(axes: Axes, course: Course, *, named: bool) -> None:
             axes.axvspan(start, end, color=PALE, linewidth=0, zorder=0)
         if named and end - start > 0.08 * course.end:  # else the name is wider than the phase
             middle, name = (start + end) / 2, PHASES.get(phase, phase)
-            axes.text(middle, 1.03, name, transform=across, ha="center", fontsize=8, color=FAINT)
+            words = axes.text(middle, 1.03, name, transform=across, ha="center", color=FAINT)
+            words.set_fontsize(SMALL)
         start = end
     marks = sorted(course.pruning_steps)
     axes.vlines(marks, 0, 0.05, transform=across, color=ORANGE, linewidth=1)
@@ -271,16 +292,48 @@ def _draw_curve(axes: Axes, panel: Panel) -> None:
     axes.margins(y=0.1)  # the marks of the pruning steps lie below
     last, text = (steps[-1], values[-1]), panel.write(values[-1])
     label = axes.annotate(text, last, (5, 0), textcoords="offset points")
-    label.set(va="center", fontsize=8, color=panel.colour)
+    label.set(va="center", fontsize=SMALL, color=panel.colour)
 
 
-def plain_axes(axes: Axes, grid: Literal["x", "y"]) -> None:
-    """Take the frame off, and lay a faint grid under what is drawn."""
+# How every picture is drawn
+
+
+def new_figure(width: float, height: float, title: str = "") -> Figure:
+    """Return an empty figure of a size in inches, with a title at its left."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=LARGE, color=INK)
+    return figure
+
+
+def title_axes(axes: Axes, title: str) -> None:
+    """Give one panel a title at its left."""
+    axes.set_title(title, loc="left", fontsize=LARGE, color=INK)
+
+
+def plain_axes(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
+    """Take the frames off, lay a faint grid under what is drawn, and write labels small."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
     axes.grid(axis=grid, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=8)
+    axes.tick_params(which="both", length=0, labelsize=SMALL)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_fontsize(SMALL)
+
+
+def plain_legend(axes: Axes, **options: Any) -> Legend:
+    """Say what is drawn, in small words without a frame; options are those of matplotlib."""
+    return axes.legend(fontsize=SMALL, frameon=False, **options)
+
+
+def count_along(axis: Axis) -> None:
+    """Write the ticks of an axis as counts."""
+    from matplotlib.ticker import FuncFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
 
 
 def short_count(count: float) -> str:

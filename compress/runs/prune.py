@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compress.checkpoints.permission import Permission
 from compress.config import RunConfig
 from compress.criteria import bind
 from compress.data.batches import ImageData, first_images
@@ -19,6 +20,7 @@ from compress.errors import CheckpointError, ConfigError
 from compress.networks import cost
 from compress.networks.trial import tried_graph
 from compress.pruning.decision import Decisions, report_dense
+from compress.pruning.given import read_importance
 from compress.pruning.pruner import Pruner, context_of
 from compress.runs.dense import fresh_network
 from compress.runs.loop import Loop, train_batches
@@ -29,8 +31,8 @@ from compress.terminal.progress import bar
 from compress.training.compute import computing, memory_format_for, pick_device
 from compress.training.trainer import OTHER_NETWORK, Trainer, tensors_under
 
-UNKNOWN_END = 10**9
-"""Stands for the end of pruning while it is not known."""
+NO_END_YET = 10**9
+"""What states of version 1 hold for the end of pruning while it is not known."""
 
 
 def prune(config: RunConfig, data: ImageData, session: Session) -> Path:
@@ -48,7 +50,7 @@ def prune(config: RunConfig, data: ImageData, session: Session) -> Path:
         InterruptedRunError: the user stopped; the state is saved.
     """
     device = pick_device(config.device)
-    dense = load_checkpoint(session.run.dense, config.model)
+    dense = load_checkpoint(session.run.dense, Permission(config.model))
     run = _PruneRun(config, data, session, dense, device)
     finetuning = session.load("finetune")
     state = finetuning or session.load("prune")
@@ -73,14 +75,17 @@ def check_budget(config: RunConfig, data: ImageData) -> None:
     Raises:
         BudgetError: it cannot; the message names the closest that can be reached.
         ModelError: there is nothing to prune, or the network cannot be built or traced.
-        ConfigError: the criterion is not known, cannot score this network, or not a compiled one.
+        ConfigError: the criterion is not known, cannot score this network, or not a compiled one;
+            or a file of importance does not fit.
     """
     model = fresh_network(config, data)
     graph = tried_graph(model, data.input_size)
     report_dense(graph)
-    Decisions(model, graph, config.prune)
+    decisions = Decisions(model, graph, config.prune)
     scoring = bind(config.prune.criterion, context_of(model, graph, config.prune, config.seed))
-    if config.compute.compiled and scoring.network is not None:
+    if config.prune.importance_from is not None:
+        read_importance(config.prune.importance_from, graph, decisions.allowed)
+    elif config.compute.compiled and scoring.network is not None:
         raise ConfigError(
             f"the criterion {config.prune.criterion} watches the network run, which it cannot in a "
             "compiled one: set compute.compiled = false, or take taylor-gate at the readers"
@@ -105,13 +110,12 @@ class _PruneRun:
         teacher = None
         if config.finetune.distill:
             teacher = copy.deepcopy(dense.model).to(device).requires_grad_(False)
-        self.model, world = dense.model.to(device).train(), current()
+        self.model, world = dense.model.to(device), current()
         self.trainer = Trainer(
             self.model,
             config.finetune,
             steps_per_epoch=len(train_batches(data, config, device.type, world)),
-            total=UNKNOWN_END,
-            hold=UNKNOWN_END,
+            epochs=None,  # nobody knows how many steps pruning takes
             seed=config.seed,
             teacher=teacher,
             memory_format=memory_format_for(
@@ -156,7 +160,7 @@ class _PruneRun:
             batchnorm_batches=seen,
             **self.accuracy["pruned"],
         )
-        self.trainer.hold = self.trainer.step_index
+        self.trainer.begin_schedule(self.config.finetune.epochs)
 
     def _step(self, batch: Batch) -> None:
         """Train on one minibatch, with the pruner around it."""
@@ -180,12 +184,11 @@ class _PruneRun:
     def finetune(self, loop: Loop) -> None:
         """Train the shrunk network on."""
         trainer = self.trainer
-        trainer.total = trainer.hold + self.config.finetune.epochs * trainer.steps_per_epoch
         trainer.start_averaging()
         loop.run(
             trainer.step,
             snapshot=lambda: self._state("finetune"),
-            finished=lambda: trainer.step_index >= trainer.total,
+            finished=lambda: trainer.finished,
             each_epoch=lambda epoch: loop.record_epoch("finetune", epoch),
         )
         self.accuracy["finetuned"] = {**self._costs(), **loop.accuracy().as_dict()}
@@ -250,7 +253,8 @@ class _PruneRun:
         except CheckpointError as error:
             raise CheckpointError(OTHER_NETWORK) from error
         self.trainer.reshaped()
-        self.trainer.hold = state.facts["hold"]
+        if state.facts["hold"] not in (None, NO_END_YET):
+            self.trainer.begin_schedule(self.config.finetune.epochs, state.facts["hold"])
         self.trainer.step_index = state.facts["step"]
         self.trainer.load_state(state.tensors)
         self.accuracy = state.facts["accuracy"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,20 +98,9 @@ class RunDirectory:
         Raises:
             ConfigError: the directory is not empty, holds no run to overwrite, or is a file.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path} is a file, not a directory")
-        if not self.path.is_dir() or not any(map(self._holds_something, self.path.iterdir())):
-            return
-        if not overwrite:
-            raise ConfigError(
-                f"{self.path} is not empty: use --resume to go on, --overwrite to start anew, "
-                "or another --output"
-            )
-        if not self.config.is_file():  # its folder `export` may be anybody's
-            raise ConfigError(
-                f"{self.path} is not empty and holds no run, so --overwrite leaves it alone: "
-                "give another --output"
-            )
+        held = filter(self._holds_something, entries_of(self.path))
+        # Without a configuration its folder `export` may be anybody's.
+        check_directory(self.path, held, marker=self.config, holds="run", overwrite=overwrite)
 
     def begin(self, config: RunConfig) -> None:
         """Start a run: remove the files of an earlier one, and only those; write the configuration.
@@ -221,6 +210,58 @@ class RunDirectory:
             for file in (*self._files[:-2], self.previous_state, self.state, *self._files[-2:]):
                 file.unlink(missing_ok=True)
         self.remove_strays(locked=True)
+
+
+def entries_of(path: Path) -> Iterator[Path]:
+    """Yield what lies in a directory; nothing if it is not there, or is a file."""
+    if path.is_dir():
+        yield from path.iterdir()
+
+
+def check_directory(
+    path: Path, held: Iterable[Path], *, marker: Path, holds: str, overwrite: bool
+) -> None:
+    """Refuse a directory that holds anything, unless what lies there may be overwritten.
+
+    Args:
+        path: the directory.
+        held: what counts of the things in it.
+        marker: the file that says that it holds earlier work of the same kind.
+        holds: what that work is called.
+        overwrite: whether earlier work may be overwritten.
+
+    Raises:
+        ConfigError: the directory is not empty, holds nothing to overwrite, or is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file, not a directory")
+    if not any(True for _ in held):
+        return
+    if not overwrite:
+        raise ConfigError(
+            f"{path} is not empty: use --resume to go on, --overwrite to start anew, or another "
+            "--output"
+        )
+    if not marker.is_file():
+        raise ConfigError(
+            f"{path} is not empty and holds no {holds}, so --overwrite leaves it alone: give "
+            "another --output"
+        )
+
+
+def check_resumable(marker: Path) -> None:
+    """Refuse to go on where nothing was begun.
+
+    Args:
+        marker: the file in the directory that says what was.
+
+    Raises:
+        ConfigError: the file is not there, or the directory is a file.
+    """
+    if marker.parent.exists() and not marker.parent.is_dir():
+        raise ConfigError(f"{marker.parent} is a file, not a directory")
+    if not marker.is_file():
+        raise ConfigError(f"{marker.parent} holds no {marker.name}: nothing to resume")
 
 
 def _whole_lines(text: str) -> list[str]:

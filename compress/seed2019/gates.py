@@ -132,7 +132,21 @@ def ungated(
             _fold(clean, gate.modules[0], factors)
             # A residual stream has other sources than this one.
             closed.append(np.setdiff1d(shut, graph.residual_units))
-    return clean, _left(graph, np.concatenate([np.zeros(0, np.int64), *closed]))
+    return clean, left_without(graph, np.concatenate([np.zeros(0, np.int64), *closed]))
+
+
+def left_without(graph: ChannelGraph, closed: Units) -> Mask:
+    """Return the units that are left of a network when those that are read as zero go.
+
+    Groups that would lose too many keep as many as they need, which are read as zero.
+    """
+    kept = graph.everything()
+    for group in graph.prunable:
+        kept[group.units] = ~np.isin(group.units, closed)
+        needed = group.fewest - int(kept[group.units].sum())
+        if needed > 0:
+            kept[group.units[~kept[group.units]][:needed]] = True
+    return kept
 
 
 def _streams(graph: ChannelGraph) -> tuple[GateAt, ...]:
@@ -192,13 +206,3 @@ def _close_stream(state: State, gate: GateAt, units: Units, graph: ChannelGraph)
 def _zero(state: State, reader: Axis, units: Units) -> None:
     closed = torch.from_numpy(np.flatnonzero(np.isin(reader.units, units)))
     state[reader.tensor].index_fill_(reader.dim, closed, 0)
-
-
-def _left(graph: ChannelGraph, closed: Units) -> Mask:
-    kept = graph.everything()
-    for group in graph.prunable:
-        gone = np.isin(group.units, closed)
-        if gone.all():
-            gone[0] = False  # one that is read as zero stays
-        kept[group.units] = ~gone
-    return kept

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,7 +28,13 @@ from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.models import TORCHVISION_MODELS, build_network, ends_in
 from compress.networks.registries import usual_images
 from compress.networks.shrink import PROOF_TOLERANCE, shrink_
-from compress.seed2019.gates import attach, find_gates, ungated
+from compress.seed2019.gates import attach, find_gates, left_without, ungated
+from compress.seed2019.zeros import find_zeroed
+
+log = logging.getLogger("compress")
+
+if TYPE_CHECKING:
+    from compress.runs.request import ImportRequest
 
 IMAGENET = {"image_size": 224, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 """How the networks of torchvision that are built in saw images."""
@@ -41,7 +49,10 @@ def import_checkpoint(
     classes: int | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a state dict as a file of this tool; gates are taken out, with the channels they close.
+    """Write a state dict as a file of this tool, without channels that are closed.
+
+    Gates are taken out, with the channels they close; so are channels that a zeroed filter or scale
+    closes. A warning says how many channels with such zeros stay, and why.
 
     Args:
         checkpoint: a dense state dict, or one with the gates of the research code of Molchanov et
@@ -84,8 +95,15 @@ def import_checkpoint(
         model, num_classes=description.num_classes, in_channels=description.input_size[0]
     )
     graph = analyse(network, description.input_size)
-    result, kept, gates = _without_gates(network, name, graph, checkpoint, state)
-    imported = {"file": checkpoint.name, "sha256": sha256_of(checkpoint), "gates": gates}
+    result, gated, gates = _without_gates(network, name, graph, checkpoint, state)
+    kept = _without_zeroed(result, graph, gated, images, checkpoint)
+    shrink_(result, graph, kept)
+    imported = {
+        "file": checkpoint.name,
+        "sha256": sha256_of(checkpoint),
+        "gates": gates,
+        "zeroed": int((gated & ~kept).sum()),
+    }
     metrics = {"imported": imported, "proof": _difference(network, result, images)}
     save_checkpoint(
         output,
@@ -95,6 +113,17 @@ def import_checkpoint(
         kept=kept,
     )
     return output
+
+
+def import_asked_for(request: ImportRequest) -> Path:
+    """Import what the command asks for; see ``import_checkpoint``."""
+    return import_checkpoint(
+        *(request.checkpoint, request.output),
+        model=request.permission.typed,
+        data=data_asked_for(request.data, request.settings),
+        classes=request.classes,
+        overwrite=request.overwrite,
+    )
 
 
 def data_asked_for(folder: Path | None, settings: Iterable[str]) -> DataConfig | None:
@@ -152,7 +181,7 @@ def _without_gates(
         tensors: the names of all that it holds.
 
     Returns:
-        The shrunk network without gates, the units that it kept, and how many gates there were.
+        The dense network without gates, the units that they leave, and how many gates there were.
     """
     result = copy.deepcopy(network)
     foreign = set(tensors) - set(network.state_dict())
@@ -162,8 +191,17 @@ def _without_gates(
     load_weights(checkpoint, network)  # which checks the names and lengths of gates as well
     clean, kept = ungated(network.double().state_dict(), gates, graph, checkpoint)
     result.double().load_state_dict(clean)
-    shrink_(result, graph, kept)
     return result, kept, len(gates)
+
+
+def _without_zeroed(
+    network: nn.Module, graph: ChannelGraph, kept: Mask, images: torch.Tensor, checkpoint: Path
+) -> Mask:
+    """Return the units that are left without those that zeroed filters and scales close."""
+    zeroed = find_zeroed(network, graph, images.double()).within(kept)
+    if words := zeroed.words():
+        log.warning("%s: channels with zeroed filters or scales that stay: %s", checkpoint, words)
+    return left_without(graph, np.union1d(np.flatnonzero(~kept), zeroed.gone))
 
 
 def _surroundings(

@@ -100,13 +100,6 @@ class OriginalSettings(Section):
             raise ValueError(f"no criterion has this number: choose one of {known}")
         return value
 
-    @field_validator("prune_per_iteration", "prune_neurons_max")
-    @classmethod
-    def _removes_something(cls, value: int) -> int:
-        if value == 0:
-            raise ValueError("this prunes nothing: use compress train")
-        return value
-
     @field_validator("group_size")
     @classmethod
     def _fits_into_a_step(cls, value: int, info: ValidationInfo) -> int:
@@ -157,7 +150,9 @@ def run_document(text: str, name: str, model: str | None = None) -> dict[str, An
     Raises:
         ConfigError: naming the key, what it holds and what it may hold.
     """
-    settings = validated(OriginalSettings, _parsed(text, name), source=name)
+    document = _parsed(text, name)
+    _require_removals(document, name)
+    settings = validated(OriginalSettings, document, source=name)
     network = model or _named_in(Path(name).stem)
     if network is None:
         raise ConfigError(
@@ -225,6 +220,14 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
     return document
 
 
+def _require_removals(document: dict[str, Any], name: str) -> None:
+    """Refuse settings that prune nothing, with every reason: some that were published have two."""
+    keys = ("prune_per_iteration", "prune_neurons_max")
+    zeros = [f"{key} = 0" for key in keys if type(document.get(key)) is int and not document[key]]
+    if zeros:
+        raise ConfigError(f"{name}: {' and '.join(zeros)}: this prunes nothing: use compress train")
+
+
 def _named_in(stem: str) -> str | None:
     found = [name for name in BUILTIN_MODELS if name in stem]
     return max(found, key=len, default=None)
@@ -266,7 +269,7 @@ def _prune(settings: OriginalSettings) -> dict[str, Any]:
     if settings.prune_neurons_max == -1:
         removed = step * (settings.maximum_pruning_iterations - skipped)
     return {
-        "recipe": "seed2019",
+        "preset": "seed2019",
         "criterion": CRITERION_NUMBERS[settings.method],
         "budget": f"removed={removed}",
         "step_size": step,

@@ -1,4 +1,4 @@
-"""Which budgets come next: a grid, or a search for the smallest network. Pure functions.
+"""What a sweep decides by figures alone: which budgets come next, who is beaten. Pure functions.
 
 The search is bisection over the share of the dense cost that is kept. Where several points are
 tried at a time it cuts its interval into that many parts and one, instead of two.
@@ -7,7 +7,7 @@ tried at a time it cuts its interval into that many parts and one, instead of tw
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,3 +101,17 @@ def _cuts(failed: float, passed: float, search: Search, left: float) -> tuple[fl
     return tuple(
         round(passed - width * index / (count + 1), DECIMALS) for index in range(1, count + 1)
     )
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Return for each point whether no other is at least as good in both and better in one.
+
+    Args:
+        points: (cost, accuracy) of each network: less cost and more accuracy are better. Of equal
+            points either all or none are on the front.
+    """
+    return [not any(_dominates(other, point) for other in points) for point in points]
+
+
+def _dominates(other: tuple[float, float], point: tuple[float, float]) -> bool:
+    return other != point and other[0] <= point[0] and other[1] >= point[1]

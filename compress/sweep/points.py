@@ -16,8 +16,13 @@ from compress.config import Budget, RunConfig
 from compress.errors import CheckpointError, ConfigError, writing
 from compress.files.atomic import staged, write_atomically
 from compress.runs.lock import locked
-from compress.runs.rundirectory import RunDirectory
-from compress.sweep.request import read_asked
+from compress.runs.rundirectory import (
+    RunDirectory,
+    check_directory,
+    check_resumable,
+    entries_of,
+)
+from compress.sweep.request import read_goal
 
 STAGES = ("masked", "pruned", "finetuned")
 """When a point's accuracy is measured: before the shrink, after it, at the end."""
@@ -74,22 +79,12 @@ class SweepFiles:
         Raises:
             ConfigError: it is a file, not empty, or holds nothing to go on with or to overwrite.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path} is a file, not a directory")
-        if resume and not self.document.is_file():
-            raise ConfigError(f"{self.path} holds no {self.document.name}: nothing to resume")
-        if resume or not self._entries():
+        if resume:
+            check_resumable(self.document)
             return
-        if not overwrite:
-            raise ConfigError(
-                f"{self.path} is not empty: use --resume to go on, --overwrite to start anew, "
-                "or another --output"
-            )
-        if not self.document.is_file():
-            raise ConfigError(
-                f"{self.path} is not empty and holds no {self.document.name}, so --overwrite "
-                "leaves it alone: give another --output"
-            )
+        marker = self.document
+        held = self._entries()
+        check_directory(self.path, held, marker=marker, holds=marker.name, overwrite=overwrite)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -118,7 +113,7 @@ class SweepFiles:
             return
         names = ["dense"]
         with suppress(ConfigError):  # damaged; what it holds is not known
-            names += [str(point["name"]) for point in read_asked(self.document)[1]["points"]]
+            names += [str(point["name"]) for point in read_goal(self.document)[1]["points"]]
         for name in names:
             run = self.run(Path(name).name)
             if run.config.is_file():
@@ -141,7 +136,7 @@ class SweepFiles:
 
     def _entries(self) -> set[Path]:
         """Return what lies here besides the lock."""
-        return {*self.path.iterdir()} - {self.lock.parent} if self.path.is_dir() else set()
+        return {*entries_of(self.path)} - {self.lock.parent}
 
 
 def prepare_point(files: SweepFiles, budget: Budget, config: RunConfig) -> RunDirectory:

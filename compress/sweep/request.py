@@ -1,10 +1,9 @@
-"""What ``compress sweep`` is asked for: the options, and what of them a sweep keeps."""
+"""What ``compress sweep`` is asked for: the options, and the goal that follows from them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,50 +11,14 @@ from compress.config import Budget, RunConfig
 from compress.errors import ConfigError
 from compress.files.documents import Section, read_text, validated
 from compress.runs.launch import asked_config
+from compress.runs.request import SweepRequest
 from compress.sweep.plan import Search
 
 SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True)
-class SweepRequest:
-    """The options."""
-
-    output: Path
-    config: str | None = None
-    settings: Sequence[str] = ()
-    """``section.key=value`` on top of the configuration."""
-    checkpoint: Path | None = None
-    """Dense weights; without them the dense network is trained."""
-    data: Path | None = None
-    """Folder of the data set."""
-    model: str | None = None
-    budgets: Sequence[str] = ()
-    """Each one budget or several with commas between them."""
-    max_drop: float | None = None
-    """Search the smallest network whose top-1 drops no further, in percentage points."""
-    kind: str | None = None
-    lowest: float | None = None
-    tolerance: float | None = None
-    points: int | None = None
-    """These four: of the search, with the defaults of ``Search``."""
-    devices: str | None = None
-    """Names with commas between them; default that of the configuration."""
-    jobs: int | None = None
-    """Points that are pruned at a time; default one on each device."""
-    resume: bool = False
-    overwrite: bool = False
-
-    @property
-    def search_options(self) -> dict[str, Any]:
-        """The options of the search that were given."""
-        names = ("max_drop", "kind", "lowest", "tolerance", "points")
-        options = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in options.items() if value is not None}
-
-
-class Asked(Section):
-    """What a sweep was asked for, as ``sweep.json`` keeps it."""
+class Goal(Section):
+    """What a sweep is to find, as ``sweep.json`` keeps it."""
 
     budgets: tuple[Budget, ...] = ()
     """The grid; empty for a search."""
@@ -74,9 +37,7 @@ def check_options(request: SweepRequest) -> None:
     """
     given = bool(request.budgets), request.max_drop is not None
     if request.resume:
-        if request.overwrite:
-            raise ConfigError("--resume and --overwrite exclude each other")
-        others = (request.config, request.settings, request.checkpoint, request.data)
+        others = (request.config, request.asked, request.checkpoint, request.data)
         if any(given) or request.search_options or any(others):
             raise ConfigError(
                 "--resume goes on with what the sweep was asked for: give no more than --output, "
@@ -91,13 +52,13 @@ def check_options(request: SweepRequest) -> None:
         raise ConfigError("--kind, --lowest, --tolerance and --points belong to --max-drop")
 
 
-def asked_for(request: SweepRequest) -> Asked:
-    """Return what a new sweep is asked for, before the network and the machine are looked at.
+def goal_of(request: SweepRequest) -> Goal:
+    """Return the goal of a new sweep, before the network and the machine are looked at.
 
     Raises:
         ConfigError: a configuration, a budget or a figure of the search that cannot be understood.
     """
-    _, config = asked_config(request.config, request.settings, request.model, request.data)
+    _, config = asked_config(request)
     checkpoint = request.checkpoint and request.checkpoint.expanduser().resolve()
     if checkpoint and checkpoint.is_relative_to(request.output.resolve()):
         raise ConfigError(f"{checkpoint} lies in --output {request.output}: give another --output")
@@ -107,7 +68,7 @@ def asked_for(request: SweepRequest) -> Asked:
         "checkpoint": checkpoint,
         "config": config,
     }
-    return validated(Asked, document, source="compress sweep")
+    return validated(Goal, document, source="compress sweep")
 
 
 def split_budgets(options: Iterable[str]) -> list[str]:
@@ -122,8 +83,8 @@ def split_budgets(options: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def read_asked(file: Path) -> tuple[Asked, dict[str, Any]]:
-    """Return what an earlier sweep was asked for, and the whole document.
+def read_goal(file: Path) -> tuple[Goal, dict[str, Any]]:
+    """Return the goal of an earlier sweep, and the whole document.
 
     Raises:
         ConfigError: the file is damaged or of another version.
@@ -131,7 +92,7 @@ def read_asked(file: Path) -> tuple[Asked, dict[str, Any]]:
     try:
         document = json.loads(read_text(str(file)))
         version = document["schema_version"]
-        asked = document["asked"]
+        goal = document["asked"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(f"{file} is damaged: start anew with --overwrite") from error
     if version != SCHEMA_VERSION:
@@ -139,4 +100,4 @@ def read_asked(file: Path) -> tuple[Asked, dict[str, Any]]:
             f"{file} is of schema version {version} and this tool reads {SCHEMA_VERSION}: start "
             "anew with --overwrite"
         )
-    return validated(Asked, asked, source=str(file)), document
+    return validated(Goal, goal, source=str(file)), document

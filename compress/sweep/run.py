@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.config import Budget
+from compress.config import Budget, RunConfig
+from compress.data.batches import ImageData
 from compress.data.datasets import load_data
 from compress.distributed.torchrun import started_again
 from compress.errors import BudgetError, CompressError, InterruptedRunError
 from compress.files.documents import validated
-from compress.runs.dense import check_logits, read_dense
-from compress.runs.launch import require_allowed, typed_model
+from compress.networks import cost
+from compress.networks.trial import tried_graph
+from compress.pruning.decision import prunable
+from compress.pruning.masking import smallest
+from compress.runs.dense import check_logits, fresh_network, read_dense
 from compress.runs.prune import check_budget
-from compress.sweep.devices import Slot, slots_for
-from compress.sweep.plan import Search
+from compress.runs.request import SweepRequest
+from compress.sweep.plan import DECIMALS, Search
 from compress.sweep.points import SweepFiles, point_config
-from compress.sweep.reach import least_share
-from compress.sweep.request import Asked, SweepRequest, asked_for, check_options, read_asked
+from compress.sweep.processes import Slot, slots_for
+from compress.sweep.request import Goal, check_options, goal_of, read_goal
 from compress.sweep.sweep import Say, Sweep
 
 
-def run_sweep(request: SweepRequest, say: Say) -> dict[str, Any]:
+def run_sweep(request: SweepRequest, say: Say, command: Sequence[str]) -> dict[str, Any]:
     """Prune one dense network to several budgets, each as a run of its own, and compare them.
 
     Everything that can be refused is refused before a file is written. A point that fails does not
@@ -32,6 +37,8 @@ def run_sweep(request: SweepRequest, say: Say) -> dict[str, Any]:
     Args:
         request: the options.
         say: told of what starts and ends, in lines.
+        command: the words that start this tool's command line, to which each process of the sweep
+            adds its arguments: ``(sys.executable, cli.__file__)``.
 
     Returns:
         The document that is written as ``sweep.json``.
@@ -48,16 +55,14 @@ def run_sweep(request: SweepRequest, say: Say) -> dict[str, Any]:
     files = SweepFiles(request.output)
     stored = _stored(request, files, say)
     if stored:
-        asked, document = stored
-        require_allowed(
-            asked.config.model, typed_model(request.model, request.settings), files.dense.config
-        )
-        slots = slots_for(request.devices, asked.config.device, request.jobs)
+        goal, document = stored
+        request.permission.require(goal.config.model, files.dense.config)
+        slots = slots_for(request.devices, goal.config.device, request.jobs)
     else:
         files.check(resume=False, overwrite=request.overwrite)
-        asked, slots = _new(request)
+        goal, slots = _new(request)
     with files.held():
-        sweep = Sweep(asked, files, slots, say)
+        sweep = Sweep(goal, files, slots, command, say)
         if stored:
             sweep.remember(document)
         else:
@@ -99,53 +104,72 @@ def require_complete(document: dict[str, Any], folder: Path) -> None:
 
 def _stored(
     request: SweepRequest, files: SweepFiles, say: Say
-) -> tuple[Asked, dict[str, Any]] | None:
+) -> tuple[Goal, dict[str, Any]] | None:
     """Return the sweep to go on with and its document; None if a new one is asked for.
 
     A scheduler that starts a command again gives the options of the first time.
     """
     if request.resume:
         files.check(resume=True, overwrite=request.overwrite)
-        return read_asked(files.document)
+        return read_goal(files.document)
     if not (started_again() and files.document.is_file()):
         return None
-    asked, document = read_asked(files.document)
-    if not _is_asked_again(request, asked):
+    goal, document = read_goal(files.document)
+    if not _is_same_goal(request, goal):
         return None
     say(f"started again: going on with the sweep in {files.path}")
-    return asked, document
+    return goal, document
 
 
-def _is_asked_again(request: SweepRequest, asked: Asked) -> bool:
+def _is_same_goal(request: SweepRequest, goal: Goal) -> bool:
     """Whether the options are those of a sweep, but for what it had to find out at its start."""
-    again = asked_for(request)
-    if again.search and asked.search:
-        found: dict[str, Any] = {"at_once": asked.search.at_once}
+    again = goal_of(request)
+    if again.search and goal.search:
+        found: dict[str, Any] = {"at_once": goal.search.at_once}
         if request.lowest is None:
-            found["lowest"] = asked.search.lowest
+            found["lowest"] = goal.search.lowest
         again = again.model_copy(update={"search": again.search.model_copy(update=found)})
-    return again == asked
+    return again == goal
 
 
-def _new(request: SweepRequest) -> tuple[Asked, tuple[Slot, ...]]:
+def _new(request: SweepRequest) -> tuple[Goal, tuple[Slot, ...]]:
     """Check what is asked for the first time: all that a run of it would refuse."""
-    asked = asked_for(request)
-    slots = slots_for(request.devices, asked.config.device, request.jobs)
-    data = load_data(asked.config.data)
-    if asked.search:
-        least = least_share(asked.config, data, asked.search.kind) if request.lowest is None else 0
-        lowest = max(asked.search.lowest, least)
-        found = {**asked.search.model_dump(), "at_once": len(slots), "lowest": lowest}
+    goal = goal_of(request)
+    slots = slots_for(request.devices, goal.config.device, request.jobs)
+    data = load_data(goal.config.data)
+    if goal.search:
+        least = least_share(goal.config, data, goal.search.kind) if request.lowest is None else 0
+        lowest = max(goal.search.lowest, least)
+        found = {**goal.search.model_dump(), "at_once": len(slots), "lowest": lowest}
         search = validated(Search, found, source="compress sweep")
-        asked = asked.model_copy(update={"search": search})
-    check_logits(asked.config, data)
-    for budget in _hardest(asked):
-        check_budget(point_config(asked.config, budget), data)
-    if asked.checkpoint:
-        read_dense(asked.config, data, asked.checkpoint)
-    return asked, slots
+        goal = goal.model_copy(update={"search": search})
+    check_logits(goal.config, data)
+    for budget in _hardest(goal):
+        check_budget(point_config(goal.config, budget), data)
+    if goal.checkpoint:
+        read_dense(goal.config, data, goal.checkpoint)
+    return goal, slots
 
 
-def _hardest(asked: Asked) -> Sequence[Budget]:
+def _hardest(goal: Goal) -> Sequence[Budget]:
     """Return the budgets that all others are easier than."""
-    return [asked.search.budget(asked.search.lowest)] if asked.search else asked.budgets
+    return [goal.search.budget(goal.search.lowest)] if goal.search else goal.budgets
+
+
+def least_share(config: RunConfig, data: ImageData, kind: str) -> float:
+    """Return the share of a cost that is left with every group at its floor, rounded up.
+
+    Args:
+        config: of the run.
+        data: gives the size of the images and the classes.
+        kind: ``macs``, ``params`` or ``channels``.
+
+    Raises:
+        ModelError: there is nothing to prune, or the network cannot be built or traced.
+    """
+    model = fresh_network(config, data)
+    graph = tried_graph(model, data.input_size)
+    dense = cost.totals(graph, graph.everything())[kind]
+    least = cost.totals(graph, smallest(graph, prunable(model, graph, config.prune)))[kind]
+    scale = 10**DECIMALS
+    return math.ceil(least / dense * scale) / scale

@@ -15,10 +15,7 @@ from compress.files.atomic import write_atomically, write_json
 from compress.networks.models import is_builtin
 from compress.runs.dense import import_dense
 from compress.runs.session import Session
-from compress.sweep.devices import Slot
-from compress.sweep.document import PointState, sweep_csv, sweep_document
 from compress.sweep.plan import Search, SearchState, search_state
-from compress.sweep.plot import plot_sweep
 from compress.sweep.points import (
     SweepFiles,
     dense_accuracy,
@@ -26,8 +23,9 @@ from compress.sweep.points import (
     point_metrics,
     prepare_point,
 )
-from compress.sweep.request import Asked
-from compress.sweep.runner import Ended, Task, run_tasks
+from compress.sweep.processes import Ended, Slot, Task, run_tasks
+from compress.sweep.report import PointState, plot_sweep, sweep_csv, sweep_document
+from compress.sweep.request import Goal
 
 Say = Callable[[str], None]
 DENSE = "dense"
@@ -37,9 +35,11 @@ DENSE = "dense"
 class Sweep:
     """A sweep, what has failed in this process, and what everything took so far, in seconds."""
 
-    asked: Asked
+    goal: Goal
     files: SweepFiles
     slots: tuple[Slot, ...]
+    command: Sequence[str]
+    """Starts this tool's command line in a process."""
     say: Say
     errors: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -70,13 +70,13 @@ class Sweep:
         if self.has_dense:
             return
         if not run.config.is_file():
-            run.begin(self.asked.config.model_copy(update={"device": "auto"}))
-        if self.asked.checkpoint:
-            self.say(f"dense: reading and measuring {self.asked.checkpoint}")
+            run.begin(self.goal.config.model_copy(update={"device": "auto"}))
+        if self.goal.checkpoint:
+            self.say(f"dense: reading and measuring {self.goal.checkpoint}")
             start = time.monotonic()
-            config = self.asked.config.model_copy(update={"device": self.slots[0].device})
+            config = self.goal.config.model_copy(update={"device": self.slots[0].device})
             data = load_data(config.data)
-            import_dense(config, data, Session(run), self.asked.checkpoint)
+            import_dense(config, data, Session(run), self.goal.checkpoint)
             self.seconds[DENSE] = time.monotonic() - start
         else:
             task = self.task(DENSE, "train")
@@ -91,7 +91,7 @@ class Sweep:
 
     def unfinished(self) -> list[Budget]:
         """Return the points to start now; none when all are done, or when a search has failed."""
-        if self.asked.search and self.errors:
+        if self.goal.search and self.errors:
             return []
         names = {*self.errors, *(state.name for state in self.states() if state.metrics)}
         return [budget for budget in self.budgets() if name_of(budget) not in names]
@@ -99,19 +99,19 @@ class Sweep:
     def prune(self, budgets: Sequence[Budget]) -> None:
         """Prune to budgets, as many at a time as there are places."""
         for budget in budgets:
-            prepare_point(self.files, budget, self.asked.config)
+            prepare_point(self.files, budget, self.goal.config)
         self.all_run([self.task(name_of(budget), "prune") for budget in budgets], self.slots)
 
     def budgets(self) -> tuple[Budget, ...]:
         """Return the points that are known so far: in a search, those of the rounds until now."""
-        search, state = self.asked.search, self.search()
+        search, state = self.goal.search, self.search()
         if search is None or state is None:
-            return self.asked.budgets
+            return self.goal.budgets
         return tuple(search.budget(share) for share in (*state.tried, *state.next))
 
     def search(self) -> SearchState | None:
         """Return where a search stands by the points that are finished, and by nothing else."""
-        search, within = self.asked.search, dict[float, bool]()
+        search, within = self.goal.search, dict[float, bool]()
         if search is None:
             return None
         while True:
@@ -130,16 +130,17 @@ class Sweep:
 
     # Processes
 
-    def task(self, name: str, command: str) -> Task:
-        """Return the command that goes on with a run, or starts one that is prepared."""
-        path, model = str(self.files.run(name).path), self.asked.config.model
+    def task(self, name: str, stage: str) -> Task:
+        """Return what goes on with a run, or starts one that is prepared."""
+        path, model = str(self.files.run(name).path), self.goal.config.model
         # The process may be unable to read the notes of this one.
         own = () if is_builtin(model) else model.words
-        return Task(name, (command, "--resume", "--output", path, *own), self.files.log(name))
+        return Task(name, (stage, "--resume", "--output", path, *own), self.files.log(name))
 
     def all_run(self, tasks: Sequence[Task], slots: Sequence[Slot]) -> None:
         """Run tasks, or raise InterruptedRunError when the user stopped them."""
-        if not run_tasks(tasks, slots, started=self.started, ended=self.ended):
+        done = run_tasks(tasks, slots, command=self.command, started=self.started, ended=self.ended)
+        if not done:
             self.write()
             raise InterruptedRunError(self.advice())
 
@@ -170,7 +171,7 @@ class Sweep:
     def write(self) -> dict[str, Any]:
         """Write the document and the table, and return the document."""
         document = sweep_document(
-            self.asked,
+            self.goal,
             accuracy=dense_accuracy(self.files.dense) if self.has_dense else None,
             dense_seconds=self.seconds.get(DENSE, 0.0),
             points=self.states(),
@@ -201,7 +202,7 @@ class Sweep:
 
     def chosen(self) -> str | None:
         """Return the name of the point that a search which is over has found."""
-        search, state = self.asked.search, self.search()
+        search, state = self.goal.search, self.search()
         if search is None or state is None or state.next or state.passed == 1:
             return None
         return name_of(search.budget(state.passed))

@@ -11,16 +11,23 @@ from compress.config import TrainConfig
 
 
 def learning_rate(
-    config: TrainConfig, step: int, *, steps_per_epoch: int, hold: int, total: int
+    config: TrainConfig, step: int, *, steps_per_epoch: int, hold: int | None, total: int | None
 ) -> float:
     """Return the learning rate of a step.
 
     Linear warm-up, then the peak until ``hold`` (the end of pruning), then the schedule of
-    ``config`` over the steps that are left up to ``total``.
+    ``config`` over the steps that are left up to ``total``; both are None while nobody knows when
+    pruning will end. ``zero_lr_epochs`` come first and move nothing of that.
     """
-    warmup = min(config.warmup_epochs * steps_per_epoch, total)
+    if step < config.zero_lr_epochs * steps_per_epoch:
+        return 0.0
+    warmup = config.warmup_epochs * steps_per_epoch
+    if total is not None:
+        warmup = min(warmup, total)
     if step < warmup:
         return config.lr * min(1.0, (step + 1) / warmup)
+    if hold is None or total is None:
+        return config.lr
     start = max(hold, int(warmup))
     if step < start or config.schedule == "constant":
         return config.lr

@@ -28,6 +28,9 @@ OTHER_NETWORK = "the state to go on from is of another network: start anew with 
 SMALLEST_BATCH = 2
 """Images of which BatchNorm can take a variance; smaller batches are passed over."""
 
+CLIP_EPSILON = 1e-6
+"""What torch adds to a norm before it divides by it."""
+
 CHECK_EVERY = 20
 """Steps between two looks at the loss; every look waits for the GPU and for other processes."""
 
@@ -38,19 +41,20 @@ class Judge(Protocol):
     def before_backward(self, loss: torch.Tensor) -> None:
         """Be shown a loss that is not scaled yet."""
 
-    def score(self, scaler: torch.amp.GradScaler) -> None:
-        """Be shown the gradients, in the parameters."""
+    def score(self, scaler: torch.amp.GradScaler, *, clipped: float | torch.Tensor = 1.0) -> None:
+        """Be shown the gradients, in the parameters, and the factor by which they were clipped."""
 
 
 class Trainer:
     """A network with its optimizer, schedule, averages and position in the run.
 
     Args:
-        model: the network on its device; it may shrink between steps.
+        model: the network on its device; it may shrink between steps. It is put into the mode in
+            which it is trained.
         config: the training settings.
         steps_per_epoch: minibatches of one epoch.
-        total: steps of the whole run.
-        hold: steps at the peak learning rate before the schedule begins.
+        epochs: over which the schedule of the learning rate goes; None stays at the peak, after
+            warm-up, until ``begin_schedule``.
         seed: dropout and the like draw from this and the number of the step.
         teacher: the dense network, for distillation.
         memory_format: of weights and images, see ``memory_format_for``.
@@ -64,8 +68,7 @@ class Trainer:
         config: TrainConfig,
         *,
         steps_per_epoch: int,
-        total: int,
-        hold: int = 0,
+        epochs: int | None,
         seed: int = 0,
         teacher: nn.Module | None = None,
         memory_format: torch.memory_format = torch.channels_last,
@@ -79,8 +82,14 @@ class Trainer:
         if self.compute.sync_batchnorm and not world.alone:
             join_batchnorms(model)
         model.to(memory_format=memory_format)
-        self.steps_per_epoch, self.total, self.hold = steps_per_epoch, total, hold
-        self.step_index = 0
+        model.train(not config.evaluation_mode)
+        self.steps_per_epoch, self.step_index = steps_per_epoch, 0
+        self.hold: int | None = None
+        """The step at which the schedule begins."""
+        self.total: int | None = None
+        """The step at which it ends."""
+        if epochs is not None:
+            self.begin_schedule(epochs)
         self.device = next(model.parameters()).device
         self.optimizer = sgd(model, config)
         self.teacher = teacher.eval() if teacher is not None and config.distill > 0 else None
@@ -92,6 +101,26 @@ class Trainer:
         self.skipped = 0
         self._loss_sum = torch.zeros((), device=self.device)
         self._images = 0
+
+    def begin_schedule(self, epochs: int, at: int | None = None) -> None:
+        """Have the learning rate follow its schedule over so many epochs, from a step or from here.
+
+        Args:
+            epochs: how many.
+            at: the step; default the next one.
+        """
+        self.hold = self.step_index if at is None else at
+        self.total = self.hold + epochs * self.steps_per_epoch
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule has come to its end."""
+        return self.total is not None and self.step_index >= self.total
+
+    @property
+    def scheduled(self) -> int:
+        """Steps since the schedule began."""
+        return self.step_index - (self.hold or 0)
 
     @property
     def lr(self) -> float:
@@ -139,8 +168,9 @@ class Trainer:
         if not self.world.alone:
             self._require_all_used()
         self.scaler.unscale_(self.optimizer)
+        clipped = self._clip()
         if judge is not None:
-            judge.score(self.scaler)
+            judge.score(self.scaler, clipped=clipped)
         if self.config.group_lasso:  # like weight decay, of the update but not of the loss
             add_lasso_gradient(self.model, self.config.group_lasso)
         self.scaler.step(self.optimizer)
@@ -153,6 +183,14 @@ class Trainer:
         if often or self.step_index % CHECK_EVERY == 0:
             self.check()
         return True
+
+    def _clip(self) -> float | torch.Tensor:
+        """Clip the gradients, if the settings ask for it; return the factor, up to 1."""
+        limit = self.config.clip_gradients
+        if not limit:
+            return 1.0
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        return (limit / (norm + CLIP_EPSILON)).clamp(max=1.0)
 
     def _require_all_used(self) -> None:
         """Say what torch would say at the next step, in words and with a name."""
@@ -309,9 +347,7 @@ class Trainer:
         assert self.averaged is not None
         assert self.config.ema is not None
         # Few steps in, the average must not be dominated by where it started.
-        decay = min(
-            self.config.ema, (1 + self.step_index - self.hold) / (10 + self.step_index - self.hold)
-        )
+        decay = min(self.config.ema, (1 + self.scheduled) / (10 + self.scheduled))
         own = self.model.state_dict()
         for name, average in self.averaged.state_dict().items():
             if average.is_floating_point():

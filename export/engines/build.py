@@ -18,7 +18,6 @@ from compress.errors import CheckpointError, ConfigError, EnvironmentUnfitError,
 from compress.files.atomic import staged, write_flushed, write_json
 from export.engines.api import TensorRT, load_tensorrt
 from export.engines.checks import refuse_engine, refuse_version
-from export.engines.gpu import find_gpu
 from export.engines.inspection import summarise_inspection
 from export.engines.network import (
     Shapes,
@@ -30,8 +29,8 @@ from export.engines.network import (
 from export.engines.sidecar import NETWORK_FACTS, PRUNING_FACTS, SCHEMA_VERSION, sidecar_path
 from export.engines.timing_cache import cache_path, save_cache, use_cache
 from export.engines.watching import attach
-from export.nvml import Gpu
-from export.onnx_check import standard_opset
+from export.nvml import Gpu, find_gpu
+from export.onnx.check import standard_opset
 
 if TYPE_CHECKING:
     from compress.terminal.progress import Progress

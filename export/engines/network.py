@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import ModelError
-from export.onnx_check import INPUT
+from export.onnx.check import INPUT
 
 if TYPE_CHECKING:
     from compress.config import ExportConfig, Precision

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import CheckpointError, EnvironmentUnfitError
-from export.sidecar import read_document, require_described
+from export.onnx.sidecar import read_document, require_described
 
 if TYPE_CHECKING:
     from export.engines.api import Provider

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compress.errors import ModelError
-from export.onnx_check import STANDARD_DOMAINS, standard_opset, walk_nodes
-from export.onnx_fold import fold_constants
+from export.onnx.check import STANDARD_DOMAINS, standard_opset, walk_nodes
+from export.onnx.fold import fold_constants
 
 if TYPE_CHECKING:
     import onnx

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.errors import CheckpointError, ConfigError, EnvironmentUnfitError, first_line
-from export.onnx_check import weight_files
+from export.onnx.check import weight_files
 from export.runners.cuda import Cuda
 from export.runners.protocol import (
     Feeds,

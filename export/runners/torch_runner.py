@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from compress.errors import ConfigError, EnvironmentUnfitError, ModelError, first_line
-from export.onnx_check import OUTPUT
+from export.onnx.check import OUTPUT
 from export.runners.cuda import Cuda
 from export.runners.protocol import Feeds, Outputs, Runner, TensorSpec, check_feeds, entered, failed
 from export.runners.stages import Stages, captured

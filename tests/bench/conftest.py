@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.measuring.accuracy import Predictions, compare
-from bench.measuring.environment import Environment
+from bench.measuring.answers import Predictions, compare_predictions
 from bench.measuring.latency import SLOTS, LatencyResult, Warmup
+from bench.measuring.records import Artefact, Environment, ParityRecord, ValidationSet
+from bench.measuring.session import Measured
+from bench.measuring.subject import About
 from bench.reports.report import build_report
-from bench.reports.schema import Artefact, ParityRecord, Report, ValidationSet
-from bench.statistics.stats import median_ratio_interval
+from bench.reports.schema import Report
+from bench.statistics.latency_ratios import median_ratio_interval
 from compress.config import BenchConfig
 
 ReportFactory = Callable[..., Report]
@@ -40,23 +42,26 @@ def sample_report(
     latency = [
         _latency(size, settings, ratio, control, noise, rounds, calls) for size in batch_sizes
     ]
-    return build_report(
+    about = About(
         architecture="resnet20",
         target="cpu",
-        runtime="ONNX Runtime (CPU)",
-        validation=ValidationSet(identity="0123456789abcdef" * 4, images=images, skipped=3),
         artefacts=(
             _artefact("a", 1_084_121, 40_813_184, 270_896, parity),
             _artefact("b", 512_004, 20_325_376, 121_034, parity),
         ),
-        predictions=(dense, pruned),
-        accuracy=compare(dense, pruned, settings.confidence),
-        latency=latency,
+        pruning={"criterion": "taylor-gate"},
+    )
+    measured = Measured(
+        runtime="ONNX Runtime (CPU)",
+        validation=ValidationSet(identity="0123456789abcdef" * 4, images=images, skipped=3),
         environment=_environment(),
         config=settings,
-        pruning={"criterion": "taylor-gate"},
-        created=datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc),
+        latency=latency,
+        predictions=(dense, pruned),
+        accuracy=compare_predictions(dense, pruned, settings.confidence),
     )
+    created = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    return build_report(about, measured, created=created)
 
 
 @pytest.fixture(name="sample_report", scope="session")

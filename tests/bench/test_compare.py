@@ -27,7 +27,7 @@ from torch import nn
 from bench.compare import compare
 from bench.judging.quality_gate import judge
 from bench.pages.page import render_page
-from bench.pages.render import render_markdown
+from bench.pages.publish import render_markdown
 from bench.reports.report import load_report, save_report, sealed
 from bench.reports.schema import Report
 from compress.checkpoints.checkpoint import save_checkpoint
@@ -626,7 +626,7 @@ def test_a_network_that_another_tool_pruned(
     found = compared(
         *(dense, pruned, images), limits=limits, max_seconds=2.0, layer_calls=3, min_blocks=8
     )
-    verdicts = {verdict.budget: verdict for verdict in judge(found, limits)}
+    verdicts = {verdict.name: verdict for verdict in judge(found, limits)}
     assert verdicts["size.max_ratio"].status == "PASS"
     assert verdicts["agreement.max_relative_error"].status == "PASS"
     # Sixteen times fewer multiplications; a machine may still be too busy to tell.
@@ -739,8 +739,8 @@ def test_what_nothing_tells_is_skipped(eye: Path) -> None:
         "parity": {"max_relative_error": 1e-4},
     }
     found = compared(eye, eye, limits=limits)
-    assert found.budgets is not None
-    assert [verdict.status for verdict in judge(found, found.budgets)] == ["SKIPPED"] * 4
+    assert found.limits is not None
+    assert [verdict.status for verdict in judge(found, found.limits)] == ["SKIPPED"] * 4
 
 
 def test_a_share_that_so_few_inputs_cannot_show_is_refused(eye: Path) -> None:
@@ -851,7 +851,7 @@ def test_the_command_writes_where_it_says(
     fast = [f"bench.{key}={value}" for key, value in FAST.items()]
     settings = [word for setting in fast for word in ("--set", setting)]
     arguments = ("bench", eye, pruned, "--data", tmp_path / "in.npz", "--batch", "2", *settings)
-    result = invoke(*arguments, "--budgets", tmp_path / "b.toml")
+    result = invoke(*arguments, "--limits", tmp_path / "b.toml")
     assert result.exit_code == 5, result.stderr  # nothing tells the MACs
     assert "the report is in bench-dense-pruned" in result.stderr
     assert "SKIPPED" in result.stdout
@@ -884,7 +884,7 @@ def as_documented(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     threshold(tmp_path / "dense.onnx", 0.5)
     threshold(tmp_path / "pruned.onnx", 0.5001)
     np.savez(tmp_path / "inputs.npz", x=arrays(160, (3, 16, 16)))
-    (tmp_path / "budgets.toml").write_text("[agreement]\nmin_same_top1 = 0.9\n")
+    (tmp_path / "limits.toml").write_text("[agreement]\nmin_same_top1 = 0.9\n")
     monkeypatch.chdir(tmp_path)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from bench.measuring import conditions as module
-from bench.measuring.conditions import Conditions, CpuConditions, GpuConditions, Watch, throttled
+from bench.measuring.conditions import Watch, throttled
 from bench.measuring.environment import affinity
+from bench.measuring.records import Conditions, CpuConditions, GpuConditions
 from export.nvml import THROTTLING, GpuReading
 
 READING = GpuReading(

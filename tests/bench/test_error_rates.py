@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 from scipy.stats import binom
 
-from bench.statistics.stats import FEWEST_ROUNDS
+from bench.statistics.latency_ratios import FEWEST_ROUNDS
 from benchmarks.gate_error_rates import (
     NEIGHBOURS,
     NOISES,
@@ -41,7 +41,7 @@ def rates(noise: str) -> NoiseRates:
 
 
 @pytest.mark.parametrize("noise", [*SHARED, OF_ITS_OWN])
-def test_a_network_on_its_budget_is_seldom_failed_or_passed(noise: str) -> None:
+def test_a_network_on_its_limit_is_seldom_failed_or_passed(noise: str) -> None:
     found = rates(noise)
     for one in (found.ratio, found.regression):
         assert one.runs == RUNS
@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_measurement() -> None:
 
 @pytest.mark.parametrize("images", [1000, 10_000])
 @pytest.mark.parametrize("flips", [0.02, 0.06, 0.10])
-def test_error_rates_of_the_accuracy_budget(images: int, flips: float) -> None:
+def test_error_rates_of_the_accuracy_limit(images: int, flips: float) -> None:
     runs = 300
     passed, failed, held = accuracy_rates(0.01, flips, images, 0.01, runs, seed=2)
     # Counts of images are whole, so the rate of a score interval swings about its level.
@@ -88,7 +88,7 @@ def test_error_rates_of_the_accuracy_budget(images: int, flips: float) -> None:
     assert max(passed, failed, 1 - held) * runs <= allowed
 
 
-def test_power_of_the_accuracy_budget() -> None:
+def test_power_of_the_accuracy_limit() -> None:
     assert accuracy_rates(0.0, 0.06, 10_000, 0.01, 200)[0] >= 0.9
     assert accuracy_rates(0.02, 0.06, 10_000, 0.01, 200)[1] >= 0.9
     # A tenth of the images cannot decide: neither wrongly nor rightly.

@@ -16,11 +16,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
-from bench.pages import bars, pareto
+from bench.measuring.records import GroupRecord, LayerFigures, LayerRecord, LayerTimes
+from bench.pages import figures, pareto
 from bench.pages.figures import Plot, plots
 from bench.pages.svg import VARIABLES, default_style, fitted, inline_svg, plain
-from bench.reports.schema import GroupRecord, Report
+from bench.reports.schema import Report
 from compress.runs.plots import BLUE, GREEN, INK, ORANGE, VERMILION
 
 ReportFactory = Callable[..., Report]
@@ -315,7 +315,7 @@ def groups(count: int) -> tuple[GroupRecord, ...]:
 
 @pytest.mark.parametrize("count", [1, 28, 29, 150])
 def test_every_group_is_drawn_once_and_to_one_scale(count: int) -> None:
-    found = bars.draw_channels(groups(count))
+    found = figures.draw_channels(groups(count))
     dense, kept, colours, names = [], [], [], []
     for each in found:
         (axes,) = each.axes
@@ -325,7 +325,7 @@ def test_every_group_is_drawn_once_and_to_one_scale(count: int) -> None:
         colours += [to_hex(bar.get_facecolor()).upper() for bar in filled]
         names += [text.get_text() for text in axes.texts[::2]]
         assert axes.get_xlim() == (0, 7 + count)
-        assert len(outlines) <= bars.MOST_ROWS
+        assert len(outlines) <= figures.MOST_ROWS
     assert dense == [group.dense for group in groups(count)]
     assert kept == [group.kept for group in groups(count)]
     assert colours == [GREEN if group.residual else VERMILION for group in groups(count)]
@@ -333,12 +333,12 @@ def test_every_group_is_drawn_once_and_to_one_scale(count: int) -> None:
 
 
 def test_figures_side_by_side_are_of_nearly_equal_length() -> None:
-    lengths = [len(each.axes[0].containers[0]) for each in bars.draw_channels(groups(53))]
+    lengths = [len(each.axes[0].containers[0]) for each in figures.draw_channels(groups(53))]
     assert lengths == [27, 26]
 
 
 def test_every_group_has_its_numbers_beside_it() -> None:
-    (found,) = bars.draw_channels((GroupRecord(name="a", dense=2048, kept=1236),))
+    (found,) = figures.draw_channels((GroupRecord(name="a", dense=2048, kept=1236),))
     assert [text.get_text() for text in found.axes[0].texts] == ["a", "1,236 of 2,048, 60 %"]
 
 
@@ -386,7 +386,7 @@ def layer_bars(found: Figure) -> tuple[list[float], list[float]]:
 
 
 def test_layers_are_drawn_slowest_first() -> None:
-    found = bars.draw_layers(
+    found = figures.draw_layers(
         times(layer("a", 1, 2), layer("b", 5, 1), layer("c", 3, 3)), ("d", "p")
     )
     assert layer_bars(found) == ([5, 3, 1], [1, 3, 2])
@@ -397,7 +397,7 @@ def test_layers_are_drawn_slowest_first() -> None:
 
 def test_layers_beyond_the_slowest_are_summed() -> None:
     many = times(*(layer(f"conv{i}", 150 - i, (150 - i) / 4) for i in range(150)))
-    found = bars.draw_layers(many, ("dense", "pruned"))
+    found = figures.draw_layers(many, ("dense", "pruned"))
     assert layer_bars(found)[0] == list(range(150, 125, -1))
     *_, name, sums = (text.get_text() for text in found.axes[0].texts)
     assert name == "125 others together"
@@ -405,7 +405,7 @@ def test_layers_beyond_the_slowest_are_summed() -> None:
 
 
 def test_layers_have_their_macs_beside_them_and_those_off_the_multiple_are_marked() -> None:
-    found = bars.draw_layers(times(layer("a", 2, 2), layer("b", 1, 1, misses=True)), ("d", "p"))
+    found = figures.draw_layers(times(layer("a", 2, 2), layer("b", 1, 1, misses=True)), ("d", "p"))
     macs = "9.0 M \N{RIGHTWARDS ARROW} 3.0 M MACs"
     written = [(text.get_text(), to_hex(text.get_color()).upper()) for text in found.axes[0].texts]
     assert written == [("a", INK), (macs, INK), ("b", ORANGE), (f"not x8, {macs}", ORANGE)]
@@ -415,7 +415,7 @@ def test_a_layer_of_one_network_only_has_one_bar() -> None:
     only = layer("a", 2, 1).model_copy(update={"reference": None})
     free = LayerFigures(macs=0, milliseconds=3)
     other = LayerRecord(name="Add", kind="Add", reference=free, pruned=free, misses_multiple=False)
-    found = bars.draw_layers(times(only, other), ("dense", "pruned"))
+    found = figures.draw_layers(times(only, other), ("dense", "pruned"))
     assert layer_bars(found) == ([3, 0], [3, 1])
     assert [text.get_text() for text in found.axes[0].texts] == ["Add", "", "a", "3.0 M MACs"]
 
@@ -494,7 +494,7 @@ def test_every_plot_becomes_an_svg_in_the_colours_of_the_page(report: Report) ->
 
 
 def drawn(*names: str) -> Figure:
-    return bars.draw_channels([GroupRecord(name=name, dense=8, kept=4) for name in names])[0]
+    return figures.draw_channels([GroupRecord(name=name, dense=8, kept=4) for name in names])[0]
 
 
 def test_an_svg_is_the_same_every_time() -> None:

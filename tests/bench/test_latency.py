@@ -14,6 +14,13 @@ from compress.config import BenchConfig
 from compress.errors import DataError
 
 FEEDS: dict[str, np.ndarray] = {}
+USUAL: dict[str, Any] = {
+    "block_ms": 50.0,
+    "min_blocks": 20,
+    "max_seconds": 15.0,
+    "ratio_precision": 0.02,
+    "confidence": 0.95,
+}
 
 
 class Clock:
@@ -58,15 +65,9 @@ def measure(
         "reference": FakeRunner("reference", clock, dense, log),
         "pruned": FakeRunner("pruned", clock, pruned, log),
     }
-    defaults: dict[str, Any] = {
-        "block_ms": 50.0,
-        "min_blocks": 20,
-        "max_seconds": 15.0,
-        "ratio_precision": 0.02,
-        "confidence": 0.95,
-        "seed": 0,
-    }
-    return measure_latency(fed(runners), batch_size=4, clock=clock, **{**defaults, **settings})
+    rest = {name: settings.pop(name) for name in ("seed", "watch", "progress") if name in settings}
+    config = BenchConfig(**{**USUAL, **settings})
+    return measure_latency(fed(runners), batch_size=4, config=config, clock=clock, **rest)
 
 
 def noisy(mean_ms: float, seed: int, spread: float = 0.03) -> Callable[[int], float]:
@@ -104,12 +105,7 @@ def test_a_control_of_its_own_is_measured_as_such() -> None:
     found = measure_latency(
         fed(runners),
         batch_size=4,
-        block_ms=49.9,
-        min_blocks=8,
-        max_seconds=15,
-        ratio_precision=0.02,
-        confidence=0.95,
-        seed=0,
+        config=BenchConfig(**{**USUAL, "block_ms": 49.9, "min_blocks": 8}),
         clock=clock,
     )
     assert found.ratio.ratio == pytest.approx(0.5)
@@ -195,15 +191,17 @@ def test_collector_is_off_in_blocks_and_restored(enabled: bool) -> None:
     was = gc.isenabled()
     try:
         (gc.enable if enabled else gc.disable)()
-        settings: dict[str, Any] = {"block_ms": 20, "min_blocks": 4, "max_seconds": 5, "seed": 0}
-        settings |= {"ratio_precision": 0.1, "confidence": 0.9, "clock": clock}
-        found = measure_latency(fed(runners), batch_size=4, **settings)
+        config = BenchConfig(
+            block_ms=20, min_blocks=4, max_seconds=5, ratio_precision=0.1, confidence=0.9
+        )
+        settings: dict[str, Any] = {"batch_size": 4, "config": config, "clock": clock}
+        found = measure_latency(fed(runners), **settings)
         warm = found.warmup["reference"].calls + found.warmup["control"].calls
         assert not any(runners["reference"].collector_was_on[warm:])
         assert gc.isenabled() is enabled
         runners["pruned"].run = explode  # type: ignore[method-assign]
         with pytest.raises(MemoryError):
-            measure_latency(fed(runners), batch_size=4, **settings)
+            measure_latency(fed(runners), **settings)
         assert gc.isenabled() is enabled
     finally:
         (gc.enable if was else gc.disable)()
@@ -221,12 +219,7 @@ def test_an_empty_batch_is_one_sentence() -> None:
         measure_latency(
             {},
             batch_size=0,
-            block_ms=1,
-            min_blocks=4,
-            max_seconds=1,
-            ratio_precision=0.1,
-            confidence=0.9,
-            seed=0,
+            config=BenchConfig(),
         )
 
 
@@ -252,10 +245,8 @@ def test_on_a_gpu_the_latency_is_that_of_the_steps(monkeypatch: pytest.MonkeyPat
         "reference": GpuRunner("reference", clock, lambda call: 3.0),
         "pruned": FakeRunner("pruned", clock, lambda call: 1.375),
     }
-    settings = BenchConfig(min_blocks=8).model_dump(
-        include={"block_ms", "min_blocks", "max_seconds", "ratio_precision", "confidence"}
-    )
-    found = measure_latency(fed(runners), batch_size=4, **settings, seed=0, clock=clock)  # type: ignore[arg-type]
+    config = BenchConfig(min_blocks=8)
+    found = measure_latency(fed(runners), batch_size=4, config=config, clock=clock)
     assert set(found.samples_ms["reference"]) == {2.75}
     assert found.ratio.ratio == pytest.approx(0.5)
     calls = len(found.samples_ms["reference"])

@@ -17,14 +17,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.budgets import load_budgets
 from bench.judging.quality_gate import judge
 from bench.judging.verdicts import Status, Verdict
-from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
+from bench.limits import load_limits
+from bench.measuring.records import GroupRecord, LayerFigures, LayerRecord, LayerTimes
 from bench.pages.page import POLICY, render_page
 from bench.pages.sheets import sheets, verdict_sheet
 from bench.reports.report import save_report
-from bench.reports.schema import GroupRecord, Report
+from bench.reports.schema import Report
 from bench.reports.summary import headline
 
 ReportFactory = Callable[..., Report]
@@ -107,7 +107,7 @@ def report(sample_report: ReportFactory) -> Report:
 
 @pytest.fixture(scope="module")
 def verdicts(report: Report) -> list[Verdict]:
-    return judge(report, load_budgets("default"))
+    return judge(report, load_limits("default"))
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def bare(sample_report: ReportFactory) -> Report:
 
 def verdict(status: Status, **changes: Any) -> Verdict:
     facts = {
-        "budget": "macs.max_ratio",
+        "name": "macs.max_ratio",
         "batch_size": None,
         "limit": 0.6,
         "measured": None if status == "SKIPPED" else 0.5,
@@ -218,7 +218,7 @@ def test_the_page_loads_and_runs_nothing(page: Page, html: str) -> None:
 def test_the_same_report_makes_the_same_bytes_in_another_process(
     tmp_path: Path, sample_report: ReportFactory
 ) -> None:
-    report = with_details(sample_report(batch_sizes=(1,)), layers=0)
+    report = with_details(sample_report(batch_sizes=()))  # a plot of curves, and one of rows
     save_report(report, tmp_path / "report.json")
     program = (
         "import sys; from pathlib import Path; from bench.pages.page import render_page; "
@@ -284,24 +284,24 @@ def test_every_verdict_is_told_with_its_sentence_once(page: Page, verdicts: list
     assert told[1:] == [found.status for found in verdicts]
 
 
-def test_names_of_budgets_can_be_broken_and_are_whole(page: Page, verdicts: list[Verdict]) -> None:
+def test_names_of_limits_can_be_broken_and_are_whole(page: Page, verdicts: list[Verdict]) -> None:
     whole = "".join(words for tag, words in page.words if tag == "th")
-    assert all(found.budget in whole for found in verdicts)
-    assert len(page.all("wbr")) == sum(len(re.findall("[._]", found.budget)) for found in verdicts)
+    assert all(found.name in whole for found in verdicts)
+    assert len(page.all("wbr")) == sum(len(re.findall("[._]", found.name)) for found in verdicts)
 
 
 @pytest.mark.parametrize(
     ("statuses", "word", "said"),
     [
-        (["PASS", "PASS"], "PASS", "Every budget holds: 2 of 2 checks."),
+        (["PASS", "PASS"], "PASS", "Every limit holds: 2 of 2 checks."),
         (["PASS", "SKIPPED"], "SKIPPED", "Not measured, so not passed: 1 of 2 checks."),
         (
             ["SKIPPED", "INCONCLUSIVE", "PASS"],
             "INCONCLUSIVE",
             "This measurement cannot tell: 1 of 3 checks.",
         ),
-        (["SKIPPED", "INCONCLUSIVE", "FAIL", "FAIL"], "FAIL", "Beyond the budget: 2 of 4 checks."),
-        ([], "NOT JUDGED", "No budgets were named."),
+        (["SKIPPED", "INCONCLUSIVE", "FAIL", "FAIL"], "FAIL", "Beyond the limit: 2 of 4 checks."),
+        ([], "NOT JUDGED", "No limits were named."),
     ],
 )
 def test_the_banner_says_in_words_how_it_ended(
@@ -316,11 +316,11 @@ def test_the_banner_says_in_words_how_it_ended(
     ]
 
 
-def test_what_the_budgets_allow_to_be_skipped_counts_as_passed(bare: Report) -> None:
+def test_what_the_limits_allow_to_be_skipped_counts_as_passed(bare: Report) -> None:
     found = [verdict("PASS"), verdict("SKIPPED", allowed=True)]
     text = Page(render_page(bare, found)).text()
-    assert "Every budget holds: 1 of 2 checks; 1 skipped, which the budgets allow." in text
-    assert "SKIPPED, which the budgets allow:" in text
+    assert "Every limit holds: 1 of 2 checks; 1 skipped, which the limits allow." in text
+    assert "SKIPPED, which the limits allow:" in text
 
 
 def test_what_was_not_measured_is_said_and_nothing_is_drawn(bare: Report) -> None:

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.budgets import Budgets, load_budgets, require_baseline, require_resolvable
-from bench.judging.change import change_against
-from bench.judging.latency_verdicts import unfit
-from bench.judging.quality_gate import judge
+from bench.judging.baseline import change_against
+from bench.judging.quality_gate import judge, unfit
 from bench.judging.verdicts import Verdict, exit_code
-from bench.measuring.conditions import Conditions, CpuConditions, throttled
+from bench.limits import Limits, load_limits, require_baseline, require_resolvable
+from bench.measuring.conditions import throttled
+from bench.measuring.records import Conditions, CpuConditions
 from bench.reports.schema import Report
-from bench.statistics.stats import RatioInterval
+from bench.statistics.latency_ratios import RatioInterval
 from compress.errors import ConfigError
 from compress.files.documents import named_files
 
@@ -24,12 +24,12 @@ ReportFactory = Callable[..., Report]
 ORDER = {"FAIL": 0, "INCONCLUSIVE": 1, "PASS": 2}
 
 
-def budgets(**sections: dict[str, Any]) -> Budgets:
-    return Budgets.model_validate(sections)
+def limits_of(**sections: dict[str, Any]) -> Limits:
+    return Limits.model_validate(sections)
 
 
 def one(report: Report, **sections: dict[str, Any]) -> Verdict:
-    (verdict,) = judge(report, budgets(**sections))
+    (verdict,) = judge(report, limits_of(**sections))
     return verdict
 
 
@@ -69,13 +69,13 @@ def watched(**cpu: Any) -> Conditions:
     return Conditions(seconds=4.0, cpu=CpuConditions(**{**fields, **cpu}), gpu=None)
 
 
-@pytest.mark.parametrize("name", sorted(named_files("budgets")))
-def test_every_shipped_budget_file_loads_and_judges(name: str, report: Report) -> None:
-    assert judge(report, load_budgets(name))
+@pytest.mark.parametrize("name", sorted(named_files("limits")))
+def test_every_shipped_file_of_limits_loads_and_judges(name: str, report: Report) -> None:
+    assert judge(report, load_limits(name))
 
 
-def test_the_default_budgets() -> None:
-    found = load_budgets("default")
+def test_the_default_limits() -> None:
+    found = load_limits("default")
     assert found.accuracy.max_drop_pp == 1.0
     assert found.latency.max_ratio == 0.95
     assert found.macs.max_ratio == 0.6
@@ -83,9 +83,8 @@ def test_the_default_budgets() -> None:
     assert (found.params.max_ratio, found.size.max_ratio, found.latency.p99_ms) == (None,) * 3
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
+def test_bad_limits_are_one_sentence(tmp_path: Path) -> None:
+    for text, words in (
         ("[latency]\nmax_rato = 0.9\n", "unknown key 'latency.max_rato': did you mean 'max_ratio'"),
         ("[latncy]\nmax_ratio = 0.9\n", "unknown key 'latncy': did you mean 'latency'"),
         ("[latency]\nmax_ratio = -1\n", "latency.max_ratio = -1"),
@@ -99,22 +98,20 @@ def test_the_default_budgets() -> None:
         ("[latency]\nmax_median_regression = 0.05\n", "1.03 allows 3 % slower"),
         ("[accuracy]\nmax_regression_pp = -1\n", "accuracy.max_regression_pp = -1"),
         ("[latency]\nmax_ratio = 1\nallow_skipped = 1.5\n", "latency.allow_skipped = 1.5"),
-        ("", "there is no budget to judge"),
+        ("", "there is no limit to judge by"),
         ("[latency\n", "not valid TOML"),
-    ],
-)
-def test_bad_budgets_are_one_sentence(tmp_path: Path, text: str, words: str) -> None:
-    path = tmp_path / "budgets.toml"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError) as caught:
-        load_budgets(str(path))
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
+    ):
+        path = tmp_path / "limits.toml"
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError) as caught:
+            load_limits(str(path))
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_name_offers_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="no budget is named 'defalt': did you mean 'default'"):
-        load_budgets("defalt")
+    with pytest.raises(ConfigError, match="no limit is named 'defalt': did you mean 'default'"):
+        load_limits("defalt")
 
 
 @pytest.mark.parametrize(
@@ -130,17 +127,17 @@ def test_the_interval_decides(report: Report, ratio: RatioInterval, status: str)
     verdict = one(with_ratio(report, ratio), latency={"max_ratio": 0.95})
     assert verdict.status == status
     assert verdict.interval == (ratio.at_least, ratio.at_most)
-    assert (verdict.budget, verdict.batch_size, verdict.limit) == ("latency.max_ratio", 1, 0.95)
+    assert (verdict.name, verdict.batch_size, verdict.limit) == ("latency.max_ratio", 1, 0.95)
 
 
 def test_sentences_say_what_was_found_and_what_to_do(report: Report) -> None:
     passed = one(report, latency={"max_ratio": 0.95}).sentence
     assert passed.startswith("the latency ratio at batch size 1 is 0.65")
     assert ", at most 0.65" in passed
-    assert passed.endswith("with 95 % confidence; the budget is 0.950")
+    assert passed.endswith("with 95 % confidence; the limit is 0.950")
     open_ = one(with_ratio(report, interval(0.9, 0.95, 1.0)), latency={"max_ratio": 0.95}).sentence
     assert open_ == (
-        "the latency ratio at batch size 1 lies between 0.900 and 1.000; the budget is 0.950: "
+        "the latency ratio at batch size 1 lies between 0.900 and 1.000; the limit is 0.950: "
         "measure longer (bench.max_seconds) or on a quieter machine"
     )
 
@@ -168,7 +165,7 @@ def test_a_control_off_one_makes_the_machine_unfit_whatever_is_allowed(
     compared: Report, control: RatioInterval, doubtful: bool, allow: bool
 ) -> None:
     judged = with_ratio(compared, interval(0.6, 0.65, 0.7), control)
-    verdicts = judge(judged, budgets(latency={**EVERY_LATENCY, "allow_skipped": allow}))
+    verdicts = judge(judged, limits_of(latency={**EVERY_LATENCY, "allow_skipped": allow}))
     expected = "SKIPPED" if doubtful else "PASS"
     assert [verdict.status for verdict in verdicts] == [expected] * 5
     assert exit_code(verdicts) == (5 if doubtful else 0)
@@ -192,14 +189,14 @@ def test_a_machine_that_throttled_was_not_fit(compared: Report, counts: bool) ->
         update={"latency": (found.model_copy(update={"conditions": conditions}),)}
     )
     judged = compared.model_copy(update={"comparison": comparison})
-    verdicts = judge(judged, budgets(latency=EVERY_LATENCY))
+    verdicts = judge(judged, limits_of(latency=EVERY_LATENCY))
     assert {verdict.status for verdict in verdicts} == {"SKIPPED" if counts else "PASS"}
     assert exit_code(verdicts) == (5 if counts else 0)
     reason = throttled(conditions)
     assert (reason is not None) == counts
     if reason:
         assert verdicts[0].sentence == (
-            "the latency ratio at batch size 1 could not be measured here; the budget is 0.950: "
+            "the latency ratio at batch size 1 could not be measured here; the limit is 0.950: "
             + reason
         )
 
@@ -219,9 +216,9 @@ def test_every_measured_batch_size_is_judged_unless_some_are_named(
     sample_report: ReportFactory,
 ) -> None:
     two = sample_report(batch_sizes=(1, 8))
-    verdicts = judge(two, budgets(latency={"max_ratio": 0.95}))
+    verdicts = judge(two, limits_of(latency={"max_ratio": 0.95}))
     assert [(v.batch_size, v.status) for v in verdicts] == [(1, "PASS"), (8, "PASS")]
-    verdicts = judge(two, budgets(latency={"max_ratio": 0.95, "batch_sizes": [8, 32]}))
+    verdicts = judge(two, limits_of(latency={"max_ratio": 0.95, "batch_sizes": [8, 32]}))
     assert [(v.batch_size, v.status) for v in verdicts] == [(8, "PASS"), (32, "SKIPPED")]
     assert "bench.batch_sizes" in verdicts[1].sentence
 
@@ -251,13 +248,13 @@ def test_accuracy_verdicts(sample_report: ReportFactory) -> None:
 
 
 @pytest.mark.parametrize("key", ["max_drop_pp", "max_top5_drop_pp", "max_regression_pp"])
-def test_a_budget_below_what_the_images_resolve_is_refused(
+def test_a_limit_below_what_the_images_resolve_is_refused(
     sample_report: ReportFactory, key: str
 ) -> None:
     alike = sample_report(images=360, worse=0, better=0)
     alike = alike.model_copy(update={"change": change_against(alike, alike)})
     with pytest.raises(ConfigError) as caught:
-        judge(alike, budgets(accuracy={key: 0.5}))
+        judge(alike, limits_of(accuracy={key: 0.5}))
     assert str(caught.value) == (
         f"accuracy.{key} = 0.5 cannot be shown on 360 images: a network that answers each of them "
         "as its reference does may still lose 0.75 pp (95 % confidence); 539 images could show it, "
@@ -266,27 +263,27 @@ def test_a_budget_below_what_the_images_resolve_is_refused(
     assert one(alike, accuracy={key: 0.75}).status == "PASS"
 
 
-def test_budgets_are_found_unresolvable_before_anything_is_measured() -> None:
-    tight = budgets(accuracy={"max_drop_pp": 0.5}, latency={"max_ratio": 0.9})
+def test_limits_are_found_unresolvable_before_anything_is_measured() -> None:
+    tight = limits_of(accuracy={"max_drop_pp": 0.5}, latency={"max_ratio": 0.9})
     require_resolvable(tight, 539, 0.95)
     with pytest.raises(ConfigError, match="cannot be shown on 538 images"):
         require_resolvable(tight, 538, 0.95)
     with pytest.raises(ConfigError, match="no number of images can show it"):
-        require_resolvable(budgets(accuracy={"max_top5_drop_pp": 0.0}), 10**6, 0.95)
-    require_resolvable(budgets(latency={"max_ratio": 0.9}), 1, 0.95)
+        require_resolvable(limits_of(accuracy={"max_top5_drop_pp": 0.0}), 10**6, 0.95)
+    require_resolvable(limits_of(latency={"max_ratio": 0.9}), 1, 0.95)
 
 
-def test_budgets_on_a_baseline_need_one(report: Report) -> None:
+def test_limits_on_a_baseline_need_one(report: Report) -> None:
     wanted = {"max_regression": 1.03, "max_ratio": 1.0, "max_median_regression": 1.03}
     with pytest.raises(ConfigError) as caught:
-        judge(report, budgets(latency=wanted, accuracy={"max_regression_pp": 1}))
+        judge(report, limits_of(latency=wanted, accuracy={"max_regression_pp": 1}))
     assert str(caught.value) == (
         "accuracy.max_regression_pp and latency.max_regression and latency.max_median_regression "
         "cannot be judged without a baseline; name a stored report of the same reference"
     )
     with pytest.raises(ConfigError, match="max_regression cannot be judged"):
-        require_baseline(budgets(latency={"max_regression": 1.0}), present=False)
-    require_baseline(budgets(latency={"max_ratio": 1.0}), present=False)
+        require_baseline(limits_of(latency={"max_regression": 1.0}), present=False)
+    require_baseline(limits_of(latency={"max_ratio": 1.0}), present=False)
 
 
 @pytest.mark.parametrize(
@@ -316,10 +313,10 @@ def test_a_median_is_not_compared_across_machines(
     stored = report.model_copy(update={"environment": environment})
     judged = report.model_copy(update={"change": change_against(report, stored)})
     limits = {"max_regression": 1.5, "max_median_regression": 1.5}
-    ratio, median = judge(judged, budgets(latency=limits))
+    ratio, median = judge(judged, limits_of(latency=limits))
     assert (ratio.status, median.status, median.allowed) == ("PASS", "SKIPPED", False)
     assert "threads: 7 then, 2 now, governor: powersave then, performance now" in median.sentence
-    allowed = judge(judged, budgets(latency={**limits, "allow_skipped": True}))
+    allowed = judge(judged, limits_of(latency={**limits, "allow_skipped": True}))
     assert [(v.status, v.allowed) for v in allowed] == [("PASS", False), ("SKIPPED", True)]
     assert (exit_code([ratio, median]), exit_code(allowed)) == (5, 0)
 
@@ -327,7 +324,7 @@ def test_a_median_is_not_compared_across_machines(
 def test_a_batch_size_that_the_baseline_lacks_is_skipped(sample_report: ReportFactory) -> None:
     two, stored = sample_report(batch_sizes=(1, 8)), sample_report(batch_sizes=(8,))
     judged = two.model_copy(update={"change": change_against(two, stored)})
-    verdicts = judge(judged, budgets(latency={"max_regression": 1.5}))
+    verdicts = judge(judged, limits_of(latency={"max_regression": 1.5}))
     assert [(v.batch_size, v.status) for v in verdicts] == [(1, "SKIPPED"), (8, "PASS")]
     assert "at batch size 1 has no fit measurement in the baseline" in verdicts[0].sentence
 
@@ -388,15 +385,15 @@ def test_parity_of_an_engine_in_tf32_is_held_to_fp16(
     assert only.limit == limit
 
 
-def test_a_report_keeps_its_budgets_whole() -> None:
-    given = budgets(latency={**EVERY_LATENCY, "batch_sizes": [1, 8]}, size={"max_ratio": 0.5})
-    assert Budgets.model_validate(given.model_dump(mode="json")) == given
+def test_a_report_keeps_its_limits_whole() -> None:
+    given = limits_of(latency={**EVERY_LATENCY, "batch_sizes": [1, 8]}, size={"max_ratio": 0.5})
+    assert Limits.model_validate(given.model_dump(mode="json")) == given
 
 
-def test_a_drop_on_the_budget_is_never_decided(sample_report: ReportFactory) -> None:
+def test_a_drop_on_the_limit_is_never_decided(sample_report: ReportFactory) -> None:
     verdict = one(sample_report(images=400, worse=4, better=0), accuracy={"max_drop_pp": 1.0})
     assert verdict.status == "INCONCLUSIVE"
-    assert "is the budget itself" in verdict.sentence
+    assert "is the limit itself" in verdict.sentence
 
 
 @pytest.mark.parametrize("section", ["macs", "params", "size"])
@@ -425,7 +422,7 @@ def test_what_is_not_measured_is_skipped(sample_report: ReportFactory) -> None:
     everything = {name: {"max_ratio": 0.5} for name in ("macs", "params", "size")}
     verdicts = judge(
         bare,
-        budgets(
+        limits_of(
             accuracy={"max_drop_pp": 1},
             latency={"max_ratio": 0.9, "p99_ms": 1},
             parity={"max_relative_error": 1e-4},
@@ -436,7 +433,7 @@ def test_what_is_not_measured_is_skipped(sample_report: ReportFactory) -> None:
     assert {verdict.status for verdict in verdicts} == {"SKIPPED"}
     assert {verdict.measured for verdict in verdicts} == {None}
     assert exit_code(verdicts) == 5
-    allowed = judge(bare, budgets(macs={"max_ratio": 0.5, "allow_skipped": True}))
+    allowed = judge(bare, limits_of(macs={"max_ratio": 0.5, "allow_skipped": True}))
     assert (allowed[0].status, exit_code(allowed)) == ("SKIPPED", 0)
     assert exit_code([*allowed, *verdicts]) == 5
 
@@ -456,9 +453,9 @@ def test_exit_codes(report: Report, statuses: list[Any], code: int) -> None:
 
 
 def test_nothing_judged_is_an_error(report: Report) -> None:
-    with pytest.raises(ConfigError, match="no budget"):
-        judge(report, Budgets())
-    with pytest.raises(ConfigError, match="no budget"):
+    with pytest.raises(ConfigError, match="no limit"):
+        judge(report, Limits())
+    with pytest.raises(ConfigError, match="no limit"):
         exit_code([])
 
 
@@ -468,7 +465,7 @@ ACCURACY_LIMITS = st.lists(st.floats(0.14, 4.0), min_size=2, max_size=2).map(sor
 
 
 @given(RATIOS, LIMITS)
-def test_a_looser_latency_budget_is_never_worse(
+def test_a_looser_latency_limit_is_never_worse(
     report: Report, ratios: list[float], limits: list[float]
 ) -> None:
     judged = with_ratio(report, interval(*ratios))
@@ -477,7 +474,7 @@ def test_a_looser_latency_budget_is_never_worse(
 
 
 @given(st.integers(0, 60), st.integers(0, 60), ACCURACY_LIMITS)
-def test_a_looser_accuracy_budget_is_never_worse(
+def test_a_looser_accuracy_limit_is_never_worse(
     sample_report: ReportFactory, worse: int, better: int, limits: list[float]
 ) -> None:
     judged = sample_report(images=2000, worse=worse, better=better, batch_sizes=())

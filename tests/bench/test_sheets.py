@@ -7,12 +7,17 @@ from datetime import datetime, timezone
 
 import pytest
 
-from bench.measuring.conditions import Conditions, CpuConditions, GpuConditions
-from bench.measuring.layer_records import LayerFigures, LayerRecord, LayerTimes
-from bench.pages.sheets import sheets
-from bench.pages.timing_sheets import MOST_LAYERS, layer_sheet
+from bench.measuring.records import (
+    Conditions,
+    CpuConditions,
+    GpuConditions,
+    LayerFigures,
+    LayerRecord,
+    LayerTimes,
+)
+from bench.pages.sheets import MOST_LAYERS, layer_sheet, sheets
 from bench.reports.schema import Change, LatencyChange, Report
-from bench.statistics.stats import RatioInterval, summary
+from bench.statistics.latency_ratios import RatioInterval, summary
 from compress.terminal.sheet import Sheet
 
 ReportFactory = Callable[..., Report]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.inputs.sources import array_inputs, random_inputs
-from bench.inputs.wiring import Wiring, wired
+from bench.measuring.inputs import array_inputs, random_inputs
+from bench.measuring.wiring import Wiring, wired
 from compress.errors import ConfigError, DataError
 from export.runners import TensorSpec
 from export.runners.protocol import Shape

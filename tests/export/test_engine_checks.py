@@ -9,10 +9,9 @@ from engine_files import T4, V100
 
 from compress.config.targets import Target, load_target
 from compress.errors import ConfigError, EnvironmentUnfitError, ModelError
-from export.engines import gpu as gpu_module
+from export import nvml
 from export.engines.checks import refuse_engine, refuse_version, runs_on
-from export.engines.gpu import find_gpu
-from export.nvml import Gpu
+from export.nvml import Gpu, find_gpu
 
 ANY = Target.model_validate(
     {**load_target("v100").model_dump(), "name": "any", "sm": None, "warnings": {}}
@@ -129,7 +128,7 @@ def test_the_gpu_is_the_one_that_torch_uses(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", found.__getitem__)
-    monkeypatch.setattr(gpu_module, "driver_version", lambda: "550.90.07")
+    monkeypatch.setattr(nvml, "driver_version", lambda: "550.90.07")
     assert find_gpu() == Gpu("Tesla V100", "7.0", "550.90.07")
 
 
@@ -138,7 +137,7 @@ def test_a_driver_that_nobody_tells_is_none(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     properties = SimpleNamespace(name="Tesla T4", major=7, minor=5)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    monkeypatch.setattr(gpu_module, "driver_version", lambda: None)
+    monkeypatch.setattr(nvml, "driver_version", lambda: None)
     assert find_gpu() == Gpu("Tesla T4", "7.5", None)
 
 

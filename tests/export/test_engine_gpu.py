@@ -24,7 +24,7 @@ from compress.networks.shrink import shrink
 from export.engines import sidecar
 from export.engines.api import load_tensorrt
 from export.engines.build import build_engine
-from export.engines.gpu import find_gpu
+from export.nvml import find_gpu
 from export.runners import EngineRunner
 
 pytestmark = pytest.mark.tensorrt

@@ -23,8 +23,8 @@ from compress.networks.models import build_model
 from compress.networks.shrink import shrink
 from export.engines.build import build_engine
 from export.engines.sidecar import NETWORK_FACTS
-from export.onnx_check import OnnxFacts
-from export.onnx_export import onnx_from_network, staged_onnx
+from export.onnx.check import OnnxFacts
+from export.onnx.trace import onnx_from_network, staged_onnx
 from export.precision.calibration import calibrate
 from export.precision.fp16 import to_fp16
 from export.precision.int8 import quantised_tensors, to_int8
@@ -39,6 +39,8 @@ NETWORKS = {
     "vgg16_bn": (3, 48, 48),
     "densenet121": (3, 64, 64),
 }
+SMALLEST = "resnet20"
+"""The others differ in operators that test_fp16.py and test_int8.py try on small networks."""
 V100 = load_target("v100")
 LIMITS = {
     "fp32": PrecisionLimits().fp32,
@@ -90,12 +92,14 @@ class Written(NamedTuple):
     images: np.ndarray
 
 
+CELLS = [
+    pytest.param(cell, id="-".join(cell), marks=() if cell[0] == SMALLEST else pytest.mark.slow)
+    for cell in product(NETWORKS, ("dense", "pruned"), LIMITS)
+]
+
+
 # One parameter, so that the tests of a network follow each other and it is exported once.
-@pytest.fixture(
-    scope="module",
-    params=list(product(NETWORKS, ("dense", "pruned"), LIMITS)),
-    ids="-".join,
-)
+@pytest.fixture(scope="module", params=CELLS)
 def written(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Written]:
@@ -145,7 +149,7 @@ def test_onnx_runtime_agrees_with_torch(written: Written) -> None:
 def test_tensorrt_rtx_builds_it(written: Written, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     # Every profile is built on its own, so the smallest network stands for more than one.
-    batch = (1, 8) if written.name == "resnet20" else (8,)
+    batch = (1, 8) if written.name == SMALLEST else (8,)
     document = build_engine(
         written.path,
         tmp_path / "model.engine",

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from mutations import damaged, fuzzed, refused_in_a_sentence
 
-from bench.inputs.sources import file_inputs
-from bench.inputs.wiring import Wiring, wired
+from bench.measuring.inputs import file_inputs
+from bench.measuring.wiring import Wiring, wired
 from export.runners import TensorSpec
 
 ROWS = np.zeros((5, 2), np.float32)

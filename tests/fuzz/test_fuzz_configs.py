@@ -1,4 +1,4 @@
-"""Configurations, settings, targets and budgets: whatever they say, a sentence or a result."""
+"""Configurations, settings, targets and limits: whatever they say, a sentence or a result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mutations import (
     refused_in_a_sentence,
 )
 
-from bench.budgets import load_budgets
+from bench.limits import load_limits
 from compress.config import DEFAULT_CONFIG, RunConfig, load_config, save_config
 from compress.config.targets import load_target
 from compress.errors import ConfigError
@@ -32,7 +32,7 @@ RUN = {
     "prune": {**RunConfig().prune.model_dump(mode="json", exclude_none=True), "budget": "macs=0.5"},
 }
 TARGET = read_toml("v100", "targets")
-BUDGETS: dict[str, Any] = {
+LIMITS: dict[str, Any] = {
     "accuracy": {"max_drop_pp": 1.0, "allow_skipped": True},
     "latency": {"max_ratio": 0.9, "p99_ms": 3.0, "batch_sizes": [1, 8]},
     "macs": {"max_ratio": 0.6},
@@ -84,7 +84,7 @@ def test_a_run_of_any_bytes(path: Path, data: bytes) -> None:
 @example(key="seed", value="[" * 100_000)
 @example(key="seed", value="9" * 5000)
 @example(key="prune.criterion", value="0x" + "f" * 5000)
-@example(key="bench.budgets", value='"/\\u0000"')
+@example(key="bench.limits", value='"/\\u0000"')
 @example(key="export.target", value='"/\\u0000"')
 def test_any_setting(key: str, value: str) -> None:
     refused_in_a_sentence(lambda: load_config(DEFAULT_CONFIG, [f"{key}={value}"]))
@@ -98,19 +98,19 @@ def test_a_target_of_any_structure(path: Path, document: Any) -> None:
 
 
 @fuzzed
-@given(document=mutated(BUDGETS), settings=st.lists(PIECES, max_size=1))
-def test_budgets_of_any_structure(path: Path, document: Any, settings: list[bytes]) -> None:
+@given(document=mutated(LIMITS), settings=st.lists(PIECES, max_size=1))
+def test_limits_of_any_structure(path: Path, document: Any, settings: list[bytes]) -> None:
     path.write_bytes(toml(document))
     words = [f"latency.max_ratio={piece.decode('latin-1')}" for piece in settings]
-    if not refused_in_a_sentence(lambda: load_budgets(str(path), words)):
-        assert_finite(load_budgets(str(path), words))
+    if not refused_in_a_sentence(lambda: load_limits(str(path), words)):
+        assert_finite(load_limits(str(path), words))
 
 
 @fuzzed
-@given(data=damaged(toml(BUDGETS)))
-def test_budgets_of_any_bytes(path: Path, data: bytes) -> None:
+@given(data=damaged(toml(LIMITS)))
+def test_limits_of_any_bytes(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-    refused_in_a_sentence(lambda: load_budgets(str(path)))
+    refused_in_a_sentence(lambda: load_limits(str(path)))
 
 
 def assert_finite(section: Section) -> None:
@@ -158,7 +158,7 @@ def test_a_device_that_never_ends_is_no_configuration() -> None:
 
 
 def test_every_configuration_of_ours_is_far_from_the_limits() -> None:
-    for folder in ("", "targets", "budgets"):
+    for folder in ("", "targets", "limits"):
         assert all(100 * len(text) < MOST_BYTES * 20 for text in named_files(folder).values())
 
 

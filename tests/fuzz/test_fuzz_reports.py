@@ -14,18 +14,17 @@ from hypothesis import given, settings
 from mutations import CASES, damaged, fuzzed, mutated, refused_in_a_sentence
 from rich.console import Console
 
-from bench.budgets import Budgets
-from bench.judging.change import change_against
-from bench.judging.junit import render_junit
+from bench.judging.baseline import change_against
 from bench.judging.quality_gate import judge
-from bench.measuring.conditions import CpuConditions, GpuConditions
+from bench.limits import Limits
+from bench.measuring.records import CpuConditions, GpuConditions
 from bench.pages.page import render_page
-from bench.pages.render import render_markdown, render_table
+from bench.pages.publish import render_junit, render_markdown, render_table
 from bench.reports.report import MOST_BYTES, load_report, save_report, sealed
 from compress.errors import CheckpointError
 from compress.files.documents import MOST_MISTAKES
 
-BUDGETS = Budgets.model_validate(
+LIMITS = Limits.model_validate(
     {
         "accuracy": {"max_drop_pp": 20, "max_top5_drop_pp": 20, "max_regression_pp": 20},
         "latency": {"max_ratio": 0.9, "max_regression": 1.03, "median_ms": 3, "p99_ms": 9},
@@ -48,9 +47,7 @@ def _whole_report() -> dict[str, Any]:
     report = module.sample_report(
         images=40, worse=2, better=1, rounds=6, calls=8, batch_sizes=(1,), parity=(2e-7,)
     )
-    report = report.model_copy(
-        update={"budgets": BUDGETS, "change": change_against(report, report)}
-    )
+    report = report.model_copy(update={"limits": LIMITS, "change": change_against(report, report)})
     document = json.loads(json.dumps(sealed(report)))
     figures = {"macs": 100, "milliseconds": 0.5, "channels": 16}
     row = {"name": "conv1", "kind": "Conv", "reference": figures, "pruned": figures}
@@ -92,7 +89,7 @@ def written(path: Path, document: Any) -> Path:
 def use(path: Path) -> None:
     """Do with a report what the commands do: judge it, show it, compare it, keep it."""
     report = load_report(path)
-    verdicts = judge(report, report.budgets) if report.budgets else []
+    verdicts = judge(report, report.limits) if report.limits else []
     Console(file=io.StringIO()).print(render_table(report, verdicts))
     render_markdown(report, verdicts).encode()
     render_junit(report, verdicts).encode()

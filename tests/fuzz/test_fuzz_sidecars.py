@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from mutations import damaged, fuzzed, mutated, refused_in_a_sentence
 
-from bench.networks import subjects
+from bench.measuring.discovery import subjects
 from compress.config import BenchConfig
 from export.engines.sidecar import read_engine_sidecar
 

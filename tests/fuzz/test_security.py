@@ -34,7 +34,7 @@ from compress.config import RunConfig, save_config
 from compress.data.decoding import DECODE_ERRORS, decode_rgb
 from compress.errors import CheckpointError, ConfigError
 from compress.files.documents import read_toml
-from export.onnx_check import weight_files
+from export.onnx.check import weight_files
 from export.runners import OnnxRunner
 from export.triton import model_name
 
@@ -373,7 +373,7 @@ def tried(what, read):
         print(what, type(error).__name__, str(error)[:200])
 
 for what, path in files.items():
-    tried(what, lambda: inspect_checkpoint(path, RESNET18))
+    tried(what, lambda: inspect_checkpoint(path, Permission(RESNET18)))
     if path.suffix == ".pth":
         tried(what, lambda: inspect_checkpoint(path))
     tried(what, lambda: import_checkpoint(path, Path("out.safetensors"), model=RESNET18))

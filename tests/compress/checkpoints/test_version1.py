@@ -28,6 +28,7 @@ from safetensors import safe_open
 
 from compress.checkpoints.checkpoint import load_checkpoint, load_model, save_checkpoint
 from compress.checkpoints.description import METADATA_KEY, read_description
+from compress.checkpoints.permission import Permission
 from compress.checkpoints.summary import inspect_checkpoint
 from compress.config import ModelConfig
 from compress.networks import cost
@@ -49,8 +50,8 @@ def file_of(name: str) -> Path:
     return FIXTURES / f"{name}.safetensors"
 
 
-def typed(name: str) -> ModelConfig:
-    return ModelConfig(name=NAMES[name] or name)
+def typed(name: str) -> Permission:
+    return Permission(ModelConfig(name=NAMES[name] or name))
 
 
 def header_of(path: Path) -> dict[str, Any]:

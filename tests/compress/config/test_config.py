@@ -50,7 +50,7 @@ def sections(model: type[Section], prefix: str = "") -> list[tuple[str, type[Sec
         ("trian.epochs=1", "unknown key 'trian': did you mean 'train'?"),
         ("train.epoch=1", "unknown key 'train.epoch': did you mean 'epochs'?"),
         ("prune.budgets=1", "unknown key 'prune.budgets': did you mean 'budget'?"),
-        ("bench.zzz=1", "unknown key 'bench.zzz': known: batch_sizes, block_ms, budgets"),
+        ("bench.zzz=1", "unknown key 'bench.zzz': known: batch_sizes, block_ms, channels_last"),
         # wrong types
         ("train.epochs=many", "train.epochs = 'many': input should be a valid integer"),
         ("train.epochs=2.5", "train.epochs = 2.5: input should be a valid integer"),
@@ -81,7 +81,7 @@ def sections(model: type[Section], prefix: str = "") -> list[tuple[str, type[Sec
         # not one of the words
         ("data.dataset=cifar", "data.dataset = 'cifar': input should be 'digits', 'mnist'"),
         ("train.schedule=linear", "train.schedule = 'linear': input should be 'cosine', 'step'"),
-        ("train.recipe=seed2018", "train.recipe = 'seed2018': input should be 'default' or"),
+        ("train.preset=seed2018", "train.preset = 'seed2018': input should be 'default' or"),
         ("prune.residual_gate=add", "prune.residual_gate = 'add': input should be 'read' or"),
         # budgets
         ("prune.budget=half", "prune.budget = 'half': a budget is written KIND=VALUE, for example"),
@@ -126,8 +126,8 @@ def test_a_name_that_does_not_exist_offers_the_nearest() -> None:
     assert all(name in message for name in named_files(""))
     with pytest.raises(ConfigError, match="no target is named 'v10': did you mean 'v100'"):
         read_toml("v10", "targets")
-    with pytest.raises(ConfigError, match="no budget is named 'strict': known: default"):
-        read_toml("strict", "budgets")
+    with pytest.raises(ConfigError, match="no limit is named 'strict': known: default"):
+        read_toml("strict", "limits")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -191,37 +191,38 @@ def test_sections_are_made_where_there_are_none() -> None:
 # seed2019
 
 
-def test_seed2019_is_the_published_recipe() -> None:
+def test_seed2019_is_the_published_preset() -> None:
     """The command of the research code's README: 25 epochs at 0.001, decayed every 10 epochs."""
-    config = TrainConfig.model_validate({"recipe": "seed2019"})
+    config = TrainConfig.model_validate({"preset": "seed2019"})
     assert (config.epochs, config.lr, config.schedule) == (25, 0.001, "step")
     assert (config.step_epochs, config.step_gamma, config.warmup_epochs) == (10, 0.1, 0)
     assert (config.momentum, config.nesterov) == (0.9, False)
     assert (config.weight_decay, config.group_lasso) == (0, 1e-8)
+    assert config.clip_gradients == 0  # it says --no_grad_clip=True
     assert (config.label_smoothing, config.distill, config.ema) == (0, 0, None)
-    untouched = set(TrainConfig.model_fields) - set(SEED2019) - {"recipe"}
+    untouched = set(TrainConfig.model_fields) - set(SEED2019) - {"preset"}
     for name in untouched:
         assert getattr(config, name) == getattr(TrainConfig(), name)
 
 
-def test_explicit_keys_of_a_file_win_over_its_recipe(tmp_path: Path) -> None:
+def test_explicit_keys_of_a_file_win_over_its_preset(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
-    path.write_text('[finetune]\nrecipe = "seed2019"\nlr = 0.5\nnesterov = true\n')
+    path.write_text('[finetune]\npreset = "seed2019"\nlr = 0.5\nnesterov = true\n')
     config = load_config(str(path))
     assert (config.finetune.lr, config.finetune.nesterov) == (0.5, True)
     assert (config.finetune.epochs, config.finetune.schedule) == (25, "step")
     assert config.train == TrainConfig()
 
 
-def test_a_recipe_that_is_set_by_hand_starts_its_section_anew() -> None:
+def test_a_preset_that_is_set_by_hand_starts_its_section_anew() -> None:
     assert load_config().finetune.epochs == 8
     assert load_config().finetune.lr == 0.05
-    config = load_config(settings=["finetune.recipe=seed2019"])
-    assert config.finetune == TrainConfig.model_validate({"recipe": "seed2019"})
+    config = load_config(settings=["finetune.preset=seed2019"])
+    assert config.finetune == TrainConfig.model_validate({"preset": "seed2019"})
     assert config.train == load_config().train
-    later = load_config(settings=["finetune.recipe=seed2019", "finetune.epochs=2"])
+    later = load_config(settings=["finetune.preset=seed2019", "finetune.epochs=2"])
     assert (later.finetune.epochs, later.finetune.lr) == (2, 0.001)
-    back = load_config(settings=["finetune.recipe=default"])
+    back = load_config(settings=["finetune.preset=default"])
     assert back.finetune == TrainConfig()
 
 
@@ -232,8 +233,11 @@ def test_a_recipe_that_is_set_by_hand_starts_its_section_anew() -> None:
     "settings",
     [
         [],
-        ["finetune.recipe=seed2019"],
-        ["finetune.recipe=seed2019", "finetune.lr=0.25"],
+        ["finetune.preset=seed2019"],
+        ["finetune.preset=seed2019", "finetune.lr=0.25"],
+        ["finetune.preset=seed2019", "finetune.clip_gradients=1", "finetune.evaluation_mode=true"],
+        ["prune.preset=seed2019", "prune.first_interval_extra=0", "prune.hessian_samples=3"],
+        ["finetune.zero_lr_epochs=0.5", "data.limit_batches=7", "prune.first_interval_extra=2"],
         ["prune.budget=macs=20300123", "data.root=some/where", "data.image_size=64"],
         ["prune.budget=params=0.123456789012", "train.ema=0.999", "prune.step_size=100"],
         ["prune.budget=removed=1234567", "prune.keep_dense=['conv1', 'layer[12].*']"],
@@ -281,12 +285,12 @@ def test_every_key_has_a_sentence_and_nothing_changes_later(
         setattr(config, next(iter(section.model_fields)), 1)
 
 
-def test_a_recipe_does_not_bring_back_a_key_that_was_taken_out(tmp_path: Path) -> None:
-    config = load_config("digits-resnet20", ["prune.recipe=seed2019", "prune.step_size=null"])
+def test_a_preset_does_not_bring_back_a_key_that_was_taken_out(tmp_path: Path) -> None:
+    config = load_config("digits-resnet20", ["prune.preset=seed2019", "prune.step_size=null"])
     assert (config.prune.step_size, config.prune.interval) == (None, 30)
     save_config(config, tmp_path / "config.toml")
     again = load_config(str(tmp_path / "config.toml"))
-    assert again.prune.model_copy(update={"recipe": "seed2019"}) == config.prune
+    assert again.prune.model_copy(update={"preset": "seed2019"}) == config.prune
 
 
 def test_extends_lays_a_document_over_a_named_one(tmp_path: Path) -> None:
@@ -300,3 +304,21 @@ def test_extends_lays_a_document_over_a_named_one(tmp_path: Path) -> None:
         path.write_text(f"extends = {wrong}\n")
         with pytest.raises(ConfigError, match="must be the name of another configuration"):
             load_config(str(path))
+
+
+def test_keys_of_earlier_versions_are_read_by_their_names_of_today(tmp_path: Path) -> None:
+    path = tmp_path / "old.toml"
+    sections = ("[finetune]", 'recipe = "seed2019"', "[prune]", 'recipe = "seed2019"')
+    path.write_text("\n".join((*sections, "[bench]", 'budgets = "mine.toml"', "")))
+    config = load_config(str(path))
+    assert config.finetune == TrainConfig.model_validate({"preset": "seed2019"})
+    # What became part of the preset later is not in a file that calls it a recipe.
+    assert (config.prune.step_size, config.prune.first_interval_extra) == (100, 0)
+    assert load_config(settings=["prune.preset=seed2019"]).prune.first_interval_extra == 1
+    assert config.bench.limits == "mine.toml"
+    assert load_config(str(path), ["bench.limits=b", "finetune.preset=default"]).bench.limits == "b"
+    assert load_config(str(path), ["finetune.recipe=default"]).finetune == TrainConfig()
+    assert load_config(settings=["prune.recipe=seed2019"]).prune.step_size == 100
+    path.write_text('[bench]\nbudgets = "a"\nlimits = "b"\n')
+    with pytest.raises(ConfigError, match="budgets is an earlier name of limits"):
+        load_config(str(path))

@@ -260,6 +260,10 @@ def test_an_epoch_is_a_permutation_cut_into_batches(count, batch_size, seed, epo
     assert len(set(flat)) == len(flat) == min(count, batch_size * max(count // batch_size, 1))
     resumed = [batch.labels.tolist() for batch in batches.epoch(epoch, start=start)]
     assert resumed == found[start:]
+    short = TrainBatches(as_data(Numbers(count)), batch_size=batch_size, seed=seed, limit=3)
+    assert len(short) == min(expected, 3)
+    limited = [batch.labels.tolist() for batch in short.epoch(epoch, start=start)]
+    assert limited == found[start:3]
     everything = [batch.labels.tolist() for batch in eval_batches(Numbers(count), batch_size=7)]
     assert [index for batch in everything for index in batch] == list(range(count))
 

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from compress.oracle.correlation import COEFFICIENTS, Coefficient, Span, agreement, correlation
+from compress.oracle.correlation import (
+    BY_CHANGE,
+    BY_SQUARE,
+    COEFFICIENTS,
+    Coefficient,
+    Span,
+    agreement,
+    correlation,
+    judge_pairs,
+)
 
 FUNCTIONS = {
     "spearman": stats.spearmanr,
@@ -98,3 +107,23 @@ def test_a_network_without_residual_streams() -> None:
     assert found.residual is None
     assert found.other == found.all == pytest.approx(1)
     assert agreement(changes, changes, [], "spearman").layers is None
+
+
+def test_picks_by_hand() -> None:
+    units = np.array([[3, 5], [3, 7], [5, 7]])
+    changes = np.array([0.5, -0.2, 0.1])
+    singles = np.zeros(8)
+    singles[[3, 5, 7]] = [-0.3, 0.2, 0.1]
+    weights = np.full(8, 9.0)
+    weights[[3, 5, 7]] = [1, 2, 3]
+    found = judge_pairs(units, changes, singles, {"weights": weights})
+    assert (found.best.units, found.best.change, found.best.regret) == ((3, 7), -0.2, 0)
+    picks = {pick.by: (pick.units, pick.rank, pytest.approx(pick.regret)) for pick in found.picks}
+    assert picks == {
+        BY_CHANGE: ((3, 7), 1, 0.0),
+        BY_SQUARE: ((5, 7), 2, 0.3),
+        "weights": ((3, 5), 3, 0.7),
+    }
+    sums = np.array([-0.1, -0.2, 0.3])
+    assert found.sum_pearson == pytest.approx(np.corrcoef(sums, changes)[0, 1])
+    assert found.sum_spearman == pytest.approx(0.5)

@@ -66,6 +66,24 @@ def test_max_steps_ends_pruning_early_and_says_so(
     assert len(history(run, "epoch")) == 1  # and finetuning follows
 
 
+def test_the_first_interval_may_be_longer(tmp_path: Path) -> None:
+    """And what is averaged in it is all that was scored in it."""
+    config = config_of("networks:PreActivation", interval=2, first_interval_extra=1, steps=3)
+    run = pruned_run(tmp_path / "run", config)
+    assert_sound(run, config)
+    assert [line["step"] for line in history(run, "prune_step")] == [3, 5, 7]
+    once = config_of(
+        "networks:PreActivation", interval=2, first_interval_extra=1, steps=1, budget="removed=5"
+    )
+    graph = graph_of(run, once)
+    kept = kept_in(pruned_run(tmp_path / "once", once), graph)
+    scores = mean_of_first_interval(once, tmp_path / "replay")
+    gone = scores[~kept]
+    assert (~kept).sum() == 5
+    candidates = np.concatenate([g.units[np.argsort(scores[g.units])][:-1] for g in graph.prunable])
+    assert sorted(gone) == sorted(scores[candidates])[:5]
+
+
 @pytest.mark.slow
 def test_max_steps_that_suffice_change_nothing(tmp_path: Path) -> None:
     for name, steps in (("free", None), ("enough", 5)):
@@ -157,13 +175,13 @@ def mean_of_first_interval(config: RunConfig, path: Path) -> np.ndarray:
         model,
         config.finetune,
         steps_per_epoch=len(batches),
-        total=10**9,
-        hold=10**9,
+        epochs=None,
         seed=config.seed,
     )
     scoring = bind(config.prune.criterion, Context(model, graph_of(run, config)))
     judge = Scores(scoring)
-    taken: list[Batch] = list(batches.epoch(0))[: config.prune.interval]
+    minibatches = config.prune.interval + config.prune.first_interval_extra
+    taken: list[Batch] = list(batches.epoch(0))[:minibatches]
     for batch in taken:
         trainer.step(batch, judge=judge)
     found = judge.found if scoring.per_minibatch else [scoring.score(1.0)]
@@ -253,7 +271,7 @@ def test_scoring_does_not_disturb_training(tmp_path: Path, criterion: str) -> No
         (plain, None),
         (judged, bind(criterion, Context(judged, graph_of(run, config)))),
     ):
-        trainer = Trainer(model, config.finetune, steps_per_epoch=4, total=8)
+        trainer = Trainer(model, config.finetune, steps_per_epoch=4, epochs=2)
         trainer.step(batch, judge=None if scoring is None else Scores(scoring))
     for first, second in zip(
         plain.state_dict().values(), judged.state_dict().values(), strict=True
@@ -263,8 +281,8 @@ def test_scoring_does_not_disturb_training(tmp_path: Path, criterion: str) -> No
 
 
 @pytest.mark.slow
-def test_recipe_2019_runs(tmp_path: Path) -> None:
-    config = config_of("resnet20", recipe="seed2019", budget="removed=30", step_size=10, interval=1)
+def test_preset_2019_runs(tmp_path: Path) -> None:
+    config = config_of("resnet20", preset="seed2019", budget="removed=30", step_size=10, interval=1)
     assert config.prune.as_published
     assert config.prune.residual_gate == "block"
     assert_sound(pruned_run(tmp_path, config), config)

@@ -13,7 +13,8 @@ import pytest
 from compress.config import RunConfig
 from compress.distributed.torchrun import RESTART_COUNTS
 from compress.errors import ConfigError, InterruptedRunError, OutputError
-from compress.runs.launch import Request, Started, reading, started
+from compress.runs.launch import Started, reading, started
+from compress.runs.request import RunRequest
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.state import State
 from compress.terminal.signals import sigterm_as_ctrl_c
@@ -29,9 +30,9 @@ def _no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def request_for(
     output: Path, *settings: str, resume: bool = False, overwrite: bool = False
-) -> Request:
+) -> RunRequest:
     asked = [] if resume else [*SETTINGS, *settings]
-    return Request(None, asked, output, None, None, resume, overwrite)
+    return RunRequest(settings=asked, output=output, resume=resume, overwrite=overwrite)
 
 
 def begun(output: Path, *settings: str) -> RunDirectory:

@@ -18,7 +18,7 @@ from compress.checkpoints.description import Description, read_description
 from compress.config import DataConfig, RunConfig
 from compress.data.batches import ImageData
 from compress.data.datasets import load_data
-from compress.data.loading import Reply, Request, TensorImages
+from compress.data.loading import Draw, Reply, TensorImages
 from compress.data.views import View
 from compress.errors import CheckpointError, InterruptedRunError
 from compress.networks.models import build_model
@@ -41,7 +41,7 @@ def _one_thread() -> None:
 class Broken(TensorImages):
     """Every eleventh image cannot be read for training."""
 
-    def fetch(self, request: Request) -> Reply:
+    def fetch(self, request: Draw) -> Reply:
         batch, broken = super().fetch(request)
         if request.seeds is None:
             return Reply(batch, broken)
@@ -234,6 +234,11 @@ PRUNING: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "networks:PreActivation",
         {"criterion": "taylor-gate-fg", "fixed_criteria": True, "normalize": "l2"},
         {},
+    ),
+    "as published": (
+        "resnet20",
+        {"residual_gate": "block", "as_published": True, "first_interval_extra": 1},
+        {"epochs": 1, "clip_gradients": 0.5, "zero_lr_epochs": 0.3, "evaluation_mode": True},
     ),
     "per MAC": ("networks:Dense", {"rank": "importance-per-mac"}, {}),
     "concatenated": ("networks:Dense", {"step_size": 2}, {"momentum": 0.0}),

@@ -246,7 +246,7 @@ def test_a_checkpoint_through_the_command_line(tmp_path: Path) -> None:
     assert (document["num_classes"], document["input_size"]) == (CLASSES, [3, 224, 224])
     assert document["now"]["channels"] < document["dense"]["channels"]
     assert 0 <= document["metrics"]["proof"] <= 1e-12
-    about = {"file": "checkpoint.pth", "sha256": sha256_of(path), "gates": 20}
+    about = {"file": "checkpoint.pth", "sha256": sha256_of(path), "gates": 20, "zeroed": 0}
     assert document["metrics"]["imported"] == about
     checkpoint = load_checkpoint(output)
     assert checkpoint.classes == ("0", "1", "2", "3", "4", "5")

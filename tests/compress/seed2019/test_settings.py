@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
+import re
+import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import compress.runs.launch  # noqa: F401  (which lets JSON be read)
 from compress.config import CRITERION_NUMBERS, RunConfig, load_config, save_config
 from compress.errors import ConfigError
 from compress.networks import cost
@@ -19,7 +24,8 @@ from compress.networks.analysis import analyse
 from compress.networks.groups import ChannelGraph
 from compress.networks.models import build_model
 from compress.pruning.decision import prunable
-from compress.pruning.masking import goal_for, prune_to
+from compress.pruning.given import read_importance
+from compress.pruning.masking import candidates, goal_for, prune_to
 from compress.seed2019.settings import OriginalSettings, gate_group
 
 SHIPPED: dict[str, Any] = {
@@ -244,6 +250,12 @@ def test_missing_settings_have_the_defaults_of_the_original_reader(tmp_path: Pat
     assert config.finetune == load_config("imagenet-resnet50-seed2019").finetune
 
 
+@pytest.mark.parametrize("number", [10, 11])
+def test_the_hessian_is_exact_and_the_first_interval_longer(number: int, tmp_path: Path) -> None:
+    prune = loaded(tmp_path, method=number, frequency=7).prune
+    assert (prune.hessian_samples, prune.interval, prune.first_interval_extra) == (0, 7, 1)
+
+
 def test_what_does_nothing_there_and_something_here_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -348,6 +360,11 @@ def test_gates_of_other_networks_are_not_counted(tmp_path: Path) -> None:
             {"prune_neurons_max": 0},
             "prune_neurons_max = 0: this prunes nothing: use compress train",
         ),
+        (
+            {"prune_per_iteration": 0, "prune_neurons_max": 0, "maximum_pruning_iterations": 1},
+            "prune_per_iteration = 0 and prune_neurons_max = 0: this prunes nothing: use compress",
+        ),
+        ({"prune_per_iteration": False}, "prune_per_iteration = False: true and false belong"),
         ({"prune_neurons_max": -2}, "prune_neurons_max = -2: input should be greater"),
         ({"maximum_pruning_iterations": 0}, "maximum_pruning_iterations = 0: input should be"),
         ({"pruning_threshold": 0}, "pruning_threshold = 0: input should be greater than 0"),
@@ -411,10 +428,79 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         load_config(str(path))
 
 
-def test_the_page_has_a_row_for_every_key() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "original.md").read_text(encoding="utf-8")
-    table = page.split("## Settings")[1].split("\n## ")[0]
-    firsts = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    assert set("".join(firsts).replace(",", " ").split()) == {
-        f"`{key}`" for key in OriginalSettings.model_fields
-    }
+# The page
+
+PAGE = Path(__file__).parents[3] / "docs" / "original.md"
+ARGUMENTS = {
+    *(
+        "--batch-size",
+        "--test-batch-size",
+        "--world_size",
+        "--epochs",
+        "--lr",
+        "--wd",
+        "--momentum",
+    ),
+    *("--lr-decay-every", "--lr-decay-scalar", "--no-cuda", "--seed", "--log-interval", "--mgpu"),
+    *("--run_test", "--limit_training_batches", "--no_grad_clip", "--get_flops", "--dataset"),
+    *("--get_inference_time", "--data", "--model", "--tensorboard", "--save_models", "--name"),
+    *("--pruning_config", "--group_wd_coeff", "--augment", "--load_model", "--pruning"),
+    *("--pruning-threshold", "--pruning-momentum", "--pruning-step", "--prune_per_iteration"),
+    *("--fixed_layer", "--start_pruning_after_n_iterations", "--maximum_pruning_iterations"),
+    *("--starting_neuron", "--prune_neurons_max", "--pruning-method", "--pruning_fixed_criteria"),
+    *("--fixed_network", "--zero_lr_for_epochs", "--dynamic_network", "--use_test_as_train"),
+    *("--pruning_mask_from", "--compute_flops"),
+}
+"""What main.py of the research code takes."""
+
+
+def table() -> list[list[str]]:
+    text = PAGE.read_text(encoding="utf-8").split("## Settings")[1].split("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+    assert {len(row) for row in rows} == {4}
+    return rows[1:]
+
+
+def quoted(cells: list[str]) -> list[str]:
+    return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+
+
+def test_the_page_has_one_row_for_every_argument_and_key() -> None:
+    arguments, keys, *_ = map(list, zip(*table(), strict=True))
+    assert sorted(quoted(keys)) == sorted(OriginalSettings.model_fields)
+    assert sorted(quoted(arguments)) == sorted(ARGUMENTS)
+
+
+def test_the_settings_that_the_page_names_exist() -> None:
+    named = 0
+    for cell in quoted([row[2] for row in table()]):
+        path, _, value = cell.partition(" = ")
+        if cell.startswith(("compress ", "torchrun", "--")):
+            continue
+        section, _, key = path.rpartition(".")
+        owner: Any = RunConfig.model_fields[section].annotation if section else RunConfig
+        assert key in owner.model_fields, cell
+        if value and "N" not in value:
+            load_config("imagenet-resnet50-seed2019", [f"{path}={value}"])
+        named += 1
+    assert named > 30
+
+
+def test_a_criteria_file_is_turned_into_importance_as_the_page_shows(tmp_path: Path) -> None:
+    """A pickle of one array for each gate, in its order; what it says is read here as JSON."""
+    graph = on_meta("resnet50")[1]
+    code = PAGE.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    sizes = [256, 512, 1024, 2048]
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        sizes += [64 * 2**stage] * 2 * blocks
+    rng = np.random.default_rng(0)
+    criteria = [rng.random(size) for size in sizes]
+    (tmp_path / "criteria_22_final.pickle").write_bytes(pickle.dumps(criteria))
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    config = load_config("imagenet_resnet50_prune72").prune
+    found = read_importance(tmp_path / "criteria.json", graph, candidates(graph, config))
+    units = {group.name: group.units for group in graph.groups}
+    np.testing.assert_array_equal(found[units["layer3.0.conv3"]], criteria[2])
+    np.testing.assert_array_equal(found[units["layer1.0.conv2"]], criteria[5])
+    np.testing.assert_array_equal(found[units["layer4.2.conv2"]], criteria[-1])

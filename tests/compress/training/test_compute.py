@@ -50,7 +50,7 @@ def trainer_of(model: nn.Module, **compute: Any) -> Trainer:
         model,
         TrainConfig.model_validate(joined_work.PLAIN),
         steps_per_epoch=10,
-        total=100,
+        epochs=10,
         memory_format=memory_format_for(model, (3, 12, 12)),
         compute=ComputeConfig(**compute),
     )

@@ -3,7 +3,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import lived_in
@@ -13,9 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from compress.config import SEED2019, TrainConfig
-from compress.criteria.scoring import Scoring
+from compress.criteria import bind
+from compress.criteria.scoring import Context, Scoring
 from compress.data.loading import Batch
 from compress.errors import CheckpointError, EnvironmentUnfitError, TrainingError
+from compress.networks.analysis import analyse
 from compress.networks.architectures import CifarResNet
 from compress.training.compute import memory_format_for, pick_device
 from compress.training.optimizer import learning_rate, sgd
@@ -58,7 +62,7 @@ def network(name: str = "PreActivation", seed: int = 0) -> nn.Module:
 def trainer_of(model: nn.Module, config: TrainConfig, **options: object) -> Trainer:
     settings: dict[str, object] = {
         "steps_per_epoch": STEPS_PER_EPOCH,
-        "total": 100,
+        "epochs": 10,
         "memory_format": memory_format_for(model, (3, 12, 12)),
     }
     return Trainer(copy.deepcopy(model), config, **(settings | options))  # type: ignore[arg-type]
@@ -147,6 +151,12 @@ def test_a_fractional_warm_up_never_passes_the_peak() -> None:
     assert max(rate(config, step) for step in range(101)) == 1.0
 
 
+def test_epochs_at_a_rate_of_zero_move_nothing_of_the_schedule() -> None:
+    plain_, still = (TrainConfig(lr=0.2, zero_lr_epochs=epochs) for epochs in (0.0, 1.5))
+    assert {rate(still, step) for step in range(15)} == {0.0}
+    assert [rate(still, s) for s in range(15, 100)] == [rate(plain_, s) for s in range(15, 100)]
+
+
 def test_cosine_by_hand() -> None:
     config = TrainConfig(lr=0.2, warmup_epochs=1.0)  # the cosine spans steps 10 to 90
     assert rate(config, 10, total=90) == pytest.approx(0.2)
@@ -186,7 +196,7 @@ def test_constant_is_constant_after_warm_up() -> None:
 
 @pytest.mark.parametrize("hold", [0, 7])
 def test_seed2019_decays_in_epochs_10_and_20_counted_from_one(hold: int) -> None:
-    config = TrainConfig.model_validate({"recipe": "seed2019"})
+    config = TrainConfig.model_validate({"preset": "seed2019"})
     total = hold + SEED2019["epochs"] * STEPS_PER_EPOCH
     for epoch in range(1, 26):
         expected = 1e-3 if epoch <= 9 else 1e-4 if epoch <= 19 else 1e-5
@@ -346,8 +356,9 @@ def test_group_lasso_of_a_network_without_convolutions_is_nothing() -> None:
 def test_moving_average_by_its_recurrence() -> None:
     """d_n = min(ema, (1 + n) / (10 + n)) over the steps since the hold; statistics too."""
     model = network()
-    trainer = trainer_of(model, plain(ema=0.3), hold=2)
+    trainer = trainer_of(model, plain(ema=0.3))
     train(trainer, 2)
+    trainer.begin_schedule(9)
     trainer.start_averaging()
     average = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     for n in range(8):
@@ -533,3 +544,96 @@ def test_a_device_that_is_not_there_is_named() -> None:
     for name in ("cuda:99", "gpu"):
         with pytest.raises(EnvironmentUnfitError, match=f"device '{name}' cannot be used here"):
             pick_device(name)
+
+
+# What the research code of 2019 does besides
+
+
+def gradient_of(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    model = copy.deepcopy(model)
+    images = batch.images.to(memory_format=memory_format_for(model, (3, 12, 12)))
+    gradients = torch.autograd.grad(
+        cross_entropy(model(images), batch.labels), list(model.parameters())
+    )
+    return dict(zip((n for n, _ in model.named_parameters()), gradients, strict=True))
+
+
+@pytest.mark.parametrize("limit", [0.05, 1e4])
+def test_gradients_are_clipped_together(limit: float) -> None:
+    """A step moves weights by lr * g * min(1, limit / |g|), with |g| over all parameters."""
+    model, batch = network().double(), batch_of(16)
+    batch = replace(batch, images=batch.images.double())
+    gradients = gradient_of(model, batch)
+    norm = float(torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt())
+    trainer = trainer_of(model, plain(clip_gradients=limit))
+    trainer.step(batch)
+    factor = min(1.0, limit / norm)
+    assert (factor < 1) == (limit < 1)
+    before = dict(model.named_parameters())
+    for name, parameter in trainer.model.named_parameters():
+        expected = before[name] - 0.05 * factor * gradients[name]
+        torch.testing.assert_close(parameter, expected, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("criterion", ["taylor-gate", "bn-taylor", "taylor-gate-fg"])
+def test_clipped_gradients_are_scored_alike_wherever_they_are_taken(criterion: str) -> None:
+    """Gates of streams are no parameters, and must not weigh more for it."""
+    batch = batch_of(16)
+    batch = replace(batch, images=batch.images.double())
+    scores = []
+    for limit in (0.0, 0.05):
+        model = network().double()
+        graph = analyse(model.eval(), (3, 12, 12))
+        model.train()
+        trainer = Trainer(model, plain(clip_gradients=limit), steps_per_epoch=10, epochs=10)
+        context = Context(model, graph, residual_gate="block", as_published=True)
+        judge = Scores(bind(criterion, context))
+        trainer.step(batch, judge=judge)
+        scores.append(judge.found[0])
+    whole, clipped = scores
+    gradients = gradient_of(network().double(), batch)
+    norm = float(torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt())
+    assert any(group.residual for group in graph.prunable)
+    units = np.concatenate([group.units for group in graph.prunable])
+    factor = (0.05 / norm) ** 2
+    torch.testing.assert_close(clipped[units], factor * whole[units], rtol=1e-4, atol=1e-18)
+
+
+def test_training_in_evaluation_mode_keeps_statistics_and_uses_them() -> None:
+    model, batch = network(), batch_of(16)
+    trainer = trainer_of(model, plain(evaluation_mode=True))
+    assert not trainer.model.training
+    trainer.step(batch)
+    gradients = gradient_of(model.eval(), batch)
+    before = dict(model.named_parameters())
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(parameter, before[name] - 0.05 * gradients[name], **EXACT)
+    for name, buffer in trainer.model.named_buffers():
+        assert torch.equal(buffer, dict(model.named_buffers())[name])
+
+
+def test_a_rate_of_zero_moves_no_weight() -> None:
+    model = network()
+    trainer = trainer_of(model, plain(zero_lr_epochs=0.2))  # of ten steps
+    train(trainer, 2)
+    assert moved(trainer.model, model) == 0
+    train(trainer, 1)
+    assert moved(trainer.model, model) > 0
+
+
+def test_the_peak_holds_until_the_schedule_is_begun() -> None:
+    """Warm-up, the peak while nobody knows when pruning ends, then the cosine from there."""
+    config = plain(schedule="cosine", warmup_epochs=0.5, lr=0.2)
+    trainer = trainer_of(network(), config, epochs=None)
+    rates = []
+    for n in range(9):
+        rates.append(trainer.lr)
+        trainer.step(batch_of(16, n))
+        assert not trainer.finished
+    assert rates == pytest.approx([0.2 * k / 5 for k in (1, 2, 3, 4, 5)] + [0.2] * 4)
+    trainer.begin_schedule(2)
+    rates = []
+    while not trainer.finished:
+        rates.append(trainer.lr)
+        trainer.step(batch_of(16, trainer.step_index))
+    assert rates == pytest.approx([0.1 * (1 + math.cos(math.pi * n / 20)) for n in range(20)])

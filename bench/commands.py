@@ -1,0 +1,196 @@
+"""What the commands do that measure and judge; the command line parses, prints and exits."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.compare import DENSE, compare, compare_run, read_settings
+from bench.judging.baseline import keep_baseline, load_compared
+from bench.judging.quality_gate import judge
+from bench.judging.verdicts import Verdict, exit_code
+from bench.limits import load_limits, require_judgeable
+from bench.pages.publish import publish, write_views
+from bench.reports.report import load_report, sealed
+from compress.distributed.world import part
+from compress.errors import ConfigError
+from compress.runs.launch import Started, existing, reading, started
+from compress.runs.prune import check_budget
+from compress.runs.stages import prune_stage, stage, train_stage
+from compress.terminal.console import say
+from compress.terminal.progress import percent_bar
+from export.stage import export_stage, onnx_path, target_of
+
+if TYPE_CHECKING:
+    from bench.reports.schema import Report
+    from bench.request import BenchRequest, GateRequest
+    from compress.config import RunConfig
+    from compress.data.batches import ImageData
+    from compress.runs.request import PruningRequest
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A report, and how it was judged by the limits that it names."""
+
+    report: Report
+    verdicts: list[Verdict]
+    folder: Path
+    """Where its files are, or would be."""
+
+    @property
+    def exit_code(self) -> int:
+        """What the process ends with; 0 where nothing was judged."""
+        return exit_code(self.verdicts) if self.verdicts else 0
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What machines read of it."""
+        verdicts = [asdict(verdict) for verdict in self.verdicts]
+        return {"report": sealed(self.report), "verdicts": verdicts}
+
+
+def whole_run(request: PruningRequest) -> Judged | None:
+    """Train, prune, export, measure and judge; None in every process but the main one.
+
+    Raises:
+        CompressError: see ``started`` and the stages.
+    """
+    with started(request, [check_budget, _check_target, _check_limits]) as on:
+        train_stage(on)
+        on.session.check_stop()
+        prune_stage(on)
+        on.session.check_stop()
+        if not part().main:  # what is left is done by one process
+            return None
+        _export(on)
+        say("measuring")
+        config = on.config.bench
+        report = compare_run(
+            *(on.run, on.config, on.data),
+            limits=load_limits(config.limits),
+            permission=on.permission,
+        )
+        return _published(report, on.run.path)
+
+
+def bench(request: BenchRequest) -> Judged:
+    """Measure a run against its dense network or another, or any two networks.
+
+    Raises:
+        CompressError: see ``compare_run`` and ``compare``.
+    """
+    if request.candidate is None:
+        if request.run.is_file():
+            raise ConfigError(
+                f"{request.run} is one file: name what is measured against it as well"
+            )
+        report, folder = _bench_run(request)
+    else:
+        if request.against is not None:
+            raise ConfigError("--against is for one run directory: name the two networks alone")
+        report, folder = _bench_files(request)
+    judged = _published(report, request.output or folder)
+    if request.candidate is not None:
+        say(f"the report is in {judged.folder}")
+    return judged
+
+
+def gate(request: GateRequest) -> Judged:
+    """Judge a stored report.
+
+    Raises:
+        CompressError: a file cannot be read, or limits that cannot be.
+    """
+    limits = load_limits(request.limits or "default", request.settings)
+    report = load_compared(request.report, request.baseline).model_copy(update={"limits": limits})
+    if request.output is not None:
+        return _published(report, request.output)
+    return Judged(report, judge(report, limits), request.report.parent)
+
+
+def show_again(report: Path, others: list[Path], output: Path | None) -> Judged:
+    """Write the files of a report that people and CI read again, from its JSON alone.
+
+    Raises:
+        CheckpointError: a report cannot be read.
+    """
+    measured = load_report(report)
+    judged = Judged(measured, _verdicts(measured), output or report.parent)
+    beside = [load_report(other) for other in others]
+    write_views(judged.report, judged.verdicts, judged.folder, others=beside)
+    return judged
+
+
+def keep(report: Path, output: Path, *, overwrite: bool) -> Judged:
+    """Keep a report as the baseline that later ones are judged against.
+
+    Raises:
+        CompressError: see ``keep_baseline``.
+    """
+    return Judged(keep_baseline(report, output, overwrite=overwrite), [], output.parent)
+
+
+def _bench_run(request: BenchRequest) -> tuple[Report, Path]:
+    run, config, data = existing(request.run, request)
+    with reading(run), percent_bar("measuring") as show:
+        report = compare_run(
+            *(run, config, data),
+            against=request.against or DENSE,
+            baseline=request.baseline,
+            limits=load_limits(request.limits) if request.limits else None,
+            permission=request.permission,
+            progress=show,
+        )
+    return report, run.path
+
+
+def _bench_files(request: BenchRequest) -> tuple[Report, Path]:
+    assert request.candidate is not None
+    settings = read_settings(request.asked)
+    with percent_bar("measuring") as show:
+        report = compare(
+            *(request.run, request.candidate, request.data),
+            limits=request.limits,
+            baseline=request.baseline,
+            model=request.permission.typed,
+            progress=show,
+            **settings,
+        )
+    names = (path.resolve().stem for path in (request.run, request.candidate))
+    return report, Path("-".join(("bench", *names)))
+
+
+def _export(on: Started) -> None:
+    """Export both networks of a run, unless they are there."""
+    folder, precision = on.run.export, on.config.export.precision
+    last = onnx_path(folder, "pruned", precision)  # of all that is written
+    allowed = on.permission
+
+    def work() -> None:
+        export_stage(on.run, folder, on.config, on.data, allowed)
+
+    stage(last, "exporting", work)
+
+
+def _check_target(config: RunConfig, data: ImageData) -> None:
+    """Refuse a target that does not compute the precision before anything is trained."""
+    target_of(config.export)
+
+
+def _check_limits(config: RunConfig, data: ImageData) -> None:
+    """Refuse limits that nothing measured could show to hold before anything is trained."""
+    limits, confidence = load_limits(config.bench.limits), config.bench.confidence
+    require_judgeable(limits, images=data.val_images, confidence=confidence, baseline=False)
+
+
+def _verdicts(report: Report) -> list[Verdict]:
+    return judge(report, report.limits) if report.limits else []
+
+
+def _published(report: Report, folder: Path) -> Judged:
+    """Judge a report, and write its files."""
+    judged = Judged(report, _verdicts(report), folder)
+    publish(report, judged.verdicts, folder)
+    return judged

@@ -1,0 +1,180 @@
+"""A report on the terminal and as files: JSON, Markdown and a page, and JUnit XML of its verdicts.
+
+CI systems show JUnit beside their tests, one case for each verdict. There is no standard; the
+document keeps to what the schema of Jenkins' xUnit plugin (junit-10.xsd) allows, and tells neither
+host nor path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from datetime import timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+from bench.judging.verdicts import Status, Verdict
+from bench.pages.sheets import measured_on, sheets, verdict_sheet
+from bench.reports.report import save_report
+from bench.reports.schema import Report
+from bench.reports.summary import comparison_sheet, explain, headline
+from compress.errors import writing
+from compress.files.atomic import write_atomically
+from compress.terminal.sheet import Sheet, fill, markdown_lines
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+REPORT = "report.json"
+"""The one file that the others are made of."""
+
+# What XML 1.0 (section 2.2) cannot hold, escaped or not.
+_ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_REPLACEMENT = "\ufffd"
+_STYLES: dict[Status, str] = {
+    "PASS": "green",
+    "FAIL": "bold red",
+    "INCONCLUSIVE": "yellow",
+    "SKIPPED": "yellow",
+}
+
+
+def publish(
+    report: Report, verdicts: Sequence[Verdict], folder: Path, *, others: Sequence[Report] = ()
+) -> None:
+    """Write ``report.json``, ``report.md`` and ``report.html``, and ``report.xml`` of verdicts.
+
+    Args:
+        report: the report.
+        verdicts: how it was judged, if it was.
+        folder: where to; made if it is not there.
+        others: reports whose networks the page shows beside these.
+
+    Raises:
+        OutputError: a file cannot be written; each is there whole or as it was before.
+    """
+    save_report(report, folder / REPORT)
+    write_views(report, verdicts, folder, others=others)
+
+
+def write_views(
+    report: Report, verdicts: Sequence[Verdict], folder: Path, *, others: Sequence[Report] = ()
+) -> None:
+    """Write all of ``publish`` but the report itself; verdicts of an earlier one are removed."""
+    from bench.pages.page import render_page
+
+    write_atomically(folder / "report.md", render_markdown(report, verdicts))
+    write_atomically(folder / "report.html", render_page(report, verdicts, others))
+    junit = folder / "report.xml"
+    if verdicts:
+        write_atomically(junit, render_junit(report, verdicts))
+    else:
+        with writing(junit):
+            junit.unlink(missing_ok=True)
+
+
+def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
+    """Return the main table and the verdicts for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    sheet, judged = comparison_sheet(report), verdict_sheet(verdicts)
+    layers = (f"Batch {times.batch_size}: {explain(times)}" for times in report.layers)
+    notes = "\n".join((*sheet.notes, *judged.notes, *layers))
+    table = Table(
+        title=headline(report),
+        caption=Text(notes) if notes else None,
+        caption_justify="left",
+    )
+    fill(table, sheet)
+    if judged.rows:
+        table.add_section()
+        table.add_row(*(Text(name, style="bold") for name in judged.header))
+        for *cells, status in judged.rows:
+            style = next(style for name, style in _STYLES.items() if name == status)
+            table.add_row(*map(Text, cells), Text(status, style=style))
+    return table
+
+
+def render_markdown(report: Report, verdicts: Sequence[Verdict]) -> str:
+    """Return the whole report as a page: figures, verdicts, details, environment."""
+    parts = [f"# {headline(report)}", "", measured_on(report), ""]
+    for sheet in sheets(report, verdicts):
+        parts += [*_markdown(sheet), ""]
+    return "\n".join(parts)
+
+
+def render_junit(report: Report, verdicts: Sequence[Verdict]) -> str:
+    """Return the verdicts as an XML document; what did not pass carries its sentence.
+
+    FAIL is a failure. INCONCLUSIVE, and SKIPPED where the limits do not allow it, are errors: the
+    check could not be made. SKIPPED where they do is a skipped case.
+    """
+    cases = [_case(verdict) for verdict in verdicts]
+    counts = {"tests": len(cases)}
+    for name, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        counts[name] = sum(case.find(tag) is not None for case in cases)
+    attributes = {name: str(count) for name, count in counts.items()}
+    suite = _element(
+        "testsuite",
+        name="compress quality gate",
+        **attributes,
+        time="0",
+        timestamp=f"{report.created.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%S}",
+    )
+    properties = ET.SubElement(suite, "properties")
+    for name, value in _properties(report).items():
+        properties.append(_element("property", name=name, value=value))
+    suite.extend(cases)
+    root = _element("testsuites", name="compress", tests=attributes["tests"])
+    root.append(suite)
+    ET.indent(root)
+    text = ET.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
+
+
+def _markdown(sheet: Sheet) -> Iterator[str]:
+    yield from markdown_lines(sheet)
+    if sheet.notes:
+        yield ""
+        yield from (f"- {note}" for note in sheet.notes)
+
+
+def _properties(report: Report) -> dict[str, str]:
+    return {
+        "architecture": report.architecture or "unknown",
+        "target": report.target or "unknown",
+        "runtime": report.runtime,
+        "precision": report.precision or "unknown",
+        "against": report.against,
+        "created": report.created.astimezone(timezone.utc).isoformat(),
+    }
+
+
+def _case(verdict: Verdict) -> ET.Element:
+    section, _, key = verdict.name.partition(".")
+    where = f", batch size {verdict.batch_size}" if verdict.batch_size is not None else ""
+    case = _element("testcase", classname=f"quality_gate.{section}", name=key + where, time="0")
+    case.append(_outcome(verdict))
+    return case
+
+
+def _outcome(verdict: Verdict) -> ET.Element:
+    if verdict.status == "PASS":
+        found = ET.Element("system-out")
+    elif verdict.allowed:
+        found = _element("skipped", message=verdict.sentence)
+    else:
+        tag = "failure" if verdict.status == "FAIL" else "error"
+        found = _element(tag, message=verdict.sentence, type=verdict.status)
+    found.text = _legal(verdict.sentence)
+    return found
+
+
+def _element(tag: str, **attributes: str) -> ET.Element:
+    return ET.Element(tag, {name: _legal(value) for name, value in attributes.items()})
+
+
+def _legal(text: str) -> str:
+    return _ILLEGAL.sub(_REPLACEMENT, text)

@@ -1,0 +1,66 @@
+"""What ``compress bench`` and ``compress gate`` are asked for. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from compress.runs.request import Output, Precision, Request, Settings
+from compress.terminal.options import Argument, Option
+
+ReportFile = Annotated[Path, Argument("REPORT", "report.json of compress bench.")]
+Baseline = Annotated[Path | None, Option("--baseline", "Report kept by compress baseline.")]
+LimitFile = Annotated[
+    str | None,
+    Option("--limits", "File of limits, or a name under configs/limits.", earlier="--budgets"),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRequest(Request):
+    """The options of ``compress bench``."""
+
+    run: Annotated[
+        Path,
+        Argument("RUN", "Run directory; or a reference: *.onnx, *.engine, *.safetensors."),
+    ]
+    candidate: Annotated[
+        Path | None, Argument("CANDIDATE", "Another network, measured against the reference.")
+    ] = None
+    runtime: Annotated[
+        str | None,
+        Option(
+            "--runtime", "What runs the networks: onnxruntime-cpu, ...", setting="bench.runtime"
+        ),
+    ] = None
+    precision: Precision = None
+    batch: Annotated[
+        str | None,
+        Option("--batch", "Batch sizes: 1,8,32.", setting="bench.batch_sizes", form="[{}]"),
+    ] = None
+    against: Annotated[
+        str | None,
+        Option("--against", "Of a run: dense, another run directory, or a stored report."),
+    ] = None
+    limits: LimitFile = None
+    baseline: Baseline = None
+    data: Annotated[
+        Path | None,
+        Option(
+            "--data",
+            "Of two networks: images (train/ and val/, class folders, or without labels), or "
+            "arrays (*.npz, *.npy); default random inputs. Of a run: its data set.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateRequest:
+    """The options of ``compress gate``."""
+
+    report: ReportFile
+    limits: LimitFile = "default"
+    baseline: Baseline = None
+    settings: Settings = ()
+    output: Output = None

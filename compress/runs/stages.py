@@ -1,0 +1,70 @@
+"""The stages of a run that this package knows: a dense network is trained, or read, and pruned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from compress.distributed.torchrun import is_main
+from compress.distributed.world import current
+from compress.errors import ConfigError
+from compress.runs.dense import import_dense, train_dense
+from compress.runs.launch import Started, started
+from compress.runs.prune import check_budget, prune
+from compress.runs.request import PruneRequest, RunRequest
+from compress.terminal.console import say
+
+
+def train_run(request: RunRequest) -> Started:
+    """Train the dense network of a run from scratch.
+
+    Raises:
+        CompressError: see ``started`` and ``train_dense``.
+    """
+    with started(request) as on:
+        train_stage(on)
+    return on
+
+
+def prune_run(request: PruneRequest) -> Started:
+    """Prune the network of a checkpoint, or go on with a run that does.
+
+    Raises:
+        CompressError: see ``started``, ``import_dense`` and ``prune``.
+    """
+    if (request.checkpoint is None) != request.resume:
+        raise ConfigError("compress prune needs --checkpoint FILE, or --resume --output DIR")
+    with started(request, [check_budget], request.checkpoint) as on:
+        if request.checkpoint is not None and not (on.resumed and is_there(on.run.dense)):
+            import_dense(on.config, on.data, on.session, request.checkpoint)
+        prune_stage(on)
+    return on
+
+
+def train_stage(on: Started) -> None:
+    """Train the dense network, unless it is there."""
+    title = f"training {on.config.model.name}"
+    stage(on.run.dense, title, lambda: train_dense(on.config, on.data, on.session))
+
+
+def prune_stage(on: Started) -> None:
+    """Prune the dense network, unless the pruned one is there."""
+    title = f"pruning to {on.config.prune.budget}"
+    stage(on.run.pruned, title, lambda: prune(on.config, on.data, on.session))
+
+
+def stage(result: Path, title: str, work: Callable[[], object]) -> None:
+    """Do the work unless its result is there from before the run was resumed, and say so."""
+    if is_there(result):
+        say(f"{title}: done before")
+        return
+    start = time.monotonic()
+    say(title)
+    work()
+    say(f"{title}: {time.monotonic() - start:.0f} s")
+
+
+def is_there(result: Path) -> bool:
+    """Whether a file is there for the main process; others may see it later, and do not look."""
+    return current().first(is_main() and result.is_file())

@@ -1,0 +1,128 @@
+"""A command's options are the fields of its request: each is declared once, where it is read.
+
+A field says by an ``Option`` or an ``Argument`` in its annotation how people give it. What is
+another name of a setting names that setting, and nothing else has to know the option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+
+from compress.errors import ConfigError
+from compress.terminal.console import say
+
+
+@dataclass(frozen=True)
+class Option:
+    """How an option is given."""
+
+    flag: str
+    help: str
+    setting: str | None = None
+    """Key of the configuration that it is another name of."""
+    form: str = "{}"
+    """The setting's value, where it is not what was given."""
+    earlier: str | None = None
+    """Its name in the version before this one."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """How an argument is given."""
+
+    metavar: str
+    help: str
+
+
+def options_of(kind: type[Any]) -> dict[str, Option]:
+    """Return the options of a request by the names of their fields."""
+    return {name: mark for name, (_, mark) in _marks(kind).items() if isinstance(mark, Option)}
+
+
+def settings_of(request: Any) -> list[str]:
+    """Return the settings that the options of a request stand for, as ``section.key=value``."""
+    return [
+        f"{option.setting}={option.form.format(value)}"
+        for name, option in options_of(type(request)).items()
+        if option.setting is not None and (value := getattr(request, name)) is not None
+    ]
+
+
+def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command whose first parameter is a request have the options of the request instead."""
+    hints = get_type_hints(command, include_extras=True)
+    first, *others = inspect.signature(command).parameters.values()
+    kind = hints[first.name]
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    parameters, renamed = _parameters(kind)
+    own = [_keyword(each.name, each.default, hints[each.name]) for each in others]
+
+    @functools.wraps(command)
+    def take(**values: Any) -> Any:
+        for name, (flag, earlier) in renamed.items():
+            old = values.pop(_hidden(name))
+            if old is None:
+                continue
+            if values[name] != defaults[name]:
+                raise ConfigError(f"{earlier} is an earlier name of {flag}: give one of them")
+            say(f"warning: {earlier} is now {flag}")
+            values[name] = old
+        given = {name: values.pop(name) for name in defaults}
+        told = {name: value for name, value in given.items() if value is not None}
+        lists = {name: tuple(value) for name, value in told.items() if isinstance(value, list)}
+        return command(kind(**told | lists), **values)
+
+    signature = inspect.Signature([*parameters, *own])
+    setattr(take, "__signature__", signature)  # noqa: B010 (mypy knows no such attribute)
+    take.__annotations__ = {each.name: each.annotation for each in (*parameters, *own)}
+    return take
+
+
+def _parameters(kind: type[Any]) -> tuple[list[inspect.Parameter], dict[str, tuple[str, str]]]:
+    """Return the parameters that typer shall see, and flag and earlier flag of renamed fields."""
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    found, renamed = [], {}
+    for name, (base, mark) in _marks(kind).items():
+        default = defaults[name]
+        if default is dataclasses.MISSING:
+            default = inspect.Parameter.empty
+        elif default == ():
+            default = None
+        if isinstance(mark, Argument):
+            shown: Any = typer.Argument(metavar=mark.metavar, help=mark.help)
+        else:
+            shown = typer.Option(mark.flag, help=mark.help)
+            if mark.earlier is not None:
+                renamed[name] = (mark.flag, mark.earlier)
+                hidden = typer.Option(mark.earlier, hidden=True)
+                found.append(_keyword(_hidden(name), None, Annotated[base, hidden]))
+        found.append(_keyword(name, default, Annotated[base, shown]))
+    return found, renamed
+
+
+def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def _hidden(name: str) -> str:
+    return f"earlier_{name}"
+
+
+def _marks(kind: type[Any]) -> dict[str, tuple[Any, Option | Argument]]:
+    """Return type and mark of each field: first what is a class's own, then what it inherits."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = {}
+    for part in kind.__mro__:
+        for name in inspect.get_annotations(part):
+            base, mark, *_ = get_args(hints[name])
+            found[name] = (list[str] if base == tuple[str, ...] else base, mark)
+    return found

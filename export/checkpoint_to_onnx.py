@@ -1,0 +1,240 @@
+"""A checkpoint becomes an ONNX file that is proven to compute the same, and its sidecar.
+
+``model.onnx`` and ``model.json`` appear together, after parity with torch, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.config import ExportConfig
+from compress.config.targets import Target
+from compress.errors import ConfigError, DataError
+from compress.files.atomic import write_json
+from export.onnx.check import OnnxFacts, standard_opset
+from export.onnx.sidecar import SCHEMA_VERSION, network_facts, pruning_facts
+from export.onnx.trace import onnx_from_network, staged_onnx
+from export.runners import OnnxRunner, TorchRunner
+from export.verify import ParityResult, check_parity, judging
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+    from compress.checkpoints.checkpoint import Checkpoint
+    from compress.config import RunConfig
+    from compress.data.batches import ImageData
+    from compress.data.loading import Batch
+    from compress.terminal.progress import Progress
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Real images, normalised as the network expects them."""
+
+    validation: np.ndarray
+    """(N, C, H, W) float32, for parity."""
+    training: Callable[[], Iterable[Batch]]
+    """Returns the batches anew from which the ranges of INT8 are measured; not augmented."""
+
+
+def samples_of(data: ImageData, config: RunConfig) -> Samples:
+    """Take images that lie evenly over a data set, so that every class has its part.
+
+    Raises:
+        DataError: not one validation image can be read.
+    """
+    import torch
+
+    from compress.data.batches import require_images, spread_batches
+
+    size, workers = config.data.eval_batch_size, config.data.workers
+    found = list(spread_batches(data.val, config.export.parity_images, batch_size=size))
+    images = torch.cat([batch.images for batch in found])
+    require_images(len(images), sum(batch.skipped for batch in found), purpose="parity")
+
+    def training() -> Iterable[Batch]:
+        count = config.export.calibration_images
+        return spread_batches(data.train, count, batch_size=min(size, 32), workers=workers)
+
+    return Samples(images.numpy(), training)
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    target: Target,
+    config: ExportConfig,
+    samples: Samples,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Export a checkpoint for a target, prove it against torch and write both files.
+
+    Parity is that of ONNX Runtime on the CPU with torch on the CPU in float32.
+
+    Args:
+        checkpoint: the network and what is known of it.
+        path: the file, ``*.onnx``; its sidecar is ``*.json`` beside it.
+        target: what the file must fit.
+        config: precision, calibration and the limits of parity.
+        samples: images for parity and for calibration.
+        progress: told about the slow steps.
+
+    Returns:
+        The sidecar's document; docs/export.md describes it.
+
+    Raises:
+        ModelError: the network cannot be expressed for the target or in the precision.
+        DataError: the images cannot calibrate, or are not of the network's shape.
+        ParityError: ONNX Runtime computes something else.
+        OutputError: a file cannot be written.
+        ConfigError: ``path`` does not end in ``.onnx``.
+    """
+    if path.suffix != ".onnx":
+        raise ConfigError(f"an ONNX file is named *.onnx, not {path.name!r}")
+    tell = progress or (lambda step, share: None)
+    network = {**network_facts(checkpoint), "target": target.name, "precision": config.precision}
+    proto = onnx_from_network(checkpoint.model, target=target, input_size=checkpoint.input_size)
+    conversion = _convert(proto, checkpoint, config=config, samples=samples, tell=tell)
+    with staged_onnx(proto, path, target=target, metadata=_as_metadata(network)) as facts:
+        tell("parity with torch", 0.0)
+        with judging(path.name, config.precision):
+            parity = _prove(checkpoint, facts, config=config, images=samples.validation)
+        tell("parity with torch", 1.0)
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "onnx": _file_facts(facts, path.name),
+            **network,
+            "macs": checkpoint.costs["macs"],
+            "params": checkpoint.costs["params"],
+            "conversion": conversion,
+            "parity": [result.to_dict() for result in parity],
+            **pruning_facts(checkpoint.description, checkpoint.structure),
+            "tools": _tools(),
+        }
+        write_json(path.with_suffix(".json"), document)
+    return document
+
+
+def _convert(
+    proto: onnx.ModelProto,
+    checkpoint: Checkpoint,
+    *,
+    config: ExportConfig,
+    samples: Samples,
+    tell: Progress,
+) -> dict[str, Any] | None:
+    """Bring a float32 graph to the precision asked for, in place; return how that was done."""
+    if config.precision == "fp16":
+        from export.precision.fp16 import to_fp16
+
+        largest = _largest_activation(proto, samples, tell)
+        return {"largest_activation": largest, **asdict(to_fp16(proto))}
+    if config.precision == "int8":
+        return _quantise(proto, checkpoint, config=config, samples=samples, tell=tell)
+    return None
+
+
+def _quantise(
+    proto: onnx.ModelProto,
+    checkpoint: Checkpoint,
+    *,
+    config: ExportConfig,
+    samples: Samples,
+    tell: Progress,
+) -> dict[str, Any]:
+    from export.precision.calibration import calibrate, require_calibration
+    from export.precision.int8 import (
+        HALF_OPSET,
+        Rest,
+        quantised_tensors,
+        rounds_half_precision,
+        to_int8,
+    )
+
+    labels = [int(label) for batch in samples.training() for label in batch.labels]
+    require_calibration(labels, checkpoint.num_classes, config.calibration_images)
+    ranges = calibrate(
+        proto.SerializeToString(),
+        quantised_tensors(proto),
+        lambda: (batch.images.numpy() for batch in samples.training()),
+        method=config.calibration,
+        images=len(labels),
+        progress=lambda share: tell("calibrating", share),
+    )
+    # A strongly typed engine computes the rest as the file says; FP32 there would cost time.
+    fits = standard_opset(proto) >= HALF_OPSET and rounds_half_precision()
+    rest: Rest = "fp16" if fits else "fp32"
+    largest = _largest_activation(proto, samples, tell) if rest == "fp16" else None
+    return {
+        "calibration": config.calibration,
+        "images": len(labels),
+        "largest_activation": largest,
+        **asdict(to_int8(proto, ranges, rest=rest)),
+    }
+
+
+def _largest_activation(proto: onnx.ModelProto, samples: Samples, tell: Progress) -> float:
+    """Return the largest activation on the validation images, if half precision can hold it."""
+    from export.precision.calibration import calibrate
+    from export.precision.fp16 import activations, require_range
+
+    images = samples.validation
+    if not len(images):
+        raise DataError("parity is checked on real images and none were given")
+    largest = calibrate(
+        proto.SerializeToString(),
+        activations(proto),
+        # All activations are held at once, so few images at a time.
+        lambda: (images[start : start + 4] for start in range(0, len(images), 4)),
+        method="max",
+        images=len(images),
+        progress=lambda share: tell("range of activations", share),
+    )
+    return require_range(largest)
+
+
+def _as_metadata(values: dict[str, Any]) -> dict[str, str]:
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()
+    }
+
+
+def _file_facts(facts: OnnxFacts, name: str) -> dict[str, Any]:
+    return {
+        "file": name,
+        "sha256": facts.sha256,
+        "bytes": facts.bytes,
+        "opset": facts.opset,
+        "ir_version": facts.ir_version,
+    }
+
+
+def _prove(
+    checkpoint: Checkpoint, facts: OnnxFacts, *, config: ExportConfig, images: np.ndarray
+) -> list[ParityResult]:
+    with TorchRunner(checkpoint.model, "cpu") as reference, OnnxRunner(facts.path) as candidate:
+        return check_parity(
+            reference,
+            candidate,
+            images,
+            batch_sizes=config.parity_batches,
+            limits=getattr(config.limits, config.precision),
+        )
+
+
+def _tools() -> dict[str, str]:
+    import onnx
+    import onnxruntime
+    import torch
+
+    return {
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
