@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from compress.checkpoints.permission import Permission
 
 EXIT_CODES = (
-    "Exit codes: 0 done, every budget holds; 1 the command could not do its job; 2 usage or "
-    "configuration; 3 a budget is violated; 4 inconclusive; 5 the environment is unfit or a budget "
+    "Exit codes: 0 done, every limit holds; 1 the command could not do its job; 2 usage or "
+    "configuration; 3 a limit is violated; 4 inconclusive; 5 the environment is unfit or a limit "
     "could not be judged here; 6 parity failed; 130 interrupted."
 )
 

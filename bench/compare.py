@@ -105,7 +105,7 @@ def compare(
         precision=precision,
         permission=Permission(model),
     )
-    comparison = Comparison(
+    comparison = _Comparison(
         pair=pair,
         source=GivenData(data, labels, pair, prepared, seed, random_count),
         plan=Plan(
@@ -168,7 +168,7 @@ def compare_run(
     def source(wiring: Wiring) -> Inputs:
         return dataset_inputs(data, wiring, workers=config.data.workers)
 
-    comparison = Comparison(
+    comparison = _Comparison(
         pair=pair,
         source=source,
         plan=Plan(config=config.bench, at_once=config.data.eval_batch_size, seed=config.seed),
@@ -180,7 +180,7 @@ def compare_run(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class _Comparison:
     """Two networks, how they are measured, and by what the report will be judged."""
 
     pair: Pair

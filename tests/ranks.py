@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as processes
 
-from compress.distributed.world import asked, joined
+from compress.distributed.world import joined, launched
 
 
 def together(ranks: int, work: Callable[..., Any], *arguments: object) -> list[Any]:
@@ -50,7 +50,7 @@ def _take_part(
     torch.set_num_threads(1)
     try:
         with joined(torch.device("cpu")):
-            assert asked().size == int(place["WORLD_SIZE"])
+            assert launched().size == int(place["WORLD_SIZE"])
             answer = work(*arguments)
     except Exception as error:
         if not type(error).__module__.startswith("compress"):

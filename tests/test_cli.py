@@ -182,6 +182,7 @@ class TestRun:
         refused("export", copied, code=6, says="they disagree")
         assert contents(copied) == before
 
+    @pytest.mark.slow
     def test_in_another_precision_then_resumed_after_the_export(self, tmp_path: Path) -> None:
         output, budgets = tmp_path / "run", tmp_path / "b.toml"
         budgets.write_text("[macs]\nmax_ratio = 0.6\n")
@@ -540,6 +541,7 @@ class TestWidths:
         given = [part for setting in settings for part in ("--set", setting)]
         assert self.resolved(tmp_path / "x", *given)["channel_multiple"] == multiple
 
+    @pytest.mark.slow
     def test_widths_are_multiples_of_the_targets(self, run: Path, tmp_path: Path) -> None:
         output, checkpoint = tmp_path / "x", run / "dense.safetensors"
         arguments = ("--checkpoint", checkpoint, "--target", "v100", "--precision", "fp16")
@@ -684,6 +686,7 @@ class TestOwnModel:
         monkeypatch.setattr(sys, "path", [*sys.path])
         monkeypatch.delitem(sys.modules, "own_models", raising=False)
 
+    @pytest.mark.slow
     def test_the_whole_path(self, tmp_path: Path) -> None:
         name, settings = "own_models:small", small(prune_channel_multiple="1")
         trained = invoke("train", "--model", name, "--output", "dense", *settings)
@@ -696,6 +699,7 @@ class TestOwnModel:
         assert invoke("bench", "run", "--runtime", "torch-cpu").exit_code == 0
         assert compress.load_model("run/pruned.safetensors")
 
+    @pytest.mark.slow
     def test_somebody_else_s_has_to_be_named(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -903,6 +907,7 @@ class TestStreams:
 
 
 class TestInterrupt:
+    @pytest.mark.slow
     def test_in_training_and_in_pruning_then_resumed(self, tmp_path: Path) -> None:
         output, history = tmp_path / "run", tmp_path / "run" / "history.jsonl"
         (tmp_path / "b.toml").write_text(COUNTED)
@@ -954,7 +959,7 @@ class TestInterrupt:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli, "_measure", interrupt)
+        monkeypatch.setattr("bench.commands.compare_run", interrupt)
         arguments = ("run", "--resume", "--output", copied)
         refused(*arguments, code=130, says=f"go on with --resume --output {copied}")
         result = invoke("bench", copied)
@@ -966,7 +971,7 @@ class TestInterrupt:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli, "_train", interrupt)
+        monkeypatch.setattr("compress.runs.stages.train_dense", interrupt)
         result = invoke("train", "--output", tmp_path / "x", *small())
         assert (result.exit_code, result.stderr) == (
             130,

@@ -54,8 +54,8 @@ class TestBenchAndGate:
         ("target", "precision", "runtime"),
         [
             ("cpu", "int8", "onnxruntime-cpu"),
-            ("v100", "fp16", "onnxruntime-cpu"),
-            ("cpu", "fp32", "torch-cpu"),
+            pytest.param("v100", "fp16", "onnxruntime-cpu", marks=pytest.mark.slow),
+            pytest.param("cpu", "fp32", "torch-cpu", marks=pytest.mark.slow),
         ],
     )
     def test_bench_of_each_precision(
@@ -462,6 +462,7 @@ class TestWhatIsMeasured:
         measured = invoke("bench", copied, "--set", "bench.layer_calls=0", "--json")
         assert document(measured)["report"]["layers"] == []
 
+    @pytest.mark.slow
     def test_torch_as_it_is_asked_for(self, copied: Path) -> None:
         arguments = ("--runtime", "torch-cpu", "--set", "bench.channels_last=true", "--json")
         report = document(invoke("bench", copied, *arguments))["report"]

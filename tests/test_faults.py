@@ -37,7 +37,7 @@ from benchmarks.kill_and_resume import (
 from compress.config import RunConfig, SaveConfig
 from compress.data.batches import ImageData
 from compress.data.datasets import load_data
-from compress.data.loading import Reply, Request, TensorImages
+from compress.data.loading import Draw, Reply, TensorImages
 from compress.errors import DataError, InterruptedRunError, OutputError
 from compress.runs import state as state_module
 from compress.runs.dense import import_dense, train_dense
@@ -202,7 +202,7 @@ class Dying(TensorImages):
 
     left = 0
 
-    def fetch(self, request: Request) -> Reply:
+    def fetch(self, request: Draw) -> Reply:
         if request.seeds is not None:
             self.left -= 1
             if not self.left:

@@ -1,1 +1,1 @@
-"""Judges a report by limits."""
+"""Judges a report by limits, and against a baseline that was kept."""

@@ -1,4 +1,4 @@
-"""Verdicts: a report against limits, decided by intervals and never by a lucky point.
+"""Verdicts: a report against limits, decided by intervals and not by the estimate alone.
 
 A figure with an interval passes only when its one-sided bound at the report's confidence lies
 within the limit, and fails only when the opposite bound lies beyond it; in between the measurement

@@ -1,1 +1,1 @@
-"""Measures: latency, accuracy, layers, and what the machine did meanwhile."""
+"""Finds two networks and their inputs, lets both answer, times and profiles them, and watches."""

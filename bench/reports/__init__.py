@@ -1,1 +1,1 @@
-"""What a report holds, how it is read and written, and how two of them compare."""
+"""What a report holds, how it is built, written and read, and what it says first."""

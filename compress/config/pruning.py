@@ -77,6 +77,7 @@ class PruneConfig(Section):
 
     renamed: ClassVar = {"recipe": "preset"}
     presets: ClassVar = {"seed2019": SEED2019_PRUNE}
+    added_to_presets: ClassVar = {"first_interval_extra": 0, "hessian_samples": 4}
 
     preset: Literal["default", "seed2019"] = "default"
     """``seed2019`` sets what the research code of Molchanov et al. 2019 does; explicit keys win."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from compress.data.loading import Batch, Request, image_set
+from compress.data.loading import Batch, Draw, image_set
 from compress.data.order import Int64s, Share
 from compress.data.workers import PREFETCH, Reader, batches
 from compress.errors import ConfigError, DataError
@@ -113,11 +113,11 @@ class TrainBatches:
         """End the workers; they end with this object too."""
         self._reader.close()
 
-    def _requests(self, epoch: int) -> list[Request]:
+    def _requests(self, epoch: int) -> list[Draw]:
         rng = np.random.default_rng((self._seed, epoch))
         order = self._images.epoch_order(self._share, rng)
         seeds = rng.integers(2**63, size=len(self._images))[order]
-        return list(map(Request, order, seeds, self._images.ahead(order)))
+        return list(map(Draw, order, seeds, self._images.ahead(order)))
 
     def _check_share(self) -> None:
         images, batch_size, ranks = len(self._images), self._share.batch_size, self._share.ranks
@@ -202,9 +202,8 @@ def require_images(read: int, skipped: int, *, purpose: str) -> None:
         )
 
 
-def _cut(order: Int64s, batch_size: int) -> list[Request]:
+def _cut(order: Int64s, batch_size: int) -> list[Draw]:
     """Cut an order of images into the requests of evaluation, the last one perhaps short."""
     return [
-        Request(order[first : first + batch_size], None)
-        for first in range(0, len(order), batch_size)
+        Draw(order[first : first + batch_size], None) for first in range(0, len(order), batch_size)
     ]

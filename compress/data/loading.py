@@ -1,6 +1,6 @@
 """How one batch of images is read: decoded, augmented, normalised, with broken images left out.
 
-An image set answers a ``Request``: which images, and one random seed for each when they are to be
+An image set answers a ``Draw``: which images, and one random seed for each when they are to be
 augmented. A batch is a function of its request alone, so it does not matter which process builds it
 or what was built before. Pixels travel as the bytes that they are, a quarter of what the network
 sees, and are normalised where they arrive: by ``Batch.to``, or by ``Batch.normalised``.
@@ -77,7 +77,7 @@ class Batch:
         return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
-class Request(NamedTuple):
+class Draw(NamedTuple):
     """What is asked of an image set."""
 
     indices: Int64s
@@ -108,7 +108,7 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]], ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def fetch(self, request: Request) -> Reply:
+    def fetch(self, request: Draw) -> Reply:
         """Read a batch, perhaps not normalised yet; torch's global generator is left as it was."""
 
     def epoch_order(self, share: Share, rng: np.random.Generator) -> Int64s:
@@ -120,11 +120,11 @@ class ImageSet(Dataset[tuple[torch.Tensor, int]], ABC):
         return shuffled(len(self), share, rng)
 
     def ahead(self, order: Int64s) -> list[tuple[int, ...]]:
-        """Return what to fetch ahead during each step of an order; see ``Request.ahead``."""
+        """Return what to fetch ahead during each step of an order; see ``Draw.ahead``."""
         return [()] * len(order)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        batch, broken = self.fetch(Request(np.array([range(len(self))[index]]), None))
+        batch, broken = self.fetch(Draw(np.array([range(len(self))[index]]), None))
         if broken:
             raise DataError(f"image {index} cannot be read: {broken}; mend or remove the file")
         return batch.normalised().images[0], int(batch.labels[0])
@@ -147,7 +147,7 @@ class TensorImages(ImageSet):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def fetch(self, request: Request) -> Reply:
+    def fetch(self, request: Draw) -> Reply:
         """Read a batch."""
         indices = torch.from_numpy(request.indices)
         images = self.images[indices]
@@ -187,7 +187,7 @@ class EncodedImages(ImageSet):
             DECODE_ERRORS: it cannot be.
         """
 
-    def fetch(self, request: Request) -> Reply:
+    def fetch(self, request: Draw) -> Reply:
         """Read a batch, without the images that cannot be decoded."""
         seeds = [None] * len(request.indices) if request.seeds is None else request.seeds.tolist()
         results = [self._read(*pair) for pair in zip(request.indices, seeds, strict=True)]
@@ -260,7 +260,7 @@ class PlainImages(ImageSet):
     def __len__(self) -> int:
         return len(cast(Sized, self.dataset))
 
-    def fetch(self, request: Request) -> Reply:
+    def fetch(self, request: Draw) -> Reply:
         """Read a batch."""
         samples = []
         for position, index in enumerate(request.indices):

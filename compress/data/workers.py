@@ -22,7 +22,7 @@ from multiprocessing.process import BaseProcess
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from compress.data.loading import Batch, ImageSet, Reply, Request
+from compress.data.loading import Batch, Draw, ImageSet, Reply
 from compress.errors import CompressError, DataError
 
 PREFETCH = 2
@@ -57,7 +57,7 @@ class Reader:
         self._started: list[BaseProcess] = []
         self._busy = False
 
-    def read(self, requests: Iterable[Request]) -> Iterator[Batch]:
+    def read(self, requests: Iterable[Draw]) -> Iterator[Batch]:
         """Yield the batch of every request, in order.
 
         Whoever stops in the middle leaves nothing behind for the next call.
@@ -87,12 +87,12 @@ class Reader:
         self._loader = None
         self._started.clear()
 
-    def _read_here(self, requests: Iterable[Request]) -> Iterator[Reply]:
+    def _read_here(self, requests: Iterable[Draw]) -> Iterator[Reply]:
         for request in requests:
             batch, broken = self._images.fetch(request)
             yield Reply(batch.pin_memory() if self._pin_memory else batch, broken)
 
-    def _receive(self, requests: Iterable[Request]) -> Iterator[Reply]:
+    def _receive(self, requests: Iterable[Draw]) -> Iterator[Reply]:
         self._asked.requests = requests
         replies = None
         try:
@@ -163,7 +163,7 @@ class Reader:
 
 def batches(
     images: ImageSet,
-    requests: Iterable[Request],
+    requests: Iterable[Draw],
     *,
     workers: int,
     for_gpu: bool = False,
@@ -181,9 +181,9 @@ def batches(
 class _Asked:
     """What a loader takes for its sampler: the requests of the epoch that begins."""
 
-    requests: Iterable[Request] = ()
+    requests: Iterable[Draw] = ()
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[Draw]:
         return iter(self.requests)
 
 
@@ -193,7 +193,7 @@ class _Replies(Dataset[Reply | CompressError]):
     def __init__(self, images: ImageSet) -> None:
         self.images = images
 
-    def __getitem__(self, request: Request) -> Reply | CompressError:
+    def __getitem__(self, request: Draw) -> Reply | CompressError:
         try:
             return self.images.fetch(request)
         except CompressError as error:  # torch would bury its sentence in a traceback

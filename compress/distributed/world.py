@@ -146,7 +146,7 @@ def _control_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def asked() -> World:
+def launched() -> World:
     """Return the processes that the environment speaks of.
 
     Raises:
@@ -162,10 +162,12 @@ def device_name(name: str) -> str:
         ConfigError: one GPU is named for several processes.
         EnvironmentUnfitError: there are fewer GPUs than processes.
     """
-    if asked().alone or name == "cpu":
+    if launched().alone or name == "cpu":
         return name
     if name.startswith("cuda:"):
-        raise ConfigError(f"device = {name!r} is one GPU for {asked().size} processes: write cuda")
+        raise ConfigError(
+            f"device = {name!r} is one GPU for {launched().size} processes: write cuda"
+        )
     if name == "auto" and not torch.cuda.is_available():
         return "cpu"
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -188,7 +190,7 @@ def joined(device: torch.device) -> Iterator[World]:
         EnvironmentUnfitError: they cannot be joined.
         RunError: another process failed.
     """
-    world = asked()
+    world = launched()
     if world.alone or dist.is_initialized():
         yield current()
         return

@@ -50,6 +50,9 @@ class Section(BaseModel):
     """Today's names of keys by those of earlier versions, which files still have."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Values of several keys by the name that the key ``preset`` gives them; explicit keys win."""
+    added_to_presets: ClassVar[Mapping[str, Any]] = {}
+    """Values, before they became part of a preset, of keys that a file with its earlier name (that
+    of the key ``preset``) must keep: a run of an earlier version goes on as it began."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -74,6 +77,8 @@ class Section(BaseModel):
         if not isinstance(values, Mapping):
             return values
         found = cls.of_today(values)
+        if "preset" in found and "preset" not in values:
+            found = {**cls.added_to_presets, **found}
         preset = found.get("preset") if cls.presets else None
         return {**cls.presets.get(preset, {}), **found} if isinstance(preset, str) else found
 

@@ -118,7 +118,7 @@ def read_sample(request: OracleRequest, config: RunConfig, data: ImageData) -> I
         )
     size = config.data.eval_batch_size
     parts = [chosen[i : i + size] for i in range(0, len(chosen), size)]
-    requests = [loading.Request(part, None) for part in parts]
+    requests = [loading.Draw(part, None) for part in parts]
     read = list(batches(images, requests, workers=config.data.workers))
     pixels, labels = torch.cat([b.images for b in read]), torch.cat([b.labels for b in read])
     require_images(len(labels), sum(b.skipped for b in read), purpose="compress oracle")

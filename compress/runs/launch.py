@@ -16,7 +16,7 @@ from compress.config.location import root_setting
 from compress.data.batches import ImageData
 from compress.data.datasets import load_data
 from compress.distributed.torchrun import started_again
-from compress.distributed.world import asked, joined
+from compress.distributed.world import joined, launched
 from compress.errors import ConfigError, InterruptedRunError
 from compress.files.documents import section_of
 from compress.networks.models import SMALL_IMAGE_MODELS
@@ -117,7 +117,7 @@ def _configured(request: RunRequest) -> tuple[RunConfig, RunDirectory, bool]:
         saved = run.saved_config()
         if saved.model_dump() == config.model_dump():
             return saved, run, True
-    if asked().main:
+    if launched().main:
         run.check_new(overwrite=request.overwrite)
     return config, run, False
 
@@ -171,7 +171,7 @@ def _taken(run: RunDirectory, config: RunConfig, *, resumed: bool) -> Iterator[N
 
     Of several processes the main one takes it for all of them.
     """
-    if not asked().main:
+    if not launched().main:
         yield
         return
     try:
@@ -232,7 +232,7 @@ def _check_checkpoint(
 
 
 def _check_request(request: RunRequest) -> None:
-    if request.output is None and not asked().alone:
+    if request.output is None and not launched().alone:
         raise ConfigError("several processes need --output DIR, which every one of them can read")
     if not request.resume:
         return

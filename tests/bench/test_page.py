@@ -218,7 +218,7 @@ def test_the_page_loads_and_runs_nothing(page: Page, html: str) -> None:
 def test_the_same_report_makes_the_same_bytes_in_another_process(
     tmp_path: Path, sample_report: ReportFactory
 ) -> None:
-    report = with_details(sample_report(batch_sizes=(1,)), layers=0)
+    report = with_details(sample_report(batch_sizes=()))  # a plot of curves, and one of rows
     save_report(report, tmp_path / "report.json")
     program = (
         "import sys; from pathlib import Path; from bench.pages.page import render_page; "

@@ -83,9 +83,8 @@ def test_the_default_limits() -> None:
     assert (found.params.max_ratio, found.size.max_ratio, found.latency.p99_ms) == (None,) * 3
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
+def test_bad_limits_are_one_sentence(tmp_path: Path) -> None:
+    for text, words in (
         ("[latency]\nmax_rato = 0.9\n", "unknown key 'latency.max_rato': did you mean 'max_ratio'"),
         ("[latncy]\nmax_ratio = 0.9\n", "unknown key 'latncy': did you mean 'latency'"),
         ("[latency]\nmax_ratio = -1\n", "latency.max_ratio = -1"),
@@ -101,15 +100,13 @@ def test_the_default_limits() -> None:
         ("[latency]\nmax_ratio = 1\nallow_skipped = 1.5\n", "latency.allow_skipped = 1.5"),
         ("", "there is no limit to judge by"),
         ("[latency\n", "not valid TOML"),
-    ],
-)
-def test_bad_limits_are_one_sentence(tmp_path: Path, text: str, words: str) -> None:
-    path = tmp_path / "limits.toml"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError) as caught:
-        load_limits(str(path))
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
+    ):
+        path = tmp_path / "limits.toml"
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError) as caught:
+            load_limits(str(path))
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_name_offers_the_known_ones() -> None:

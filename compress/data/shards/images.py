@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from compress.data.decoding import Decoded, Decoder, decode_rgb
-from compress.data.loading import EncodedImages, Reply, Request
+from compress.data.loading import Draw, EncodedImages, Reply
 from compress.data.order import Int64s, Share, fetched_ahead, streamed
 from compress.data.shards.index import ShardIndex
 from compress.data.shards.store import Store
@@ -47,7 +47,7 @@ class ShardImages(EncodedImages):
             return super().ahead(order)
         return fetched_ahead(self.index.shards_of(order), self.window)
 
-    def fetch(self, request: Request) -> Reply:
+    def fetch(self, request: Draw) -> Reply:
         """Read a batch, while the shards for later ones are fetched."""
         for shard in request.ahead:
             self.store.fetch_ahead(self.index.shards[shard], int(self.index.shard_bytes[shard]))

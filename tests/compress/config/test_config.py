@@ -308,13 +308,17 @@ def test_extends_lays_a_document_over_a_named_one(tmp_path: Path) -> None:
 
 def test_keys_of_earlier_versions_are_read_by_their_names_of_today(tmp_path: Path) -> None:
     path = tmp_path / "old.toml"
-    path.write_text('[finetune]\nrecipe = "seed2019"\n[bench]\nbudgets = "mine.toml"\n')
+    sections = ("[finetune]", 'recipe = "seed2019"', "[prune]", 'recipe = "seed2019"')
+    path.write_text("\n".join((*sections, "[bench]", 'budgets = "mine.toml"', "")))
     config = load_config(str(path))
     assert config.finetune == TrainConfig.model_validate({"preset": "seed2019"})
+    # What became part of the preset later is not in a file that calls it a recipe.
+    assert (config.prune.step_size, config.prune.first_interval_extra) == (100, 0)
+    assert load_config(settings=["prune.preset=seed2019"]).prune.first_interval_extra == 1
     assert config.bench.limits == "mine.toml"
     assert load_config(str(path), ["bench.limits=b", "finetune.preset=default"]).bench.limits == "b"
-    assert load_config(str(path), ["finetune.preset=default"]).finetune == TrainConfig()
-    assert load_config(settings=["prune.preset=seed2019"]).prune.step_size == 100
+    assert load_config(str(path), ["finetune.recipe=default"]).finetune == TrainConfig()
+    assert load_config(settings=["prune.recipe=seed2019"]).prune.step_size == 100
     path.write_text('[bench]\nbudgets = "a"\nlimits = "b"\n')
     with pytest.raises(ConfigError, match="budgets is an earlier name of limits"):
         load_config(str(path))

@@ -20,7 +20,7 @@ import compress.data.batches
 from compress.config import DataConfig, RunConfig
 from compress.data.datasets import load_data
 from compress.data.decoding import Decoder, decode_rgb, has_jpeg_operator
-from compress.data.loading import Batch, FileImages, ImageSet, Reply, Request, TensorImages
+from compress.data.loading import Batch, Draw, FileImages, ImageSet, Reply, TensorImages
 from compress.data.views import CACHED_VALUES, View
 from compress.data.workers import Reader
 from compress.errors import DataError
@@ -42,16 +42,16 @@ class Numbered(ImageSet):
     def __len__(self) -> int:
         return 1000
 
-    def fetch(self, request: Request) -> Reply:
+    def fetch(self, request: Draw) -> Reply:
         facts = [[int(i), os.getpid(), torch.get_num_threads()] for i in request.indices]
         images = torch.tensor(facts, dtype=torch.float64).view(-1, 3, 1, 1)
         return Reply(Batch(images, torch.from_numpy(request.indices), 0), "")
 
 
-def asked(first: int, count: int, size: int = 2) -> list[Request]:
+def asked(first: int, count: int, size: int = 2) -> list[Draw]:
     """Return requests for ``count`` batches, from image ``first`` on."""
     order = np.arange(first, first + count * size).reshape(count, size)
-    return [Request(indices, None) for indices in order]
+    return [Draw(indices, None) for indices in order]
 
 
 def labels(batches: list[Batch]) -> list[list[int]]:
@@ -121,7 +121,7 @@ def test_two_epochs_at_once_do_not_mix():
 def test_prefetch_is_the_number_of_batches_that_a_worker_is_ahead(workers, prefetch):
     drawn: list[int] = []
 
-    def requests() -> Iterator[Request]:
+    def requests() -> Iterator[Draw]:
         for number, request in enumerate(asked(0, 20)):
             drawn.append(number)
             yield request
@@ -178,7 +178,7 @@ import gc, os, signal
 from multiprocessing.synchronize import SemLock
 import numpy as np, torch
 from compress.errors import DataError
-from compress.data.loading import Batch, ImageSet, Reply, Request
+from compress.data.loading import Batch, ImageSet, Reply, Draw
 from compress.data.workers import Reader
 
 class Images(ImageSet):
@@ -193,7 +193,7 @@ class Images(ImageSet):
         return Reply(Batch(torch.zeros(1, 1, 1, 1), torch.from_numpy(request.indices), 0), "")
 
 reader = Reader(Images(), workers=2)
-requests = [Request(np.array([number]), None) for number in range(8)]
+requests = [Draw(np.array([number]), None) for number in range(8)]
 try:
     list(reader.read(requests))
 except DataError as error:
@@ -216,7 +216,7 @@ class Failing(Numbered):
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def fetch(self, request: Request) -> Reply:
+    def fetch(self, request: Draw) -> Reply:
         raise self.error
 
 
@@ -273,7 +273,7 @@ def test_the_reading_process_may_end_a_worker():
 GROUP = """
 import signal, sys, time
 import numpy as np, torch
-from compress.data.loading import Request, TensorImages
+from compress.data.loading import Draw, TensorImages
 from compress.data.views import View
 from compress.data.workers import Reader
 
@@ -283,7 +283,7 @@ if sys.argv[1] == "handled":
         signal.signal(number, lambda number, frame: heard.append(print(number, flush=True)))
 images = TensorImages(torch.zeros(8, 1, 8, 8), torch.arange(8), View(8, "none", (0.0,), (1.0,)))
 reader = Reader(images, workers=2)
-requests = [Request(np.arange(8), None)] * 40
+requests = [Draw(np.arange(8), None)] * 40
 epoch = reader.read(requests)
 next(epoch)
 try:
@@ -436,7 +436,7 @@ def test_the_faster_decoder_crops_the_same_and_differs_by_rounding(augment, seed
     view = View(32, augment, (0.0, 0.0, 0.0), (1 / 255,) * 3)  # the values of the pixels
     seeds = np.arange(12) * 10**15 if seeded else None
     slow, fast = (
-        FileImages(samples, view, decoder).fetch(Request(np.arange(12), seeds)).batch.normalised()
+        FileImages(samples, view, decoder).fetch(Draw(np.arange(12), seeds)).batch.normalised()
         for decoder in DECODERS
     )
     difference = (slow.images - fast.images).abs()
@@ -468,7 +468,7 @@ def test_broken_files_are_left_out_by_either_decoder(decoder, tmp_path):
     )
     samples.append((str(tmp_path / "absent.jpg"), 7))
     images = FileImages(samples, View(16, "none", MEAN, STD), decoder)
-    batch, broken = images.fetch(Request(np.arange(8), None))
+    batch, broken = images.fetch(Draw(np.arange(8), None))
     assert batch.labels.tolist() == [0, 6]
     assert batch.skipped == 6
     assert "1.jpg (" in broken
@@ -476,7 +476,7 @@ def test_broken_files_are_left_out_by_either_decoder(decoder, tmp_path):
     for index, reason in [(3, "not an image"), (5, "3600000000 pixels"), (7, "No such file")]:
         with pytest.raises(DataError, match=rf"{index if index < 7 else 'absent'}.jpg.*{reason}"):
             images[index]
-    (none, _) = images.fetch(Request(np.array([1, 2]), None))
+    (none, _) = images.fetch(Draw(np.array([1, 2]), None))
     assert none.normalised().images.shape == (0, 3, 16, 16)
     assert none.normalised().images.dtype == torch.float32
 
@@ -492,7 +492,7 @@ def test_damage_anywhere_in_a_file_never_stops_a_reader(decoder, tmp_path):
         kept = len(data) if number % 2 else rng.integers(1, len(data))
         contents[f"{number}.jpg"] = data[:kept].tobytes()
     images = FileImages(written(tmp_path, contents), View(16, "none", MEAN, STD), decoder)
-    batch, _ = images.fetch(Request(np.arange(60), None))
+    batch, _ = images.fetch(Draw(np.arange(60), None))
     assert len(batch.images) + batch.skipped == 60
     assert 0 < batch.skipped < 60
 
@@ -515,7 +515,7 @@ def test_without_an_operator_for_jpeg_the_pixels_are_the_same(monkeypatch):
 def test_files_travel_as_bytes_and_are_normalised_on_arrival(tmp_path):
     samples = written(tmp_path, {f"{n}.jpg": encoded(photograph(seed=n)) for n in range(3)})
     images = FileImages(samples, View(16, "imagenet", MEAN, STD))
-    request = Request(np.arange(3), np.arange(3))
+    request = Draw(np.arange(3), np.arange(3))
     sent = images.fetch(request).batch
     assert sent.images.dtype == torch.uint8
     expected = functional.normalize(sent.images / 255, list(MEAN), list(STD))
@@ -529,7 +529,7 @@ def test_files_travel_as_bytes_and_are_normalised_on_arrival(tmp_path):
 
 
 class Halved(TensorImages):
-    def fetch(self, request: Request) -> Reply:
+    def fetch(self, request: Draw) -> Reply:
         batch, broken = super().fetch(request)
         batch = batch.normalised()
         return Reply(Batch(batch.images / 2, batch.labels, batch.skipped), broken)
@@ -539,7 +539,7 @@ class Halved(TensorImages):
 def test_what_is_normalised_already_stays_as_it_is(workers):
     view = View(8, "none", (0.0,), (1.0,))
     images = Halved(torch.from_numpy(pixels(4, 1, 8, 8)), torch.arange(4), view)
-    request = Request(np.arange(4), None)
+    request = Draw(np.arange(4), None)
     for for_gpu in (False, True):
         (batch,) = Reader(images, workers=workers, for_gpu=for_gpu).read([request])
         assert torch.equal(batch.to("cpu")[0], images.fetch(request).batch.images)
@@ -551,7 +551,7 @@ def test_what_is_normalised_already_stays_as_it_is(workers):
 def test_pinned_batches_hold_the_same(workers, tmp_path):
     samples = written(tmp_path, {f"{n}.jpg": encoded(photograph(seed=n)) for n in range(6)})
     images = FileImages(samples, View(16, "imagenet", MEAN, STD))
-    requests = [Request(np.arange(3) + 3 * n, np.arange(3)) for n in range(2)]
+    requests = [Draw(np.arange(3) + 3 * n, np.arange(3)) for n in range(2)]
     reader = Reader(images, workers=workers, for_gpu=True)
     for _ in range(2):
         for batch, request in zip(reader.read(requests), requests, strict=True):

@@ -17,7 +17,7 @@ from torch.distributed import HashStore
 
 from compress.data.batches import TrainBatches
 from compress.distributed import meeting
-from compress.distributed.world import asked, device_name
+from compress.distributed.world import device_name, launched
 from compress.errors import (
     ConfigError,
     EnvironmentUnfitError,
@@ -177,7 +177,7 @@ def test_a_process_that_never_comes_is_named() -> None:
 def test_an_environment_without_torchrun_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.delenv("RANK", raising=False)
-    assert (asked().rank, asked().size) == (0, 1)
+    assert (launched().rank, launched().size) == (0, 1)
     assert device_name("cuda:1") == "cuda:1"
 
 
@@ -188,7 +188,7 @@ def test_nonsense_in_the_environment_is_refused(
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", size)
     with pytest.raises(ConfigError, match="start with torchrun, or unset them"):
-        asked()
+        launched()
 
 
 def test_one_gpu_for_two_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from compress.config import RunConfig, SaveConfig
 from compress.criteria import CRITERIA
 from compress.data.batches import ImageData, TrainBatches
-from compress.data.loading import Batch, Reply, Request, TensorImages
+from compress.data.loading import Batch, Draw, Reply, TensorImages
 from compress.errors import BudgetError, DataError, ModelError, TrainingError
 from compress.networks import cost
 from compress.networks.gates import GatedNetwork
@@ -453,7 +453,7 @@ class Torn(TensorImages):
     left = 0
     calls = 0
 
-    def fetch(self, request: Request) -> Reply:
+    def fetch(self, request: Draw) -> Reply:
         if request.seeds is None:
             return super().fetch(request)
         self.calls += 1

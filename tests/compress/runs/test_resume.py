@@ -18,7 +18,7 @@ from compress.checkpoints.description import Description, read_description
 from compress.config import DataConfig, RunConfig
 from compress.data.batches import ImageData
 from compress.data.datasets import load_data
-from compress.data.loading import Reply, Request, TensorImages
+from compress.data.loading import Draw, Reply, TensorImages
 from compress.data.views import View
 from compress.errors import CheckpointError, InterruptedRunError
 from compress.networks.models import build_model
@@ -39,7 +39,7 @@ def _one_thread() -> None:
 class Broken(TensorImages):
     """Every eleventh image cannot be read for training."""
 
-    def fetch(self, request: Request) -> Reply:
+    def fetch(self, request: Draw) -> Reply:
         batch, broken = super().fetch(request)
         if request.seeds is None:
             return Reply(batch, broken)
