@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
@@ -93,6 +94,7 @@ class Reader:
 
     def _receive(self, requests: Iterable[Draw]) -> Iterator[Reply]:
         self._asked.requests = requests
+        replies = None
         try:
             replies = self._begun()
             while True:
@@ -107,7 +109,11 @@ class Reader:
         except GeneratorExit:
             raise
         except BaseException as error:
-            self.close()  # the others would go on to decode for nobody
+            # The others would go on to decode for nobody. They are told so while their queues live:
+            # collected later, with the traceback, each would be waited for.
+            replies = None
+            traceback.clear_frames(error.__traceback__)
+            self.close()
             if _tells_of_death(error):
                 raise self._death() from error
             raise

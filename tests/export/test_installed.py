@@ -37,9 +37,11 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 @pytest.fixture(scope="module")
 def here() -> module.Installed:
+    """Load every library that is here, each in a process of its own."""
     return inspect_installed()
 
 
+@pytest.mark.slow
 def test_the_facts_are_those_of_this_environment(here: module.Installed) -> None:
     assert here.python.split(".")[:2] == [str(part) for part in sys.version_info[:2]]
     assert here.torch == torch.__version__
@@ -53,6 +55,7 @@ def test_the_facts_are_those_of_this_environment(here: module.Installed) -> None
     assert json.loads(json.dumps(here.to_dict()))["python"] == here.python
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch is a CPU build")
 def test_torch_tells_its_code_and_its_cudnn_without_a_gpu(here: module.Installed) -> None:
     assert "sm_90" in here.architectures
@@ -63,6 +66,7 @@ def test_torch_tells_its_code_and_its_cudnn_without_a_gpu(here: module.Installed
     assert package.version.startswith(f"{here.cudnn}.")  # 9.10.2 of 9.10.2.21
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_provider_that_falls_back_in_silence_is_not_usable(here: module.Installed) -> None:
     assert here.usable_providers == ("CPUExecutionProvider",)
@@ -71,6 +75,7 @@ def test_a_provider_that_falls_back_in_silence_is_not_usable(here: module.Instal
         assert "hostname" not in here.problems[provider]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_gpus_are_those_that_torch_sees(here: module.Installed) -> None:
     assert here.torch_gpus == torch.cuda.device_count()

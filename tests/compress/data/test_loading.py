@@ -202,6 +202,7 @@ print(*[batch.labels.item() for batch in reader.read(requests[:4])])
 """
 
 
+@pytest.mark.slow  # torch waits for each worker before it kills it
 def test_a_worker_that_dies_with_the_locks_in_its_hands_keeps_nobody_waiting():
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LOCKED], capture_output=True, text=True, timeout=300
@@ -223,6 +224,15 @@ class Failing(Numbered):
 def test_an_error_of_the_image_set_is_not_taken_for_a_death(error):
     with pytest.raises(type(error), match=str(error)):
         list(Reader(Failing(error), workers=1).read(asked(0, 2)))
+
+
+@pytest.mark.parametrize("error", [DataError("damaged"), ConnectionResetError("the network")])
+def test_an_error_ends_the_workers_while_its_traceback_is_still_held(error):
+    before = children().keys()
+    with pytest.raises(type(error)) as caught:
+        list(Reader(Failing(error), workers=2).read(asked(0, 4)))
+    assert children().keys() <= before
+    assert caught.value is not error  # it came from a worker
 
 
 @pytest.mark.parametrize(
