@@ -304,6 +304,7 @@ def terminated_in(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Non
     monkeypatch.setattr(owner, name, ended)
 
 
+@slow
 def test_sigterm_in_an_export_or_a_measurement_leaves_nothing_half_written(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
