@@ -11,7 +11,6 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from compress.config import ComputeConfig, TrainConfig
@@ -20,7 +19,7 @@ from compress.distributed.batchnorm import join_batchnorms
 from compress.distributed.world import ALONE, World
 from compress.errors import CheckpointError, ModelError, TrainingError
 from compress.training.compute import amp_dtype
-from compress.training.distill import distillation_loss
+from compress.training.loss import training_loss
 from compress.training.optimizer import add_lasso_gradient, learning_rate, sgd
 
 OTHER_NETWORK = "the state to go on from is of another network: start anew with --overwrite"
@@ -211,7 +210,7 @@ class Trainer:
         """Add the gradient of some images, by their weight in the joined minibatch."""
         images, labels = part.to(self.device, self.memory_format)
         with self._autocast():
-            loss = self._loss(network(images), images, labels)
+            loss = training_loss(self.config, network(images), labels, self._taught(images))
         self._loss_sum += loss.detach() * len(labels)
         if weight != 1:
             loss = loss * weight
@@ -329,18 +328,9 @@ class Trainer:
                 {**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(grown)}
             )
 
-    def _loss(
-        self, logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor
-    ) -> torch.Tensor:
-        config = self.config
-        smoothing = 0.0 if self.teacher else config.label_smoothing
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-        if self.teacher is not None:
-            with torch.no_grad():
-                taught = self.teacher(images)
-            soft = distillation_loss(logits.float(), taught.float(), config.temperature)
-            loss = (1 - config.distill) * loss + config.distill * soft
-        return loss
+    @torch.no_grad()
+    def _taught(self, images: torch.Tensor) -> torch.Tensor | None:
+        return None if self.teacher is None else self.teacher(images)
 
     @torch.no_grad()
     def _average(self) -> None:

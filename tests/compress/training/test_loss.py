@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from compress.training.distill import distillation_loss
+from compress.training.loss import distillation_loss
 
 
 def test_loss_by_hand() -> None:
