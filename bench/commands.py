@@ -69,7 +69,7 @@ def whole_run(request: PruningRequest) -> Judged | None:
         config = on.config.bench
         report = compare_run(
             *(on.run, on.config, on.data),
-            limits=load_limits(config.limits),
+            limits=load_limits(config.limits, above=on.config.limits),
             permission=on.permission,
         )
         return _published(report, on.run.path)
@@ -181,7 +181,8 @@ def _check_target(config: RunConfig, data: ImageData) -> None:
 
 def _check_limits(config: RunConfig, data: ImageData) -> None:
     """Refuse limits that nothing measured could show to hold before anything is trained."""
-    limits, confidence = load_limits(config.bench.limits), config.bench.confidence
+    limits = load_limits(config.bench.limits, above=config.limits)
+    confidence = config.bench.confidence
     require_judgeable(limits, images=data.val_images, confidence=confidence, baseline=False)
 
 

@@ -12,7 +12,7 @@ from bench import units
 from bench.statistics.shares import images_to_resolve, most_shown, resolution, trials_to_show
 from compress.config import Precision
 from compress.errors import ConfigError
-from compress.files.documents import Section, apply_setting, read_toml, validated
+from compress.files.documents import Section, apply_setting, merged, read_toml, validated
 
 _MODIFIERS = {"allow_skipped", "batch_sizes"}  # keys that are no limits themselves
 _AGAINST_BASELINE = ("max_regression", "max_median_regression")  # beginnings of keys
@@ -141,15 +141,18 @@ AnyLimits = Limits | Mapping[str, Any] | str | Path
 """Limits, or what they are read from: sections by name, or the name or path of a file."""
 
 
-def load_limits(name: str, settings: Iterable[str] = ()) -> Limits:
+def load_limits(
+    name: str, settings: Iterable[str] = (), *, above: Mapping[str, Any] | None = None
+) -> Limits:
     """Read limits: a bare word names a file under ``configs/limits``, anything else is a path.
 
-    ``section.key=value`` settings are laid over what the file says.
+    What ``[limits]`` of a run's configuration says, ``above``, is laid over the file, and
+    ``section.key=value`` settings over both.
 
     Raises:
         ConfigError: no such file, an unknown key, an unfit value, or no limit at all.
     """
-    document = read_toml(name, "limits")
+    document = merged(read_toml(name, "limits"), above or {})
     for setting in settings:
         apply_setting(document, setting)
     limits = validated(Limits, document, source=f"limits {name}")

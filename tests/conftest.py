@@ -7,7 +7,7 @@ import gc
 import os
 import shutil
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,9 @@ LARGE = {
 """Those of which a smaller one of the same family says all that is not about size."""
 
 
-def large_are_slow(names: Iterable[str], large: Iterable[str] = LARGE) -> list[Any]:
-    """Return the names as parameters of a test, the large networks among them marked slow."""
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name in large)) for name in names]
+def some_slow(values: Iterable[Any], slow: Collection[Any] = LARGE) -> list[Any]:
+    """Return parameters of a test, some of them marked slow: large networks if none is named."""
+    return [pytest.param(value, marks=[pytest.mark.slow] * (value in slow)) for value in values]
 
 
 def pytest_collection_finish() -> None:
@@ -129,6 +129,12 @@ def random_mask(graph: ChannelGraph, seed: int, share: float = 0.5) -> Mask:
         drop[rng.integers(group.size)] = False
         kept[group.units[drop]] = False
     return kept
+
+
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let figures be drawn and not painted, which takes half of a short run; see test_plots.py."""
+    monkeypatch.setattr("compress.runs.plots.write_figure", lambda path, figure: path.touch())
 
 
 @pytest.fixture(scope="session")

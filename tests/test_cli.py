@@ -756,6 +756,7 @@ class TestBadInput:
             (["--set", "prune.keep_dense=['conv9']"], "did you mean 'conv1'?"),
             (["--set", "export.target=v10"], "did you mean 'v100'?"),
             (["--set", "bench.limits=defalt"], "did you mean 'default'?"),
+            (["--set", "limits.macs.max_ration=0.5"], "did you mean 'max_ratio'?"),
             (["--set", "bench.batch_sizes=[]"], "bench.batch_sizes"),
             (["--set", "export.parity_batches=[0]"], "export.parity_batches"),
             (["--config", "digits-resnet2"], "did you mean 'digits-resnet20'?"),

@@ -75,6 +75,7 @@ def test_accelerate(example: Any) -> None:
     assert 0.4 * dense < macs_of(module.main(steps=8), image) <= 0.5 * dense
 
 
+@pytest.mark.slow
 def test_accelerate_in_two_processes(tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="the example is a loop of accelerate")
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
@@ -114,6 +115,7 @@ def test_a_callback_of_lightning_does_what_a_plain_loop_does(example: Any, tmp_p
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.slow
 @of_lightning
 def test_a_fit_of_lightning_is_stopped_and_goes_on_to_the_same_weights(
     example: Any, tmp_path: Path
@@ -129,6 +131,7 @@ def test_a_fit_of_lightning_is_stopped_and_goes_on_to_the_same_weights(
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.slow
 @of_lightning
 def test_a_fit_of_lightning_ends_with_the_budget_and_accumulates(
     example: Any, tmp_path: Path
@@ -154,6 +157,7 @@ def test_a_fit_of_lightning_ends_with_the_budget_and_accumulates(
     assert trainer.current_epoch < 3
 
 
+@pytest.mark.slow
 def test_a_train_script_of_timm(
     example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,6 +170,7 @@ def test_a_train_script_of_timm(
     assert share > 0.3, "of ten classes"
 
 
+@pytest.mark.slow
 def test_a_detector_trains_on_around_its_pruned_backbone(
     example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,6 +181,7 @@ def test_a_detector_trains_on_around_its_pruned_backbone(
     assert "the file holds the same backbone: True" in printed
 
 
+@pytest.mark.slow
 def test_a_unet_goes_on_finding_discs(
     example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,6 +46,9 @@ from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.runs.state import State
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+slow = pytest.mark.slow
+
 SHORT = {"train.epochs": "1", "prune.steps": "4", "prune.interval": "2", "finetune.epochs": "1"}
 
 
@@ -57,6 +60,7 @@ def _one_thread() -> None:
 # kill -9
 
 
+@slow
 def test_killed_in_training_after_a_shrink_and_while_a_state_is_written(tmp_path: Path) -> None:
     """benchmarks/kill_and_resume.py does this at twenty moments."""
     alone, killed = tmp_path / "alone", tmp_path / "killed"
@@ -136,10 +140,10 @@ def failing(monkeypatch: pytest.MonkeyPatch, after: int, number: int) -> None:
 @pytest.mark.parametrize(
     ("after", "number", "says"),
     [
-        (0, errno.ENOSPC, "the disk is full"),
+        pytest.param(0, errno.ENOSPC, "the disk is full", marks=slow),
         (3, errno.ENOSPC, "the disk is full"),
-        (4, errno.EROFS, "the file system is read-only"),
-        (5, errno.EIO, "Input/output error"),
+        pytest.param(4, errno.EROFS, "the file system is read-only", marks=slow),
+        pytest.param(5, errno.EIO, "Input/output error", marks=slow),
     ],
 )
 def test_a_disk_that_fails_on_the_way(
@@ -176,7 +180,7 @@ class Stopping(Session):
         super().after_step(snapshot)
 
 
-@pytest.mark.parametrize("step", [5, 11])
+@pytest.mark.parametrize("step", [pytest.param(5, marks=slow), 11])
 def test_a_truncated_state_gives_way_to_the_one_before_it(
     step: int,
     config: RunConfig,
@@ -210,7 +214,7 @@ class Dying(TensorImages):
         return super().fetch(request)
 
 
-@pytest.mark.parametrize("batches", [1, 6, 11])
+@pytest.mark.parametrize("batches", [pytest.param(1, marks=slow), 6, pytest.param(11, marks=slow)])
 def test_a_worker_that_dies_costs_no_more_than_the_steps_since_the_save(
     batches: int, config: RunConfig, expected: RunDirectory, tmp_path: Path
 ) -> None:
@@ -300,6 +304,7 @@ def terminated_in(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Non
     monkeypatch.setattr(owner, name, ended)
 
 
+@slow
 def test_sigterm_in_an_export_or_a_measurement_leaves_nothing_half_written(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def pruned(dense: Path) -> Path:
     return output / "pruned.safetensors"
 
 
+@pytest.mark.slow
 def test_killed_ranks_are_started_again_and_end_at_the_same_weights(
     dense: Path, pruned: Path, tmp_path: Path
 ) -> None:
@@ -102,6 +103,7 @@ def test_killed_ranks_are_started_again_and_end_at_the_same_weights(
     assert not (output / "state").exists() or not any((output / "state").iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_another_number_of_processes(
     dense: Path, pruned: Path, tmp_path: Path
 ) -> None:
@@ -145,6 +147,7 @@ def test_an_error_names_the_process_that_met_it(
         assert capsys.readouterr().err == f"{said}{whose}error: the disk is full\n"
 
 
+@pytest.mark.slow
 def test_several_processes_need_a_name_for_their_directory() -> None:
     process = torchrun("train", *SETTINGS)
     _, err = process.communicate()

@@ -19,7 +19,6 @@ from compress.config import ModelConfig
 from compress.errors import ConfigError
 from compress.files.atomic import sha256_of
 from compress.files.documents import section_of, validated
-from compress.networks.models import is_builtin
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,8 @@ class Permission:
 
     def allows(self, model: ModelConfig, file: Path) -> bool:
         """Whether a network that a file of weights or a configuration names may be built."""
+        from compress.networks.models import is_builtin  # it imports torch
+
         if is_builtin(model) or (self.typed is not None and self.typed.words == model.words):
             return True
         note = _note(model, sha256_of(file))
@@ -76,6 +77,8 @@ def remember(model: ModelConfig, data: bytes) -> None:
 
     A note that cannot be written is none: the network has to be typed again.
     """
+    from compress.networks.models import is_builtin
+
     if is_builtin(model):
         return
     note = _note(model, hashlib.sha256(data).hexdigest())

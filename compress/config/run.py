@@ -49,6 +49,8 @@ class RunConfig(Section):
     save: SaveConfig = SaveConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()
+    limits: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What the gate judges by, on top of the file that ``bench.limits`` names: its sections."""
 
 
 def register_reader(suffix: str, reader: Reader) -> None:

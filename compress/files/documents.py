@@ -186,17 +186,17 @@ def _extended(document: dict[str, Any], name: str, folder: str) -> dict[str, Any
         return document
     if not isinstance(base, str) or base not in named_files(folder) or base == name:
         raise ConfigError(f"{name}: extends = {base!r} must be the name of another configuration")
-    return _merged(read_toml(base, folder), document)
+    return merged(read_toml(base, folder), document)
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Return a document in which keys of ``above`` win, table by table."""
-    merged = dict(below)
+    found = dict(below)
     for key, value in above.items():
         under = below.get(key)
         both = isinstance(value, Mapping) and isinstance(under, Mapping)
-        merged[key] = _merged(under, value) if both else value  # type: ignore[arg-type]
-    return merged
+        found[key] = merged(under, value) if both else value  # type: ignore[arg-type]
+    return found
 
 
 def validated(model: type[SectionT], document: Mapping[str, Any], source: str) -> SectionT:

@@ -17,6 +17,7 @@ from bench.measuring.conditions import throttled
 from bench.measuring.records import Conditions, CpuConditions
 from bench.reports.schema import Report
 from bench.statistics.latency_ratios import RatioInterval
+from compress.config import load_config
 from compress.errors import ConfigError
 from compress.files.documents import named_files
 
@@ -112,6 +113,15 @@ def test_bad_limits_are_one_sentence(tmp_path: Path) -> None:
 def test_an_unknown_name_offers_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="no limit is named 'defalt': did you mean 'default'"):
         load_limits("defalt")
+
+
+def test_limits_of_a_run_lie_over_the_file_and_settings_over_both() -> None:
+    config = load_config(settings=["limits.macs.max_ratio=0.5", "limits.size.max_ratio=0.7"])
+    found = load_limits(config.bench.limits, ["size.max_ratio=0.8"], above=config.limits)
+    assert (found.macs.max_ratio, found.size.max_ratio) == (0.5, 0.8)
+    assert found.accuracy == load_limits("default").accuracy
+    with pytest.raises(ConfigError, match="did you mean 'max_ratio'"):
+        load_limits("default", above={"macs": {"max_ration": 0.5}})
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,7 @@ def save_own(path: Path, name: str) -> nn.Module:
     return smaller
 
 
+@pytest.mark.slow
 def test_a_fresh_process_computes_the_same_bits(tmp_path: Path, own_network: str) -> None:
     torch.set_num_threads(1)  # sums in the order of the other process
     expected = {}
@@ -359,7 +360,7 @@ def test_loading_captures_nothing(
     monkeypatch.setattr(torch.fx.Tracer, "trace", captured)
     monkeypatch.setattr("compress.checkpoints.checkpoint.analyse", captured)
     with pytest.raises(ModelError, match="something was captured"):
-        built("lenet")
+        analyse(build_model("lenet", num_classes=7), (3, 16, 16))
     assert same_state(load_model(pruned), expected)
     assert same_state(load_model(tmp_path / "own.safetensors", own_network), own)
     checkpoint = load_checkpoint(pruned)
@@ -367,8 +368,9 @@ def test_loading_captures_nothing(
     assert inspect_checkpoint(pruned)["now"]["params"] == checkpoint.costs["params"]
 
 
-def test_threads_load_while_another_serves(tmp_path: Path) -> None:
-    """A thousand loads by eight threads: what one thread builds no other thread notices."""
+@pytest.mark.parametrize("loads", [15, pytest.param(125, marks=pytest.mark.slow)])
+def test_threads_load_while_another_serves(tmp_path: Path, loads: int) -> None:
+    """Many loads by each of eight threads: what one thread builds no other thread notices."""
     name = "networks:FewGroups"
     model = lived_in(NETWORKS["FewGroups"]()).eval()
     graph = analyse(model, (3, 12, 12))
@@ -404,14 +406,14 @@ def test_threads_load_while_another_serves(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     with ThreadPoolExecutor(9) as pool:
         serving = pool.submit(serve)
-        loading = [pool.submit(load, 125) for _ in range(8)]
+        loading = [pool.submit(load, loads) for _ in range(8)]
         try:
             for future in loading:
                 future.result()
         finally:
             done.set()
         requests = serving.result()
-    assert requests > 100
+    assert requests > 0.8 * loads
 
 
 # Files that are not what they should be

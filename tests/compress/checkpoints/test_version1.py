@@ -39,6 +39,7 @@ from compress.runs.prune import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 
+pytestmark = pytest.mark.usefixtures("unpainted")
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "v1"
 EXPECTED = json.loads((FIXTURES / "expected.json").read_text())
 NAMES = {"resnet20": None, "lenet": None, "groups": "networks:FewGroups"}

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import joined_loops
 import joined_work
 import pytest
 import torch
@@ -32,79 +33,115 @@ RANKS = int(os.environ.get("TEST_RANKS", "2"))
 # Sums of float32 in another order: 6e-8 each, grown by three steps of training.
 CLOSE = {"rtol": 2e-4, "atol": 2e-6}
 
-CASES: list[tuple[Any, ...]] = [
+Case = tuple[Any, ...]
+CASES: list[Case] = [
     ("PreActivation", "taylor-gate"),
     ("PreActivation", "taylor-gate", "block"),
+    ("Smooth", "obd"),
+    # Without BatchNorm, the parts of a minibatch add up to it exactly.
+    ("Smooth", "taylor-gate-fg", "read", 2),
+]
+MORE: list[Case] = [
     ("Dense", "taylor-gate", "block"),  # no residual stream: gates that close nothing
     ("PreActivation", "taylor-gate-fg"),
     ("PreActivation", "taylor-output"),
     ("PreActivation", "taylor-weight"),
     ("Separable", "taylor-gate"),
     ("PreActivation", "weight-norm"),
-    ("Smooth", "obd"),
     ("Smooth", "taylor-gate-so"),
     ("PreActivation", "obd"),
-    # Without BatchNorm, the parts of a minibatch add up to it exactly.
     ("Smooth", "taylor-gate", "read", 2),
     ("Smooth", "taylor-gate", "block", 2),
-    ("Smooth", "taylor-gate-fg", "read", 2),
     ("Smooth", "taylor-output", "read", 2),
     ("Smooth", "taylor-gate-so", "read", 2),
 ]
 
 
+def work_of(folder: Path, cases: list[Case], name: str) -> list[tuple[Any, ...]]:
+    """Return tasks: to score in several ways, and a whole run."""
+    config = joined_work.config_for(name)
+    start(folder / name, config)
+    return [
+        (joined_work.all_scores, cases),
+        (joined_work.prune_together, folder / name, config),
+    ]
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     """What every rank found, in one start of the ranks."""
-    folder = tmp_path_factory.mktemp("joined")
-    tasks: list[tuple[Any, ...]] = [(joined_work.all_scores, CASES)]
-    for name in ("PreActivation", "Separable"):
-        config = joined_work.config_for(name)
-        start(folder / name, config)
-        tasks.append((joined_work.prune_together, folder / name, config))
+    tasks = work_of(tmp_path_factory.mktemp("joined"), CASES, "PreActivation")
     tasks.append((joined_work.share_of_every_batch, 30))
     tasks.append((joined_work.disagree,))
     tasks.append((joined_work.not_a_number,))
     tasks.append((joined_work.unused_parameter,))
     tasks.append((joined_work.empty_share,))
+    tasks.append((joined_loops.pruned,))
+    tasks.append((joined_loops.never_wrapped,))
+    return together(RANKS, joined_work.several, tasks)
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
+    """The same of what takes longer."""
+    tasks = work_of(tmp_path_factory.mktemp("more"), MORE, "Separable")
     return together(RANKS, joined_work.several, tasks)
 
 
 def test_every_rank_did_everything(done: list[list[Any]]) -> None:
-    assert [len(found) for found in done] == [8] * RANKS
+    assert [len(found) for found in done] == [9] * RANKS
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: "-".join(map(str, CASES[n])))
-def test_scores_and_weights_are_those_of_the_joined_minibatch(
-    done: list[list[Any]], number: int
-) -> None:
-    name, criterion, *rest = CASES[number]
-    gate = rest[0] if rest else "read"
-    expected = joined_work.train_and_score(name, criterion, gate)
+def require_scores_of_the_joined_minibatch(scores: list[dict[str, Any]], case: Case) -> None:
+    """Assert of what every rank found that one process finds it on the joined minibatch."""
+    expected = joined_work.train_and_score(*case)
     assert (expected["scores"] != 0).any()
-    for rank, found in enumerate(done):
-        actual = found[0][number]
+    for rank, actual in enumerate(scores):
         scale = expected["scores"].abs().max()
         torch.testing.assert_close(
             actual["scores"] / scale, expected["scores"] / scale, rtol=1e-3, atol=2e-5
         )
         # Every rank holds the same bits: the decision is one.
-        assert torch.equal(actual["scores"], done[0][0][number]["scores"]), rank
+        assert torch.equal(actual["scores"], scores[0]["scores"]), rank
         for key, tensor in expected["weights"].items():
             torch.testing.assert_close(actual["weights"][key], tensor, **CLOSE)
         assert actual["loss"] == pytest.approx(expected["loss"], rel=1e-5)
         assert actual["skipped"] == 3 * sum(range(RANKS))
 
 
-@pytest.mark.parametrize(("number", "name"), [(1, "PreActivation"), (2, "Separable")])
+def named(case: Case) -> str:
+    return "-".join(map(str, case))
+
+
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_scores_and_weights_are_those_of_the_joined_minibatch(
+    done: list[list[Any]], case: Case
+) -> None:
+    number = CASES.index(case)
+    require_scores_of_the_joined_minibatch([found[0][number] for found in done], case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MORE, ids=named)
+def test_more_scores_and_weights_are_those_of_the_joined_minibatch(
+    more: list[list[Any]], case: Case
+) -> None:
+    number = MORE.index(case)
+    require_scores_of_the_joined_minibatch([found[0][number] for found in more], case)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "name"),
+    [("done", "PreActivation"), pytest.param("more", "Separable", marks=pytest.mark.slow)],
+)
 def test_a_whole_run_removes_the_same_channels_and_ends_at_the_same_weights(
-    done: list[list[Any]], number: int, name: str, tmp_path: Path
+    ranks: str, name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     config = joined_work.config_for(name)
     start(tmp_path / "alone", config)
     expected = joined_work.prune_together(tmp_path / "alone", config)
-    for found in done:
-        actual = found[number]
+    for found in request.getfixturevalue(ranks):
+        actual = found[1]
         assert not isinstance(actual, Exception), actual
         assert actual["recipe"] == expected["recipe"]
         for key, tensor in expected["weights"].items():
@@ -119,34 +156,48 @@ def test_a_whole_run_removes_the_same_channels_and_ends_at_the_same_weights(
 
 def test_the_ranks_read_every_image_of_the_joined_minibatch_once(done: list[list[Any]]) -> None:
     whole = [batch.labels.tolist() for batch in TrainBatches(DATA, batch_size=30, seed=1).epoch(0)]
-    shares = [found[3] for found in done]
+    shares = [found[2] for found in done]
     for step, labels in enumerate(whole):
         assert sorted(label for share in shares for label in share[step]) == sorted(labels)
 
 
 def test_ranks_that_decide_differently_stop_with_a_sentence(done: list[list[Any]]) -> None:
     for found in done:
-        assert isinstance(found[4], RunError)
+        assert isinstance(found[3], RunError)
         others = ", ".join(map(str, range(1, RANKS)))
-        assert str(found[4]).startswith(
+        assert str(found[3]).startswith(
             f"the mask of pruning step 3 of rank {others} is not that of rank 0"
         )
 
 
 def test_a_loss_that_is_not_a_number_in_one_rank_stops_all(done: list[list[Any]]) -> None:
     for found in done:
-        assert isinstance(found[5], TrainingError)
-        assert "the loss became nan" in str(found[5])
+        assert isinstance(found[4], TrainingError)
+        assert "the loss became nan" in str(found[4])
 
 
 def test_a_parameter_without_gradient_is_named(done: list[list[Any]]) -> None:
     for found in done:
-        assert isinstance(found[6], ModelError)
-        assert "the parameter idle takes no part" in str(found[6])
+        assert isinstance(found[5], ModelError)
+        assert "the parameter idle takes no part" in str(found[5])
 
 
 def test_a_rank_without_images_lets_all_pass_the_minibatch_over(done: list[list[Any]]) -> None:
-    assert [found[7] for found in done] == [2] * RANKS
+    assert [found[6] for found in done] == [2] * RANKS
+
+
+def test_every_rank_of_a_loop_of_ones_own_decides_alike(
+    done: list[list[Any]],
+) -> None:
+    """test_joined_loops.py has other criteria."""
+    expected = joined_loops.pruned()
+    for found in done:
+        assert not isinstance(found[7], Exception), found[7]
+        assert found[7]["recipe"] == expected["recipe"]
+        for key, weights in expected["weights"].items():
+            torch.testing.assert_close(found[7]["weights"][key], weights, rtol=1e-6, atol=1e-9)
+        assert isinstance(found[8], RunError)
+        assert "wrap the network in DistributedDataParallel anew" in str(found[8])
 
 
 def test_what_a_dead_process_left_in_the_store_is_not_taken_for_news() -> None:

@@ -11,6 +11,8 @@ from ranks import together
 
 from compress.errors import RunError
 
+pytestmark = pytest.mark.slow  # test_distributed.py has one of these loops
+
 CASES = [
     *(("taylor-gate", "read"), ("taylor-gate", "block"), ("taylor-gate-fg", "read")),
     *(("taylor-gate-so", "read"), ("taylor-output", "read"), ("weight-norm", "read")),

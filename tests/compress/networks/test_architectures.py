@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch_pruning
-from conftest import LARGE, RESNETS, as_published, large_are_slow, lived_in, random_mask
+from conftest import LARGE, RESNETS, as_published, lived_in, random_mask, some_slow
 from torch import nn
 from torch.nn import functional as F
 
@@ -134,7 +134,7 @@ def test_cifar_vgg_by_formula(name: str, macs: float, params: float) -> None:
     assert (round(found[0], -6), float(f"{found[1]:.1e}")) == (macs, params)
 
 
-@pytest.mark.parametrize("name", large_are_slow(PREACT))
+@pytest.mark.parametrize("name", some_slow(PREACT))
 def test_preact_resnets_by_formula(name: str) -> None:
     """The convolutions of torchvision's network with a stem of 3x3; BatchNorm where they read."""
     block, counts = PREACT[name]
@@ -252,7 +252,7 @@ def test_a_recorded_lenet_resizes_only_where_it_must(size: int, resizes: bool) -
     torch.testing.assert_close(recorded(images), model(images))
 
 
-@pytest.mark.parametrize("name", large_are_slow(n for n in SMALL_IMAGE_MODELS if n not in RESNETS))
+@pytest.mark.parametrize("name", some_slow(n for n in SMALL_IMAGE_MODELS if n not in RESNETS))
 def test_small_image_networks_take_any_images(name: str) -> None:
     for channels, size in ((1, 16), (2, 28), (3, 33)):
         with torch.device("meta"):
@@ -264,7 +264,7 @@ def test_small_image_networks_take_any_images(name: str) -> None:
 # Groups
 
 
-@pytest.mark.parametrize("name", large_are_slow(NEW))
+@pytest.mark.parametrize("name", some_slow(NEW))
 def test_every_network_is_understood(name: str) -> None:
     network, graph = as_published(name)
     classifier = ends_of(name)[1]
@@ -385,7 +385,7 @@ SHRUNK_TWICE = ("lenet", "preact_resnet18", "densenet_cifar", DENSENET)
 
 
 @pytest.mark.parametrize(
-    "name", large_are_slow((*NEW, DENSENET), {*LARGE, "densenet_cifar", "vgg11_bn", "vgg16_bn"})
+    "name", some_slow((*NEW, DENSENET), {*LARGE, "densenet_cifar", "vgg11_bn", "vgg16_bn"})
 )
 def test_masked_equals_shrunk_in_float64(name: str) -> None:
     model = in_float64(name)
@@ -408,7 +408,7 @@ def test_masked_equals_shrunk_in_float64(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    large_are_slow(
+    some_slow(
         ("lenet", "preact_resnet18", "preact_resnet50", "densenet_cifar", DENSENET),
         ("preact_resnet50", "densenet_cifar"),
     ),
@@ -445,9 +445,7 @@ def test_every_network_is_recognised(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    large_are_slow(
-        ("lenet", "preact_resnet18", "vgg16_bn_cifar", "densenet_cifar"), {"densenet_cifar"}
-    ),
+    some_slow(("lenet", "preact_resnet18", "vgg16_bn_cifar", "densenet_cifar"), {"densenet_cifar"}),
 )
 def test_a_shrunk_network_survives_a_file(name: str, tmp_path: Path) -> None:
     size = (channels_of(name), 32, 32)

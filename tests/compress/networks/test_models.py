@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import some_slow
 from torch import nn
 from torch.nn import functional as F
 
@@ -61,7 +62,7 @@ def test_parameters(name: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", BUILTIN_MODELS)
+@pytest.mark.parametrize("name", some_slow(BUILTIN_MODELS))
 def test_logits(name: str) -> None:
     with torch.device("meta"):
         model = build_model(name, num_classes=13).eval()

@@ -1,6 +1,6 @@
 """Random networks: what the analysis finds is exact, counted, tried and not too little.
 
-How many networks are drawn is in ``COMPRESS_RANDOM_NETWORKS``: few by default, 500 in CI.
+How many networks the slow tests draw is in ``COMPRESS_RANDOM_NETWORKS``: 60, and 500 in CI.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,8 @@ from compress.networks.walk import Call, Result, Rule, Value
 NETWORKS = int(os.environ.get("COMPRESS_RANDOM_NETWORKS", "60"))
 MASKS = 4
 CHUNK = 20
+FEW = 6
+"""Networks that every run of the tests draws."""
 ENDS = (NETWORK_INPUT, "network output")
 FOUND_BY_TRIAL = ("without some of them", "in training mode")
 LEAST_SHARE = 0.6
@@ -111,19 +114,32 @@ def shares(graph: ChannelGraph) -> tuple[int, int]:
     )
 
 
-@pytest.mark.parametrize("first", range(0, NETWORKS, CHUNK))
-def test_random_networks(first: int) -> None:
+def require_all(seeds: range) -> None:
+    """Assert all that holds for each network, and that not too little is free in all of them."""
     free = inside = 0
-    for seed in range(first, min(first + CHUNK, NETWORKS)):
+    for seed in seeds:
         graph, _ = require(seed, *random_network(seed))
         own = shares(graph)
         free, inside = free + own[0], inside + own[1]
     assert free >= LEAST_SHARE * inside
 
 
+def test_a_few_random_networks() -> None:
+    require_all(range(FEW))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(FEW, NETWORKS, CHUNK))
+def test_random_networks(first: int) -> None:
+    require_all(range(first, min(first + CHUNK, NETWORKS)))
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(1000, 1001), pytest.param(range(1000, 1003), marks=pytest.mark.slow)], ids=len
+)
 @pytest.mark.parametrize("name", KINDS)
-def test_each_kind_keeps_what_it_says_and_nothing_else(name: str) -> None:
-    reasons = set().union(*(reasons_to_keep(name, seed) for seed in range(1000, 1003)))
+def test_each_kind_keeps_what_it_says_and_nothing_else(name: str, seeds: range) -> None:
+    reasons = set().union(*(reasons_to_keep(name, seed) for seed in seeds))
     assert any(KINDS[name].dense in reason for reason in reasons) or not KINDS[name].dense
 
 
@@ -295,11 +311,16 @@ PLANTED: list[tuple[Rule, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("bug", "operator", "kind"),
-    PLANTED,
-    ids=[f"{operator}-{bug.__name__}-{kind}" for bug, operator, kind in PLANTED],
-)
+def first_of_every_bug() -> Iterator[Any]:
+    """Yield the planted bugs as parameters: all but the first of every sort are slow."""
+    seen = set[Rule]()
+    for bug, operator, kind in PLANTED:
+        marks = [pytest.mark.slow] * (bug in seen)
+        yield pytest.param(bug, operator, kind, marks=marks, id=f"{operator}-{bug.__name__}-{kind}")
+        seen.add(bug)
+
+
+@pytest.mark.parametrize(("bug", "operator", "kind"), list(first_of_every_bug()))
 def test_planted_bugs_are_found(
     bug: Rule, operator: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

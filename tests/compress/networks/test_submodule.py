@@ -18,6 +18,7 @@ TARGETS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [retinanet_resnet50_fpn, ssdlite320_mobilenet_v3_large])
 def test_the_backbone_of_a_detector_shrinks_and_the_whole_trains(build) -> None:
     torch.manual_seed(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import built, random_mask
+from conftest import random_mask, small_graph, some_slow
 from networks import NETWORKS
 
 from compress.config import PruneConfig
@@ -23,7 +23,7 @@ def settings(**keys: object) -> PruneConfig:
 
 
 def example() -> tuple[ChannelGraph, Mask, tuple[Candidate, ...], Scores]:
-    _, graph = built("resnet20")
+    graph = small_graph("resnet20")
     kept = random_mask(graph, seed=3, share=0.3)
     scores = np.random.default_rng(0).random(graph.num_units) ** 4
     return graph, kept, candidates(graph, PLAIN), scores
@@ -54,9 +54,15 @@ def macs_by_difference(graph: ChannelGraph, kept: Mask, unit: int) -> int:
     return cost.macs(graph, kept) - cost.macs(graph, without)
 
 
-@pytest.mark.parametrize("name", [*sorted(NETWORKS), "resnet20", "resnet50", "resnext50_32x4d"])
+@pytest.mark.parametrize(
+    "name",
+    some_slow(
+        [*sorted(NETWORKS), "resnet20", "resnet50", "resnext50_32x4d"],
+        {"resnet50", "resnext50_32x4d"},
+    ),
+)
 def test_macs_saved_equals_the_difference_of_two_counts(name: str) -> None:
-    graph = analyse(NETWORKS[name](), (3, 12, 12)) if name in NETWORKS else built(name)[1]
+    graph = analyse(NETWORKS[name](), (3, 12, 12)) if name in NETWORKS else small_graph(name)
     kept = random_mask(graph, seed=1, share=0.4)
     saved = cost.macs_saved(graph, kept)
     for group in graph.prunable:

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from conftest import built
+from conftest import small_graph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import NETWORKS
@@ -41,7 +41,7 @@ NAMES = ("resnet20", "resnext50_32x4d", "Dense", "Grouped", "Separable", "Plain"
 
 @cache
 def graph_of(name: str) -> ChannelGraph:
-    return analyse(NETWORKS[name](), (3, 12, 12)) if name in NETWORKS else built(name)[1]
+    return analyse(NETWORKS[name](), (3, 12, 12)) if name in NETWORKS else small_graph(name)
 
 
 def chunks_of(scores: Scores, kept: Mask, allowed: tuple[Candidate, ...]) -> list[np.ndarray]:

@@ -37,6 +37,8 @@ from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
@@ -82,6 +84,7 @@ def test_the_first_interval_may_be_longer(tmp_path: Path) -> None:
     assert sorted(gone) == sorted(scores[candidates])[:5]
 
 
+@pytest.mark.slow
 def test_max_steps_that_suffice_change_nothing(tmp_path: Path) -> None:
     for name, steps in (("free", None), ("enough", 5)):
         config = config_of("networks:Dense", budget="removed=5", step_size=1, max_steps=steps)
@@ -185,6 +188,7 @@ def mean_of_first_interval(config: RunConfig, path: Path) -> np.ndarray:
     return torch.stack(found).mean(0).double().numpy()
 
 
+@pytest.mark.slow
 def test_only_prunes_the_groups_that_are_named(tmp_path: Path) -> None:
     config = config_of("resnet20", only=["layer1.*.conv1"], budget="removed=12", interval=1)
     run = pruned_run(tmp_path, config)
@@ -276,6 +280,7 @@ def test_scoring_does_not_disturb_training(tmp_path: Path, criterion: str) -> No
     assert F.mse_loss(plain.head.weight, dense.model.head.weight) > 0
 
 
+@pytest.mark.slow
 def test_preset_2019_runs(tmp_path: Path) -> None:
     config = config_of("resnet20", preset="seed2019", budget="removed=30", step_size=10, interval=1)
     assert config.prune.as_published

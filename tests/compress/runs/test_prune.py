@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import some_slow
 from networks import NETWORKS
 from runs import (
     DATA,
@@ -40,6 +41,9 @@ from compress.runs.prune import check_budget, prune
 from compress.runs.session import Session
 from compress.training.trainer import Trainer
 
+slow = pytest.mark.slow
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
@@ -51,15 +55,18 @@ def _one_thread() -> None:
 
 @pytest.mark.parametrize(
     "budget",
-    [
-        "macs=0.5",
-        "macs=20000",
-        "params=0.4",
-        "params=700",
-        "channels=0.6",
-        "channels=15",
-        "removed=9",
-    ],
+    some_slow(
+        [
+            "macs=0.5",
+            "macs=20000",
+            "params=0.4",
+            "params=700",
+            "channels=0.6",
+            "channels=15",
+            "removed=9",
+        ],
+        {"macs=0.5", "params=0.4", "params=700", "channels=0.6"},
+    ),
 )
 def test_every_kind_of_budget_holds_and_is_not_overshot(tmp_path: Path, budget: str) -> None:
     config = config_of("networks:PreActivation", budget=budget)
@@ -72,7 +79,9 @@ def test_every_kind_of_budget_holds_and_is_not_overshot(tmp_path: Path, budget: 
         assert metrics["dense"]["channels"] - metrics["finetuned"]["channels"] == 9
 
 
-@pytest.mark.parametrize("name", sorted(NETWORKS))
+@pytest.mark.parametrize(
+    "name", some_slow(sorted(NETWORKS), NETWORKS.keys() - {"Dense", "FewGroups"})
+)
 def test_every_topology_goes_through(tmp_path: Path, name: str) -> None:
     config = config_of(f"networks:{name}", budget="params=0.6")
     assert_sound(pruned_run(tmp_path, config), config)
@@ -81,9 +90,9 @@ def test_every_topology_goes_through(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"residual_gate": "read"},
-        {"residual_gate": "block"},
-        {"channel_multiple": 4},
+        pytest.param({"residual_gate": "read"}, marks=slow),
+        pytest.param({"residual_gate": "block"}, marks=slow),
+        pytest.param({"channel_multiple": 4}, marks=slow),
         {"channel_multiple": 8, "budget": "params=0.5", "step_size": 40},
     ],
     ids=["read", "block", "multiples of 4", "multiples of 8"],
@@ -97,8 +106,10 @@ def test_resnet20(tmp_path: Path, settings: dict[str, Any]) -> None:
         assert all(width % multiple == 0 for width in line["widths"].values())
 
 
-@pytest.mark.parametrize("criterion", sorted(CRITERIA))
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(
+    "criterion", some_slow(sorted(CRITERIA), CRITERIA.keys() - {"obd", "taylor-output"})
+)
+@pytest.mark.parametrize("momentum", [pytest.param(0.0, marks=slow), 0.9])
 def test_every_criterion_goes_through(tmp_path: Path, criterion: str, momentum: float) -> None:
     config = config_of("networks:PreActivation", criterion=criterion, momentum=momentum)
     assert assert_sound(pruned_run(tmp_path, config), config)["criterion"] == criterion
@@ -107,13 +118,13 @@ def test_every_criterion_goes_through(tmp_path: Path, criterion: str, momentum: 
 @pytest.mark.parametrize(
     "finetune",
     [
-        {"ema": 0.9},
+        pytest.param({"ema": 0.9}, marks=slow),
         {"distill": 0.7, "temperature": 3.0},
-        {"group_lasso": 1e-4, "weight_decay": 1e-2},
-        {"recipe": "seed2019", "epochs": 1},
-        {"epochs": 0},
+        pytest.param({"group_lasso": 1e-4, "weight_decay": 1e-2}, marks=slow),
+        pytest.param({"recipe": "seed2019", "epochs": 1}, marks=slow),
+        pytest.param({"epochs": 0}, marks=slow),
         {"epochs": 0, "ema": 0.9},
-        {"momentum": 0.0},
+        pytest.param({"momentum": 0.0}, marks=slow),
     ],
     ids=lambda settings: "-".join(settings) + str(settings.get("epochs", "")),
 )
@@ -126,6 +137,7 @@ def test_every_finetuning_goes_through(tmp_path: Path, finetune: dict[str, Any])
         assert metrics["finetuned"] == metrics["pruned"]
 
 
+@slow
 def test_the_average_is_what_is_written(tmp_path: Path) -> None:
     """Averaging changes no step, so only what is written can differ."""
     networks, masks = [], []
@@ -147,7 +159,7 @@ def test_finetuning_learns_what_the_network_did_not_know(tmp_path: Path) -> None
     assert metrics["finetuned"]["top1"] >= 80
 
 
-@pytest.mark.parametrize("step_size", [1, 4])
+@pytest.mark.parametrize("step_size", [pytest.param(1, marks=slow), 4])
 def test_step_size_removes_so_many_channels_at_a_time(tmp_path: Path, step_size: int) -> None:
     config = config_of(
         "networks:PreActivation", budget="removed=10", step_size=step_size, interval=1
@@ -160,6 +172,7 @@ def test_step_size_removes_so_many_channels_at_a_time(tmp_path: Path, step_size:
     )
 
 
+@slow
 def test_steps_share_the_way_evenly(tmp_path: Path) -> None:
     config = config_of("resnet20", budget="channels=0.5", steps=5, interval=1)
     run = pruned_run(tmp_path, config)
@@ -169,6 +182,7 @@ def test_steps_share_the_way_evenly(tmp_path: Path) -> None:
     assert [line["step"] for line in history(run, "prune_step")] == [1, 2, 3, 4, 5]
 
 
+@slow
 def test_keep_dense_keeps_dense(tmp_path: Path) -> None:
     config = config_of("resnet20", keep_dense=["conv1", "layer2.*"], interval=1)
     run = pruned_run(tmp_path, config)
@@ -229,7 +243,7 @@ def squared_gates(model: nn.Module, graph: ChannelGraph, batch: Batch) -> np.nda
     return gated.gates.grad.double().square().numpy()
 
 
-@pytest.mark.parametrize("group_lasso", [0.0, 100.0])
+@pytest.mark.parametrize("group_lasso", [pytest.param(0.0, marks=slow), 100.0])
 def test_taylor_decisions_are_those_of_explicit_gates(tmp_path: Path, group_lasso: float) -> None:
     """Mean over an interval, exponential average over steps, global ranking, linear way down.
 
@@ -300,8 +314,13 @@ def in_float64(name: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", ["PreActivation", "Dense", "Separable", "Grouped"])
-@pytest.mark.parametrize("criterion", ["taylor-gate", "weight-norm"])
+@pytest.mark.parametrize(
+    "name",
+    some_slow(
+        ["PreActivation", "Dense", "Separable", "Grouped"], {"PreActivation", "Dense", "Separable"}
+    ),
+)
+@pytest.mark.parametrize("criterion", ["taylor-gate", pytest.param("weight-norm", marks=slow)])
 def test_shrinking_at_once_or_at_the_end_gives_the_same_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, criterion: str
 ) -> None:
@@ -397,7 +416,7 @@ def replace_budget(config: RunConfig, budget: str) -> RunConfig:
     return RunConfig.model_validate(document)
 
 
-@pytest.mark.parametrize("name", ["networks:PreActivation", "resnet20"])
+@pytest.mark.parametrize("name", ["networks:PreActivation", pytest.param("resnet20", marks=slow)])
 def test_an_unreachable_budget_is_said_before_any_training(tmp_path: Path, name: str) -> None:
     config = config_of(name, budget="macs=0.001")
     run = start(tmp_path, config)
@@ -478,7 +497,7 @@ def torn(unreadable: set[int], left: int) -> ImageData:
     return replace(DATA, train=train)
 
 
-@pytest.mark.parametrize("left", [0, 1])
+@pytest.mark.parametrize("left", [pytest.param(0, marks=slow), 1])
 def test_batches_that_broken_images_emptied_are_passed_over(tmp_path: Path, left: int) -> None:
     """With one batch an interval and no memory, nothing may be judged by a batch that is not."""
     config = config_of("networks:PreActivation", interval=1, momentum=0.0, bn_batches=0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import lived_in
+from conftest import lived_in, some_slow
 
 from compress.checkpoints.checkpoint import save_checkpoint
 from compress.checkpoints.description import Description, read_description
@@ -29,6 +29,8 @@ from compress.runs.session import Session
 from compress.runs.state import State
 
 Work = Callable[[Session], Path]
+pytestmark = pytest.mark.usefixtures("unpainted")
+slow = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -149,17 +151,19 @@ TRAINING = {
 }
 
 
-@pytest.mark.parametrize("settings", TRAINING.values(), ids=TRAINING)
-@pytest.mark.parametrize("steps", [[1], [10], [20], [3, 4, 13]], ids=str)
+@pytest.mark.parametrize("kind", some_slow(TRAINING, {"sgd", "no momentum"}))
+@pytest.mark.parametrize(
+    "steps", [*(pytest.param([at], marks=slow) for at in (1, 10, 20)), [3, 4, 13]], ids=str
+)
 def test_dense_training(
     tmp_path: Path,
     digits: ImageData,
-    settings: dict[str, Any],
+    kind: str,
     steps: list[int],
     uninterrupted: Callable[..., RunDirectory],
 ) -> None:
     """Ten steps an epoch: stopped in the first, with an epoch, with the last, and three times."""
-    config = config_of("resnet20", train=settings)
+    config = config_of("resnet20", train=TRAINING[kind])
 
     def work(session: Session) -> Path:
         return train_dense(config, digits, session)
@@ -285,7 +289,7 @@ class Case:
         assert_same_run(self.expected, run, self.expected.pruned, other)
 
 
-@pytest.fixture(params=PRUNING)
+@pytest.fixture(params=some_slow(PRUNING, PRUNING.keys() - {"average"}))
 def pruning(request: pytest.FixtureRequest, tmp_path: Path, digits: Any, rgb: Any) -> Case:
     config = case(request.param)
     return Case(tmp_path, config, digits if config.model.name == "resnet20" else rgb)
@@ -301,12 +305,14 @@ def test_pruning_and_finetuning(pruning: Case) -> None:
     pruning.check([epochs[-1]])  # all steps are taken, the result is not written
 
 
+@slow
 def test_stopped_in_every_single_step(tmp_path: Path, rgb: ImageData) -> None:
     every = Case(tmp_path, case("depthwise"), rgb)
     last = steps_of(every.expected, "epoch")[-1]
     every.check(range(1, last + 1))
 
 
+@slow
 def test_masks_between_two_shrinks_are_held(tmp_path: Path, rgb: ImageData) -> None:
     """Nothing is shrunk before the end, so every state holds a masked network."""
     config = case("depthwise").model_dump()
@@ -344,7 +350,9 @@ def test_killed_after_a_save_the_history_is_cut_to_it(
     assert_same_run(killed.expected, run, killed.expected.pruned, other)
 
 
-@pytest.mark.parametrize("names", [("depthwise", "average"), ("average", "depthwise")])
+@pytest.mark.parametrize(
+    "names", [("depthwise", "average"), pytest.param(("average", "depthwise"), marks=slow)]
+)
 def test_state_of_another_network_is_refused(
     tmp_path: Path, rgb: ImageData, names: tuple[str, str]
 ) -> None:
