@@ -34,8 +34,9 @@ settings.load_profile("any machine")
 RESNETS = (*(name for name in TORCHVISION_MODELS if "res" in name), *CIFAR_DEPTHS)
 """Where every built-in network would take too long; test_architectures.py proves each one once."""
 LARGE = {
-    *("resnet101", "resnet152", "wide_resnet50_2", "resnet110", "densenet121", "densenet201"),
-    *("preact_resnet101", "preact_resnet152"),
+    *("resnet34", "resnet101", "resnet152", "wide_resnet50_2", "resnet32", "resnet56", "resnet110"),
+    *("preact_resnet50", "preact_resnet101", "preact_resnet152", "vgg16_bn", "vgg16_bn_cifar"),
+    *("densenet121", "densenet201", "densenet_cifar"),
 }
 """Those of which a smaller one of the same family says all that is not about size."""
 

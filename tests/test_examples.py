@@ -234,6 +234,7 @@ def test_events_reach_tensorboard_mlflow_and_wandb(example: Any, tmp_path: Path)
     assert drawn["prune/macs"] == macs
 
 
+@pytest.mark.slow
 def test_one_step_from_analysis_to_a_smaller_network(
     example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -171,6 +171,7 @@ def test_cifar_densenet_by_the_table_of_huang_et_al(
     assert len(layers) == depth
 
 
+@pytest.mark.slow
 def test_densenet_cifar_by_formula() -> None:
     macs, params, width = 3 * 24 * 9 * 32**2, 3 * 24 * 9, 24
     for stage in range(3):
@@ -312,6 +313,7 @@ def test_preact_resnet18_by_hand() -> None:
         )
 
 
+@pytest.mark.slow
 def test_what_a_dense_layer_appends_is_read_to_the_end_of_the_block() -> None:
     _, graph = as_published("densenet_cifar")
     groups = {g.name: g for g in graph.groups}
@@ -384,9 +386,7 @@ def test_coupled_and_counted_as_torch_pruning_does(name: str, every: int) -> Non
 SHRUNK_TWICE = ("lenet", "preact_resnet18", "densenet_cifar", DENSENET)
 
 
-@pytest.mark.parametrize(
-    "name", some_slow((*NEW, DENSENET), {*LARGE, "densenet_cifar", "vgg11_bn", "vgg16_bn"})
-)
+@pytest.mark.parametrize("name", some_slow((*NEW, DENSENET), {*LARGE, "vgg11_bn"}))
 def test_masked_equals_shrunk_in_float64(name: str) -> None:
     model = in_float64(name)
     images = images_for(name)
@@ -445,7 +445,10 @@ def test_every_network_is_recognised(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    some_slow(("lenet", "preact_resnet18", "vgg16_bn_cifar", "densenet_cifar"), {"densenet_cifar"}),
+    some_slow(
+        ("lenet", "preact_resnet18", "vgg16_bn_cifar", "densenet_cifar"),
+        {"preact_resnet18", "vgg16_bn_cifar", "densenet_cifar"},
+    ),
 )
 def test_a_shrunk_network_survives_a_file(name: str, tmp_path: Path) -> None:
     size = (channels_of(name), 32, 32)

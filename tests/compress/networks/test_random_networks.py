@@ -33,7 +33,7 @@ from compress.networks.walk import Call, Result, Rule, Value
 NETWORKS = int(os.environ.get("COMPRESS_RANDOM_NETWORKS", "60"))
 MASKS = 4
 CHUNK = 20
-FEW = 6
+FEW = 4
 """Networks that every run of the tests draws."""
 ENDS = (NETWORK_INPUT, "network output")
 FOUND_BY_TRIAL = ("without some of them", "in training mode")
@@ -134,10 +134,17 @@ def test_random_networks(first: int) -> None:
     require_all(range(first, min(first + CHUNK, NETWORKS)))
 
 
+SOME = list(KINDS)[::3]
+"""Kinds of blocks that every run of the tests tries alone."""
+
+
 @pytest.mark.parametrize(
-    "seeds", [range(1000, 1001), pytest.param(range(1000, 1003), marks=pytest.mark.slow)], ids=len
+    ("name", "seeds"),
+    [
+        *((name, range(1000, 1001)) for name in SOME),
+        *(pytest.param(name, range(1000, 1003), marks=pytest.mark.slow) for name in KINDS),
+    ],
 )
-@pytest.mark.parametrize("name", KINDS)
 def test_each_kind_keeps_what_it_says_and_nothing_else(name: str, seeds: range) -> None:
     reasons = set().union(*(reasons_to_keep(name, seed) for seed in seeds))
     assert any(KINDS[name].dense in reason for reason in reasons) or not KINDS[name].dense

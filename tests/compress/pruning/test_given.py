@@ -27,6 +27,7 @@ from compress.runs.prune import check_budget, prune
 from compress.runs.session import Session
 
 NAME = "PreActivation"
+pytestmark = pytest.mark.usefixtures("unpainted")
 
 
 @lru_cache

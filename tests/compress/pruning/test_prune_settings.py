@@ -288,6 +288,7 @@ def test_preset_2019_runs(tmp_path: Path) -> None:
     assert_sound(pruned_run(tmp_path, config), config)
 
 
+@pytest.mark.slow
 def test_the_criterion_that_ended_a_run_early_can_be_resumed(tmp_path: Path) -> None:
     """What a pause has counted is part of the state."""
     config = config_of("networks:PreActivation", max_loss=1e-6, finetune={"epochs": 2})

@@ -236,8 +236,19 @@ def test_accumulated_gradients_are_scored_as_those_of_the_whole_minibatch() -> N
         torch.testing.assert_close(ends[1][1][key], expected, rtol=1e-9, atol=1e-12)
 
 
+SECOND_ORDER = {"obd", "taylor-gate-so"}
+"""These take several passes for every minibatch."""
+
+
 @pytest.mark.parametrize(
-    ("criterion", "gate"), [*((name, "read") for name in CRITERIA), ("taylor-gate", "block")]
+    ("criterion", "gate"),
+    [
+        *(
+            pytest.param(name, "read", marks=[pytest.mark.slow] * (name in SECOND_ORDER))
+            for name in CRITERIA
+        ),
+        ("taylor-gate", "block"),
+    ],
 )
 def test_every_criterion_works_around_a_plain_loop(criterion: str, gate: str) -> None:
     """The network itself is called; the reference calls the network with explicit gates."""
@@ -329,6 +340,7 @@ def test_a_state_of_another_network_is_refused() -> None:
 # Our own command
 
 
+@pytest.mark.slow
 def test_a_plain_loop_reaches_the_weights_of_the_command_line(tmp_path: Path) -> None:
     """Twenty lines of torch, and ``compress prune``, from the same seed: not a bit apart."""
     torch.manual_seed(3)
@@ -426,7 +438,9 @@ def test_criteria_that_watch_say_what_they_miss() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch's own tracer
-@pytest.mark.parametrize("criterion", ["taylor-gate", "taylor-gate-fg", "obd"])
+@pytest.mark.parametrize(
+    "criterion", [pytest.param("taylor-gate", marks=pytest.mark.slow), "taylor-gate-fg", "obd"]
+)
 def test_a_compiled_network_is_pruned_alike_or_refused(criterion: str) -> None:
     """The compiler runs the graphs that it captures as they are."""
     compiled = functools.partial(torch.compile, backend="eager")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import built, random_mask
+from conftest import built, random_mask, some_slow
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
@@ -52,7 +52,9 @@ def bars(axes: Axes) -> tuple[list[float], list[float], list[str]]:
 # Channels kept
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet50", "resnext50_32x4d"])
+@pytest.mark.parametrize(
+    "name", some_slow(["resnet20", "resnet50", "resnext50_32x4d"], {"resnet50", "resnext50_32x4d"})
+)
 def test_bars_are_as_long_as_the_mask_says(name: str) -> None:
     _, graph = built(name)
     kept = random_mask(graph, seed=3)
@@ -105,7 +107,7 @@ def test_costs_are_those_of_the_mask() -> None:
     assert sum(group.kept for group in widths.groups) == widths.now["channels"]
 
 
-@pytest.mark.parametrize("count", [1, 12, 200])
+@pytest.mark.parametrize("count", some_slow([1, 12, 200], {200}))
 def test_nothing_overlaps_or_is_cut_off(count: int) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
