@@ -327,6 +327,7 @@ def test_sigterm_in_an_export_or_a_measurement_leaves_nothing_half_written(
     assert files_in(copied) == RUN_FILES
 
 
+@slow
 def test_an_export_that_was_killed_before_its_last_file_is_made_again_whole(copied: Path) -> None:
     """The description of a network is written before the network takes its name."""
     (copied / "export" / "pruned.onnx").rename(copied / "export" / ".pruned.77.onnx")

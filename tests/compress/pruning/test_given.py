@@ -105,6 +105,7 @@ def test_a_pruner_of_ones_own_loop_needs_no_scores(tmp_path: Path) -> None:
     assert np.array_equal(pruner.at.kept, expected(values, 5))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_by_what_was_read_first(tmp_path: Path) -> None:
     path = written(tmp_path / "importance.json", drawn(2))
     config = config_of(f"networks:{NAME}", importance_from=path, budget="removed=9", step_size=1)
