@@ -17,7 +17,6 @@ from compress.checkpoints.permission import BUILT_IN, Permission
 from compress.config.targets import load_target
 from compress.errors import writing
 from compress.files.atomic import write_json
-from compress.runs.launch import existing, reading
 from export.checkpoint_to_onnx import Samples, export_checkpoint, samples_of
 from export.verify import check_parity, judging
 
@@ -105,6 +104,8 @@ def export_existing(request: ExportRequest) -> tuple[Exported, Path]:
     Raises:
         CompressError: see ``existing`` and ``export_run``.
     """
+    from compress.runs.launch import existing, reading
+
     run, config, data = existing(request.run, request)
     folder = request.output or run.export
     with reading(run):
