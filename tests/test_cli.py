@@ -224,6 +224,7 @@ class TestPrune:
         described = document(invoke("inspect", output / "pruned.safetensors", "--json"))
         assert described["now"]["params"] <= 0.6 * described["dense"]["params"]
 
+    @pytest.mark.slow
     def test_stages_alone_from_files(self, weights: Path, folder: Path, tmp_path: Path) -> None:
         output = tmp_path / "run"
         pruned = invoke(*prune_folder(folder, weights / "plain.pth", output, "--json"))
@@ -492,6 +493,7 @@ class TestEngines:
         assert "model.onnx" in served
         assert "model.plan" not in served
 
+    @pytest.mark.slow
     def test_full_disk_keeps_the_earlier_engines(self, copied: Path) -> None:
         arguments = ("export", copied, *self.ENGINES)
         assert invoke(*arguments).exit_code == 0

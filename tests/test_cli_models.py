@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import document, invoke, refused
+from conftest import some_slow
 from PIL import Image
 
 from compress.checkpoints.description import read_description
@@ -68,6 +69,7 @@ def written(output: str) -> RunConfig:
     return load_config(f"{output}/config.toml")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_here")
 def test_the_whole_path_of_a_network_of_timm(images: Path, tmp_path: Path) -> None:
     name = "timm:test_resnet"
@@ -92,6 +94,7 @@ def test_the_whole_path_of_a_network_of_timm(images: Path, tmp_path: Path) -> No
         assert result.exit_code == 0, (command, result.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_here")
 def test_a_network_of_torchvision_with_options_and_a_chosen_output(images: Path) -> None:
     arguments = ("train", "--model", "torchvision:googlenet", "--data", images, "--output", "run")
@@ -128,7 +131,11 @@ def test_what_is_said_wins_over_what_is_usual(images: Path) -> None:
 @pytest.mark.usefixtures("_here")
 @pytest.mark.parametrize(
     ("model", "size", "augment"),
-    [(None, 32, "crop"), ("preact_resnet18", 32, "crop"), ("resnet18", 224, "auto")],
+    [
+        (None, 32, "crop"),
+        ("preact_resnet18", 32, "crop"),
+        pytest.param("resnet18", 224, "auto", marks=pytest.mark.slow),
+    ],
 )
 def test_a_folder_is_one_of_images(
     images: Path, model: str | None, size: int, augment: str
@@ -144,7 +151,9 @@ def test_a_folder_is_one_of_images(
 
 
 @pytest.mark.usefixtures("_here")
-@pytest.mark.parametrize("name", ["timm:test_resnet", "torchvision:squeezenet1_1", "resnet18"])
+@pytest.mark.parametrize(
+    "name", some_slow(["timm:test_resnet", "torchvision:squeezenet1_1", "resnet18"], ["resnet18"])
+)
 def test_a_classifier_that_begins_anew(
     name: str, images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -211,6 +220,7 @@ def test_settings_that_cannot_be(setting: str, says: str, images: Path) -> None:
     refused("train", *arguments, code=2, says=says)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_here")
 def test_a_sweep_of_a_network_of_timm(images: Path) -> None:
     name = "timm:test_resnet"

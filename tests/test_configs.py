@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from conftest import some_slow
 from typer.testing import CliRunner
 
 import cli
@@ -57,7 +58,12 @@ def test_named_configuration_is_complete(name: str) -> None:
     assert named_files("")[name].startswith("#"), "the first line says what it is for"
 
 
-@pytest.mark.parametrize("name", RUNS)
+LARGE_RUNS = [
+    n for n in RUNS if n.startswith("imagenet") or n in ("image-folder", "cifar10-densenet")
+]
+
+
+@pytest.mark.parametrize("name", some_slow(RUNS, LARGE_RUNS))
 def test_budget_of_named_configuration_can_be_reached(name: str) -> None:
     config = load_config(name)
     check_budget(config, images_like(config))

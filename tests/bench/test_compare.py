@@ -570,6 +570,7 @@ def test_an_output_that_has_no_row_for_each_input_names_no_class() -> None:
     assert found.networks.reference.top1 == 1.0
 
 
+@pytest.mark.slow
 def test_a_precision_that_nothing_would_heed(eye: Path, run: Path) -> None:
     with pytest.raises(ConfigError, match="precision fp16 would be ignored"):
         compared(eye, eye, precision="fp16")

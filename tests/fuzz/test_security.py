@@ -300,6 +300,7 @@ HOSTILE = """
 import io, json, os, resource, sys, zipfile
 import torch
 from compress.checkpoints.description import METADATA_KEY
+from compress.checkpoints.permission import Permission
 from compress.errors import CompressError
 from compress.seed2019.importing import import_checkpoint
 from compress.config import ModelConfig

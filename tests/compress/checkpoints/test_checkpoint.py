@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from conftest import RESNETS, built, input_size_of, lived_in, random_mask
+from conftest import RESNETS, built, input_size_of, lived_in, random_mask, some_slow
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import NETWORKS
@@ -337,7 +337,9 @@ def test_a_loaded_network_is_the_saved_one_bit_for_bit(
         assert integers == those
 
 
-@pytest.mark.parametrize("name", ["resnet20", "lenet", "resnext50_32x4d"])
+@pytest.mark.parametrize(
+    "name", some_slow(["resnet20", "lenet", "resnext50_32x4d"], ["resnext50_32x4d"])
+)
 def test_a_built_in_network_is_rebuilt_bit_for_bit(tmp_path: Path, name: str) -> None:
     smaller = save_pruned(tmp_path / "pruned.safetensors", name, 0.8)
     loaded = load_model(tmp_path / "pruned.safetensors")

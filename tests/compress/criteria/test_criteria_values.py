@@ -208,6 +208,7 @@ def test_exact_diagonal_equals_that_of_the_full_hessian(name: str, sites: str) -
     np.testing.assert_allclose(found[units], expected, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_estimated_diagonal_approaches_the_exact_one() -> None:
     """Hutchinson's estimator is unbiased: its error falls as one over the root of the samples."""
     model, graph = trained("Dense")
@@ -303,8 +304,8 @@ def test_bn_taylor_equals_the_gate_where_activations_are_relu(name: str) -> None
     [
         ("resnet34", [3, 4, 6, 3]),
         ("resnet50", [3, 4, 6, 3]),
-        ("resnet101", [3, 4, 23, 3]),
-        ("resnet152", [3, 4, 3, 3]),
+        pytest.param("resnet101", [3, 4, 23, 3], marks=pytest.mark.slow),
+        pytest.param("resnet152", [3, 4, 3, 3], marks=pytest.mark.slow),
         ("resnet18", [3, 4, 3, 3]),
     ],
 )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import lived_in
+from conftest import lived_in, some_slow
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -135,7 +135,9 @@ def saved(folder: Path, name: str, state: State, **around: Any) -> Path:
 # The same function
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize(
+    "name", some_slow(["resnet18", "resnet34", "resnet50"], ["resnet34", "resnet50"])
+)
 @settings(max_examples=3, deadline=None, phases=[Phase.generate])
 @given(seed=st.integers(0, 10_000), share=st.floats(0.1, 0.95), streams=st.booleans())
 def test_a_network_without_its_gates_computes_the_same(
@@ -211,6 +213,7 @@ def test_factors_behind_a_batchnorm_are_folded_into_it() -> None:
     same("resnet18", gates, model)
 
 
+@pytest.mark.slow
 def test_gates_of_a_densenet() -> None:
     """Behind the second BatchNorm of every layer, under the odd names of the research code."""
     model = lived_in(build_model("densenet121", num_classes=CLASSES)).double().eval()
@@ -296,6 +299,7 @@ def test_a_layer_that_is_called_a_gate_is_none(
     assert torch.equal(loaded.state_dict()["gate.weight"], model.state_dict()["gate.weight"])
 
 
+@pytest.mark.slow
 def test_classes_and_images_of_a_folder(tmp_path: Path) -> None:
     names = ["ant", "bee", "cat", "dog", "elk", "fox"]
     for half in ("train", "val"):
@@ -385,6 +389,7 @@ def test_a_state_dict_that_contradicts_itself(
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_gates_have_no_place_in_other_networks(gated_state: State, tmp_path: Path) -> None:
     path = saved(tmp_path, "r18", gated_state)
     with pytest.raises(CheckpointError, match="which has no place in resnext50_32x4d"):

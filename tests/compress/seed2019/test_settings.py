@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import some_slow
 
 import compress.runs.launch  # noqa: F401  (which lets JSON be read)
 from compress.config import CRITERION_NUMBERS, RunConfig, load_config, save_config
@@ -131,7 +132,7 @@ def test_the_shipped_file_with_groups_and_its_named_configuration(
     assert min(prune.step_size * prune.max_steps, prune.budget.value) == pruned == 9600
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", some_slow(DENSE))
 def test_the_dense_networks_have_the_gates_and_costs_of_the_paper(name: str) -> None:
     gates, macs, params = DENSE[name]
     model, graph = on_meta(name)
@@ -487,6 +488,7 @@ def test_the_settings_that_the_page_names_exist() -> None:
     assert named > 30
 
 
+@pytest.mark.slow
 def test_a_criteria_file_is_turned_into_importance_as_the_page_shows(tmp_path: Path) -> None:
     """A pickle of one array for each gate, in its order; what it says is read here as JSON."""
     graph = on_meta("resnet50")[1]

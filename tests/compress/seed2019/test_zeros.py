@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import lived_in
+from conftest import lived_in, some_slow
 from torch import nn
 
 import compress
@@ -80,7 +80,7 @@ def zero_some(model: nn.Module, kind: str) -> tuple[dict[str, int], int]:
 
 
 @pytest.mark.parametrize("kind", ["filter", "scale"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", some_slow(NETWORKS, NETWORKS[1:]))
 def test_channels_that_are_zero_behind_relu_go_and_constants_stay(name: str, kind: str) -> None:
     """Methods 0, 2, 3 zero filters, 30 and 31 scales; the shift, or what is left of it, decides."""
     model = copy.deepcopy(dense(name))
@@ -155,6 +155,7 @@ def test_the_network_is_left_as_it_was() -> None:
     assert torch.equal(model.layer1[0].bn1.running_mean, before)
 
 
+@pytest.mark.slow
 def test_an_import_removes_zeroed_channels_and_says_what_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -182,6 +183,7 @@ def test_an_import_removes_zeroed_channels_and_says_what_stays(
     assert float((found - wanted).abs().max() / wanted.abs().max()) <= 1e-9
 
 
+@pytest.mark.slow
 def test_a_network_without_a_word_about_gates_is_looked_through_too(tmp_path: Path) -> None:
     model: Any = copy.deepcopy(dense("resnet18")).float()
     with torch.no_grad():
