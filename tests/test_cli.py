@@ -34,6 +34,7 @@ from commands import (
     small,
     start,
 )
+from conftest import some_slow
 from PIL import Image
 from typer.testing import Result
 
@@ -136,6 +137,7 @@ class TestRun:
         logits = compress.load_model(run / "pruned.safetensors")(torch.zeros(2, 1, 8, 8))
         assert logits.shape == (2, 10)
 
+    @pytest.mark.slow
     def test_resuming_a_complete_run_measures_again(self, copied: Path) -> None:
         before = contents(copied)
         result = invoke("run", "--resume", "--output", copied, "--json")
@@ -205,7 +207,12 @@ class TestRun:
 
 
 class TestPrune:
-    @pytest.mark.parametrize("name", ["parallel.pth", "plain.pth", "plain.safetensors"])
+    @pytest.mark.parametrize(
+        "name",
+        some_slow(
+            ["parallel.pth", "plain.pth", "plain.safetensors"], ["plain.pth", "parallel.pth"]
+        ),
+    )
     def test_from_weights_on_an_image_folder(
         self, name: str, weights: Path, folder: Path, tmp_path: Path
     ) -> None:
@@ -303,12 +310,12 @@ class TestExport:
     @pytest.mark.parametrize(
         ("target", "precision", "fits"),
         [
-            ("cpu", "fp32", "opset 17, IR 8"),
             ("cpu", "int8", "opset 17, IR 8"),
-            ("v100", "fp32", "opset 17, IR 8"),
             ("v100", "fp16", "opset 17, IR 8"),
-            ("a100", "int8", "opset 20, IR 9"),
-            ("rtx", "fp16", "opset 20, IR 9"),
+            pytest.param("cpu", "fp32", "opset 17, IR 8", marks=pytest.mark.slow),
+            pytest.param("v100", "fp32", "opset 17, IR 8", marks=pytest.mark.slow),
+            pytest.param("a100", "int8", "opset 20, IR 9", marks=pytest.mark.slow),
+            pytest.param("rtx", "fp16", "opset 20, IR 9", marks=pytest.mark.slow),
         ],
     )
     def test_for_a_target(
@@ -428,6 +435,7 @@ class TestExport:
         refused(*arguments, code=1, says="dense.json: the disk is full")
         assert contents(copied) == before
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("suffix", [".onnx", ".pbtxt"])
     def test_full_disk_in_the_model_repository(
         self, suffix: str, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -455,7 +463,9 @@ class TestExport:
         ("arguments", "moment"),
         [
             (["--precision", "int8"], "export.precision.calibration.histogram"),
-            (["--precision", "int8"], "export.verify.is_logits"),
+            pytest.param(
+                ["--precision", "int8"], "export.verify.is_logits", marks=pytest.mark.slow
+            ),
         ],
     )
     def test_interrupted(

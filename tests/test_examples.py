@@ -252,6 +252,7 @@ def test_one_step_from_analysis_to_a_smaller_network(
     assert all(width % 4 == 0 for width in widths)
 
 
+@pytest.mark.slow
 def test_the_page_runs_from_top_to_bottom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

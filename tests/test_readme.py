@@ -66,6 +66,7 @@ def test_command_is_accepted(command: str) -> None:
         load_config(context.params["config"] or "digits-resnet20", context.params["settings"] or ())
 
 
+@pytest.mark.slow
 def test_the_example_on_digits_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     block = next(block for block in blocks("sh") if RUN in block)

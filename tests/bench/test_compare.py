@@ -596,6 +596,7 @@ def test_large_inputs_are_answered_a_few_at_once() -> None:
     assert set(sizes) == {1, 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("export", [exported, exported_plainly])
 def test_a_network_that_another_tool_pruned(
     tmp_path: Path, export: Callable[[nn.Module, Path, tuple[int, int, int]], Path]
@@ -657,6 +658,7 @@ def test_a_network_that_another_tool_pruned(
 # Runs
 
 
+@pytest.mark.slow
 def test_run_directories_and_their_files_are_networks_too(run: Path, tmp_path: Path) -> None:
     """``dense`` of a run is its reference, whatever it is called by."""
     fast = {**FAST, "layer_calls": 0, "batch_sizes": (1,)}

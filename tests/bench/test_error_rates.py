@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+from conftest import some_slow
 from scipy.stats import binom
 
 from bench.statistics.latency_ratios import FEWEST_ROUNDS
@@ -40,7 +41,7 @@ def rates(noise: str) -> NoiseRates:
     return latency_rates({**NOISES, **NEIGHBOURS}[noise], RUNS, CONFIG)
 
 
-@pytest.mark.parametrize("noise", [*SHARED, OF_ITS_OWN])
+@pytest.mark.parametrize("noise", some_slow([*SHARED, OF_ITS_OWN], [*SHARED[1:], OF_ITS_OWN]))
 def test_a_network_on_its_limit_is_seldom_failed_or_passed(noise: str) -> None:
     found = rates(noise)
     for one in (found.ratio, found.regression):
@@ -49,7 +50,7 @@ def test_a_network_on_its_limit_is_seldom_failed_or_passed(noise: str) -> None:
         assert one.passed <= most(ALPHA)
 
 
-@pytest.mark.parametrize("noise", [*SHARED, OF_ITS_OWN])
+@pytest.mark.parametrize("noise", some_slow([*SHARED, OF_ITS_OWN], [*SHARED[1:], OF_ITS_OWN]))
 def test_intervals_hold_the_truth(noise: str) -> None:
     found = rates(noise)
     for one in (found.ratio, found.regression):

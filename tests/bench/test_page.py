@@ -215,6 +215,7 @@ def test_the_page_loads_and_runs_nothing(page: Page, html: str) -> None:
     assert "default-src 'none'" in POLICY
 
 
+@pytest.mark.slow
 def test_the_same_report_makes_the_same_bytes_in_another_process(
     tmp_path: Path, sample_report: ReportFactory
 ) -> None:

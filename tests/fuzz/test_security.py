@@ -383,6 +383,7 @@ print("done", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
+@pytest.mark.slow
 def test_absurd_claims_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
     """A GiB on top of what Python and torch have taken is enough to refuse each in a sentence."""
     done = subprocess.run(

@@ -804,6 +804,7 @@ class Buggy(Numbers):
         raise RuntimeError("a bug")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", WORKERS[1:])
 def test_a_dead_worker_is_a_data_error(workers):
     with pytest.raises(DataError, match=r"2 processes .* died.*data\.workers"):

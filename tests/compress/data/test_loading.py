@@ -316,11 +316,13 @@ def group(mode: str, *signals: signal.Signals) -> tuple[int, list[str], str]:
         return process.returncode, sorted(out.splitlines()), err
 
 
+@pytest.mark.slow
 def test_signals_to_the_whole_group_are_handled_once_and_reading_goes_on():
     found = group("handled", signal.SIGINT, signal.SIGTERM)
     assert found == (3, [str(int(signal.SIGTERM)), str(int(signal.SIGINT)), "39"], "")
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_leaves_the_workers_alone():
     assert group("plain", signal.SIGINT) == (3, ["39", "interrupted"], "")
 
