@@ -34,9 +34,9 @@ PROGRAMS = {
 """What each prints: its columns, or the words of its lines."""
 SLOW = (
     *("compare_criteria", "gate_on_this_machine", "imagenet_throughput", "int8_accuracy"),
-    *("kill_and_resume", "pruning_cost", "seed2019"),
+    *("kill_and_resume", "pruning_cost", "seed2019", "export_matrix", "shards_ahead"),
 )
-"""They start processes, or take whole runs."""
+"""They start processes, take whole runs, or build engines."""
 
 
 def test_every_program_is_tried() -> None:

@@ -337,6 +337,7 @@ class TestExport:
         assert f"resnet20 for {target}, {precision}" in result.stdout
         assert max(map(len, result.stdout.splitlines())) <= 80
 
+    @pytest.mark.slow
     def test_precision_that_rarely_pays_is_exported_with_a_warning(
         self, run: Path, tmp_path: Path
     ) -> None:
@@ -400,6 +401,7 @@ class TestExport:
         refused(*arguments, *limit, code=6, says="export.limits.fp16 holds the limits")
         assert contents(copied) == before
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("good", "says"),
         [
@@ -883,6 +885,7 @@ class TestStreams:
             refused("train", "--output", output, *small(), code=1, says="cannot write")
         assert files_in(output) == {"config.toml", "history.jsonl"}
 
+    @pytest.mark.slow
     def test_reader_that_goes_away_does_not_change_the_verdict(
         self, run: Path, tmp_path: Path
     ) -> None:
@@ -895,6 +898,7 @@ class TestStreams:
         assert process.stderr.read() == ""
         process.stderr.close()
 
+    @pytest.mark.slow
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
     def test_full_disk_behind_stdout(self, run: Path) -> None:
         program = [sys.executable, "-c", "import cli; cli.main()", "inspect"]

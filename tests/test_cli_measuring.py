@@ -53,7 +53,7 @@ class TestBenchAndGate:
     @pytest.mark.parametrize(
         ("target", "precision", "runtime"),
         [
-            ("cpu", "int8", "onnxruntime-cpu"),
+            pytest.param("cpu", "int8", "onnxruntime-cpu", marks=pytest.mark.slow),
             pytest.param("v100", "fp16", "onnxruntime-cpu", marks=pytest.mark.slow),
             pytest.param("cpu", "fp32", "torch-cpu", marks=pytest.mark.slow),
         ],

@@ -152,7 +152,11 @@ def test_a_folder_is_one_of_images(
 
 @pytest.mark.usefixtures("_here")
 @pytest.mark.parametrize(
-    "name", some_slow(["timm:test_resnet", "torchvision:squeezenet1_1", "resnet18"], ["resnet18"])
+    "name",
+    some_slow(
+        ["timm:test_resnet", "torchvision:squeezenet1_1", "resnet18"],
+        ["torchvision:squeezenet1_1", "resnet18"],
+    ),
 )
 def test_a_classifier_that_begins_anew(
     name: str, images: Path, caplog: pytest.LogCaptureFixture

@@ -353,6 +353,7 @@ class Said:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch's own tracer
 def test_the_page_quotes_what_errors_say() -> None:
     table = PAGE.split("## What goes wrong")[1].split("\n## ")[0]

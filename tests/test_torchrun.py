@@ -126,6 +126,7 @@ def test_a_run_goes_on_in_another_number_of_processes(
     assert actual["finetuned"]["images"] == expected["finetuned"]["images"] == 599
 
 
+@pytest.mark.slow
 def test_a_command_for_one_process_refuses_several(tmp_path: Path) -> None:
     process = torchrun("gate", tmp_path / "report.json")
     _, err = process.communicate()

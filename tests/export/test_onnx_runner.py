@@ -79,7 +79,7 @@ def odd_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         odd_net,
         lambda: models.resnet18(num_classes=10),
-        lambda: models.resnext50_32x4d(num_classes=10),
+        pytest.param(lambda: models.resnext50_32x4d(num_classes=10), marks=pytest.mark.slow),
     ],
     ids=["odd", "resnet18", "resnext50"],
 )

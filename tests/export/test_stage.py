@@ -75,7 +75,10 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize(
     ("precision", "kind"),
-    [("fp32", onnx.TensorProto.FLOAT), ("fp16", onnx.TensorProto.FLOAT16)],
+    [
+        pytest.param("fp32", onnx.TensorProto.FLOAT, marks=pytest.mark.slow),
+        ("fp16", onnx.TensorProto.FLOAT16),
+    ],
 )
 def test_the_weights_are_of_the_precision(
     run: RunDirectory, tmp_path: Path, precision: str, kind: int
@@ -99,6 +102,7 @@ def test_the_weights_are_of_the_precision(
     assert done.onnx["pruned"]["parity"][-1]["images"] == 16
 
 
+@pytest.mark.slow
 def test_int8_is_calibrated_on_training_images(run: RunDirectory, tmp_path: Path) -> None:
     seen: list[np.ndarray] = []
 
@@ -123,6 +127,7 @@ def test_int8_is_calibrated_on_training_images(run: RunDirectory, tmp_path: Path
     assert done.onnx["dense"]["parity"][0]["cosine"] > 0.97
 
 
+@pytest.mark.slow
 def test_where_the_opset_allows_it_the_rest_of_int8_is_fp16(
     run: RunDirectory, tmp_path: Path
 ) -> None:
@@ -196,6 +201,7 @@ def test_an_engine_that_disagrees_gets_no_name(
     assert "dense.onnx" in names(tmp_path)  # it had been proven before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("h100")
 def test_a_disk_that_fills_up_leaves_no_half_engine(
     run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -119,6 +119,7 @@ def test_a_recipe_of_version_1_of_any_structure(recipe: Any) -> None:
     refused_in_a_sentence(lambda: mask_from_groups(GRAPH, recipe))
 
 
+@pytest.mark.slow
 @fuzzed
 @given(tensor=st.text(max_size=12), attribute=st.sampled_from(sorted(ATTRIBUTES)))
 def test_names_of_any_kind(folder: Path, tensor: str, attribute: str) -> None:
@@ -140,6 +141,7 @@ def test_a_file_of_ours_of_any_bytes(folder: Path, data: bytes) -> None:
     loads(folder / "c.safetensors", data)
 
 
+@pytest.mark.slow
 @fuzzed
 @given(data=st.one_of(damaged(ARCHIVE, head=2000), damaged(STREAM, head=2000)))
 def test_a_pth_of_any_bytes(folder: Path, data: bytes) -> None:

@@ -117,6 +117,7 @@ def test_a_dense_network_needs_no_recipe(tmp_path: Path) -> None:
         assert same(load(path, build=Own), dense)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_computes_the_same_bits(own: tuple[Path, nn.Module]) -> None:
     path, model = own
     with torch.no_grad():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import built
+from conftest import built, some_slow
 from torch import nn
 from torch.nn import functional as F
 
@@ -72,7 +72,7 @@ def test_magnitudes_of_stream_gates_are_one(name: str, criterion: str) -> None:
 
 
 @pytest.mark.parametrize("criterion", ["taylor-weight", "bn-taylor"])
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", some_slow(["resnet18", "resnet50"], ["resnet50"]))
 def test_gradients_of_stream_gates_are_squared(name: str, criterion: str) -> None:
     """0 and 31, without the divisors of 22."""
     model, graph = built(name)

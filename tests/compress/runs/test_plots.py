@@ -261,6 +261,7 @@ def test_a_picture_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_pyplot_stays_out(tmp_path: Path) -> None:
     """It is global state; and nothing of matplotlib is imported before something is drawn."""
     script = (

@@ -237,6 +237,7 @@ def test_gates_of_a_densenet() -> None:
 # Files
 
 
+@pytest.mark.slow
 def test_a_checkpoint_through_the_command_line(tmp_path: Path) -> None:
     model = dense("resnet18")
     gates = random_gates(model, 5, 0.5)
@@ -421,6 +422,7 @@ def test_the_proof_finds_a_unit_that_was_removed_by_mistake(
     assert not (tmp_path / "x.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_where_it_is_written_and_what_is_asked_for(gated_state: State, tmp_path: Path) -> None:
     path, output = saved(tmp_path, "r18", gated_state), tmp_path / "r18.safetensors"
     with pytest.raises(ConfigError, match=r"must be the name of a file ending in \.safetensors"):
