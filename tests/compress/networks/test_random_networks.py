@@ -1,6 +1,6 @@
 """Random networks: what the analysis finds is exact, counted, tried and not too little.
 
-How many networks the slow tests draw is in ``COMPRESS_RANDOM_NETWORKS``: 60, and 500 in CI.
+How many networks the slow tests draw is in ``COMPRESS_RANDOM_NETWORKS``: 60, and 200 in CI.
 """
 
 from __future__ import annotations
