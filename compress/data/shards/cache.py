@@ -74,10 +74,14 @@ class ShardCache:
                 with writing(path):
                     file.flush()
                     os.fsync(file.fileno())
-            with writing(path):
-                # Opened first: another process may remove the file as soon as it has its name.
-                stream = part.open("rb", buffering=0)
-                part.replace(path)
+                    # Still locked: a part that nobody locks is taken for one that a kill left. And
+                    # opened first: another process may remove the file as soon as it has its name.
+                    stream = part.open("rb", buffering=0)
+                    try:
+                        part.replace(path)
+                    except OSError:
+                        stream.close()
+                        raise
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)

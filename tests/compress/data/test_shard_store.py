@@ -23,7 +23,7 @@ from compress.data.batches import ImageData, TrainBatches, eval_batches
 from compress.data.datasets import load_data
 from compress.data.shards import store
 from compress.data.shards.__main__ import main
-from compress.data.shards.cache import ShardCache
+from compress.data.shards.cache import ShardCache, _abandoned
 from compress.data.shards.index import INDEX
 from compress.errors import (
     CompressError,
@@ -611,3 +611,17 @@ def test_a_cache_that_cannot_be_made_is_an_output_error(memory, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write"):
         list(eval_batches(remote(tmp_path / "file").val, batch_size=8))
+
+
+def test_a_shard_is_locked_until_it_has_its_name(tmp_path, monkeypatch):
+    """Who makes room meanwhile must not take it for what a kill has left."""
+    taken_for_left, replace = [], Path.replace
+
+    def late(part, path):
+        taken_for_left.append(_abandoned(part))
+        return replace(part, path)
+
+    monkeypatch.setattr(Path, "replace", late)
+    with ShardCache(tmp_path, 10).open("0" * 40, 4, lambda file: file.write(b"abcd")) as stream:
+        assert stream.read() == b"abcd"
+    assert taken_for_left == [False]
