@@ -250,6 +250,7 @@ class TestPrune:
         assert judged.exit_code in (0, 3, 4, 5)
         assert document(judged)["verdicts"]
 
+    @pytest.mark.slow
     def test_names_the_first_broken_image(
         self, weights: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -392,6 +393,7 @@ class TestExport:
         refused("export", run, *arguments, "--engine", code=5, says=f"a GPU of SM {sm}")
         assert not (tmp_path / "x").exists()
 
+    @pytest.mark.slow
     def test_disagreement_names_the_file_and_keeps_the_earlier_ones(self, copied: Path) -> None:
         arguments = ("export", copied, "--target", "v100", "--precision", "fp16")
         assert invoke(*arguments).exit_code == 0
@@ -522,6 +524,7 @@ class TestEngines:
         assert files_in(copied) == RUN_FILES | made
         assert not list(copied.rglob(".building*"))
 
+    @pytest.mark.slow
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_bench_has_no_gpu_to_run_them_on(self, copied: Path) -> None:
         assert invoke("export", copied, *self.ENGINES).exit_code == 0

@@ -287,6 +287,7 @@ class TestReport:
             name: content for name, content in contents(run).items() if name in pages
         }
 
+    @pytest.mark.slow
     def test_other_reports_stand_beside_it(self, run: Path, tmp_path: Path) -> None:
         other = steady(run / "report.json", tmp_path / "other.json", slower=0.5)
         alone = invoke("report", run / "report.json", "--output", tmp_path / "alone")
@@ -377,6 +378,7 @@ class TestBaseline:
 
 
 class TestAgainst:
+    @pytest.mark.slow
     def test_another_run(self, run: Path, copied: Path) -> None:
         measured = invoke("bench", copied, "--against", run, "--json")
         assert measured.exit_code == 0, measured.stderr
@@ -443,6 +445,7 @@ class TestAgainst:
 
 
 class TestWhatIsMeasured:
+    @pytest.mark.slow
     def test_layers_groups_and_batch_sizes(self, copied: Path) -> None:
         measured = invoke("bench", copied, "--batch", "1,3", "--json")
         assert measured.exit_code == 0, measured.stderr
@@ -484,6 +487,7 @@ class TestWhatIsMeasured:
 
 
 class TestTrouble:
+    @pytest.mark.slow
     def test_disk_full_while_the_page_is_written(
         self, copied: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -191,6 +191,7 @@ def test_inspecting_and_importing_bare_weights() -> None:
     assert invoke("inspect", "own.safetensors").exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_here")
 def test_options_belong_to_what_is_allowed(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, option = "timm:test_resnet", ("--set", "model.options.drop_rate=0.25")

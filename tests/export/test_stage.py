@@ -282,6 +282,7 @@ def this_gpu() -> Gpu | None:
     return find_gpu()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("h100")
 def test_bench_measures_the_engines_and_none_that_was_changed(run: RunDirectory) -> None:
     done = export(run, run.export, target="h100", precision="fp16", engine=True, batch=(1, 2))

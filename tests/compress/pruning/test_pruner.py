@@ -669,6 +669,7 @@ def test_the_package_has_a_dozen_names_and_no_torch_until_one_is_used() -> None:
         compress.prune  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_command_line_says_the_same(tmp_path: Path) -> None:
     """``prune_step`` events of a run are the pruner's, with the trainer's step and rate."""
     config = config_of("resnet20", steps=2)

@@ -107,6 +107,7 @@ def test_the_average_is_what_is_measured_and_written(tmp_path: Path, digits: Ima
     assert averaged.description.metrics["accuracy"] == measured.as_dict()
 
 
+@pytest.mark.slow
 def test_weights_follow_from_the_seed_alone(tmp_path: Path, digits: ImageData) -> None:
     weights = []
     for number, seed in enumerate((2, 2, 3)):
