@@ -262,8 +262,10 @@ def read_settings(settings: Iterable[str]) -> dict[str, Any]:
     if unused:
         raise ConfigError(f"export.{min(unused)} has no say where two networks are compared")
     images = validated(DataConfig, sections.data, source="the settings of two networks")
+    bench = validated(BenchConfig, sections.bench, source="the settings of a comparison")
     return {
-        **sections.bench,
+        # Limits are those of a run of everything; here they are an option.
+        **bench.model_dump(exclude_unset=True, exclude={"limits"}),
         "seed": sections.seed,
         "images": images.model_dump(exclude_unset=True),
         "precision": sections.export.get("precision"),

@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-from bench.compare import compare
+from bench.compare import compare, read_settings
 from bench.judging.quality_gate import judge
 from bench.pages.page import render_page
 from bench.pages.publish import render_markdown
@@ -911,3 +911,13 @@ def test_the_lines_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed[0] == "pruned.onnx against dense.onnx"
     assert any(line.startswith("top-1 ") for line in printed)
     assert printed[-1].split()[0] in ("PASS", "FAIL", "INCONCLUSIVE", "SKIPPED")
+
+
+def test_settings_of_two_networks_are_keywords_of_a_comparison() -> None:
+    said = ["bench.limits=mine.toml", "bench.batch_sizes=[2]", "bench.threads=1", "seed=3"]
+    found = read_settings(said)
+    assert (found["batch_sizes"], found["threads"], found["seed"]) == ((2,), 1, 3)
+    assert "limits" not in found  # nor under the name of the version before
+    assert read_settings(["bench.budgets=mine.toml"]).keys() == read_settings([]).keys()
+    with pytest.raises(ConfigError, match="unknown key 'baseline'"):
+        read_settings(["bench.baseline=x"])
