@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bench.request import BenchRequest, GateRequest
+from bench.request import BaselineRequest, BenchRequest, GateRequest, ReportRequest
 from compress.distributed.torchrun import is_main, leave, require_one_process
 from compress.errors import CompressError, EnvironmentUnfitError, InterruptedRunError
 from compress.runs.request import (
@@ -27,7 +27,7 @@ from compress.runs.request import (
 from compress.terminal.console import print_json, print_table, print_text, say, say_error
 from compress.terminal.options import takes_request
 from compress.terminal.signals import hold_on, sigterm_as_ctrl_c
-from export.request import ExportRequest
+from export.request import DoctorRequest, ExportRequest
 
 # Nothing else is imported up here: --help must not wait for torch.
 if TYPE_CHECKING:
@@ -67,12 +67,6 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
-Target = Annotated[
-    str | None, typer.Option("--target", help="Deployment profile: its name, or a TOML file.")
-]
-ReportFile = Annotated[
-    Path, typer.Argument(help="report.json of compress bench.", metavar="REPORT")
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -172,35 +166,22 @@ def gate_command(request: GateRequest, as_json: Json = False) -> None:
 
 
 @app.command("report")
-def report_command(
-    report: ReportFile,
-    others: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Further reports, shown beside it.", metavar="[OTHERS]..."),
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="Directory to write to.")] = None,
-    as_json: Json = False,
-) -> None:
+@takes_request
+def report_command(request: ReportRequest, as_json: Json = False) -> None:
     """Write a report's Markdown, page and JUnit file again, from its JSON alone."""
     from bench.commands import show_again
 
-    _print_report(show_again(report, others or [], output), as_json)
+    _print_report(show_again(request), as_json)
 
 
 @app.command("baseline")
-def baseline_command(
-    report: ReportFile,
-    output: Annotated[Path, typer.Option("--output", help="File to write: baseline.json.")],
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the baseline in --output.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
+@takes_request
+def baseline_command(request: BaselineRequest, as_json: Json = False) -> None:
     """Keep a report as the baseline that later ones are judged against."""
     from bench.commands import keep
 
-    kept = keep(report, output, overwrite=overwrite)
-    say(f"the baseline is in {output}")
+    kept = keep(request)
+    say(f"the baseline is in {request.output}")
     _print_report(kept, as_json)
 
 
@@ -241,11 +222,12 @@ def sweep_command(request: SweepRequest, as_json: Json = False) -> None:
 
 
 @app.command("doctor")
-def doctor_command(target: Target = None, as_json: Json = False) -> None:
+@takes_request
+def doctor_command(request: DoctorRequest, as_json: Json = False) -> None:
     """Show what is installed here, whether it fits a target, and what mends each misfit."""
     from export.doctor import mend_lines, render_findings, run_doctor
 
-    document = run_doctor(target)
+    document = run_doctor(request.target)
     if as_json:
         print_json(document)
     else:

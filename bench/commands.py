@@ -10,7 +10,7 @@ from bench.compare import DENSE, compare, compare_run, read_settings
 from bench.judging.baseline import keep_baseline, load_compared
 from bench.judging.quality_gate import judge
 from bench.judging.verdicts import Verdict, exit_code
-from bench.limits import load_limits, require_judgeable
+from bench.limits import Limits, load_limits, require_judgeable
 from bench.pages.publish import publish, write_views
 from bench.reports.report import load_report, sealed
 from compress.distributed.world import part
@@ -24,7 +24,7 @@ from export.stage import export_stage, onnx_path, target_of
 
 if TYPE_CHECKING:
     from bench.reports.schema import Report
-    from bench.request import BenchRequest, GateRequest
+    from bench.request import BaselineRequest, BenchRequest, GateRequest, ReportRequest
     from compress.config import RunConfig
     from compress.data.batches import ImageData
     from compress.runs.request import PruningRequest
@@ -66,12 +66,13 @@ def whole_run(request: PruningRequest) -> Judged | None:
             return None
         _export(on)
         say("measuring")
-        config = on.config.bench
-        report = compare_run(
-            *(on.run, on.config, on.data),
-            limits=load_limits(config.limits, above=on.config.limits),
-            permission=on.permission,
-        )
+        with percent_bar("measuring") as show:
+            report = compare_run(
+                *(on.run, on.config, on.data),
+                limits=_limits(on.config),
+                permission=on.permission,
+                progress=show,
+            )
         return _published(report, on.run.path)
 
 
@@ -107,29 +108,30 @@ def gate(request: GateRequest) -> Judged:
     report = load_compared(request.report, request.baseline).model_copy(update={"limits": limits})
     if request.output is not None:
         return _published(report, request.output)
-    return Judged(report, judge(report, limits), request.report.parent)
+    return Judged(report, _verdicts(report), request.report.parent)
 
 
-def show_again(report: Path, others: list[Path], output: Path | None) -> Judged:
+def show_again(request: ReportRequest) -> Judged:
     """Write the files of a report that people and CI read again, from its JSON alone.
 
     Raises:
         CheckpointError: a report cannot be read.
     """
-    measured = load_report(report)
-    judged = Judged(measured, _verdicts(measured), output or report.parent)
-    beside = [load_report(other) for other in others]
+    measured = load_report(request.report)
+    judged = Judged(measured, _verdicts(measured), request.output or request.report.parent)
+    beside = [load_report(other) for other in request.others]
     write_views(judged.report, judged.verdicts, judged.folder, others=beside)
     return judged
 
 
-def keep(report: Path, output: Path, *, overwrite: bool) -> Judged:
+def keep(request: BaselineRequest) -> Judged:
     """Keep a report as the baseline that later ones are judged against.
 
     Raises:
         CompressError: see ``keep_baseline``.
     """
-    return Judged(keep_baseline(report, output, overwrite=overwrite), [], output.parent)
+    kept = keep_baseline(request.report, request.output, overwrite=request.overwrite)
+    return Judged(kept, [], request.output.parent)
 
 
 def _bench_run(request: BenchRequest) -> tuple[Report, Path]:
@@ -166,12 +168,10 @@ def _export(on: Started) -> None:
     """Export both networks of a run, unless they are there."""
     folder, precision = on.run.export, on.config.export.precision
     last = onnx_path(folder, "pruned", precision)  # of all that is written
-    allowed = on.permission
-
-    def work() -> None:
-        export_stage(on.run, folder, on.config, on.data, allowed)
-
-    stage(last, "exporting", work)
+    stage(
+        *(last, "exporting"),
+        lambda: export_stage(on.run, folder, on.config, on.data, on.permission),
+    )
 
 
 def _check_target(config: RunConfig, data: ImageData) -> None:
@@ -181,9 +181,13 @@ def _check_target(config: RunConfig, data: ImageData) -> None:
 
 def _check_limits(config: RunConfig, data: ImageData) -> None:
     """Refuse limits that nothing measured could show to hold before anything is trained."""
-    limits = load_limits(config.bench.limits, above=config.limits)
-    confidence = config.bench.confidence
-    require_judgeable(limits, images=data.val_images, confidence=confidence, baseline=False)
+    confidence, images = config.bench.confidence, data.val_images
+    require_judgeable(_limits(config), images=images, confidence=confidence, baseline=False)
+
+
+def _limits(config: RunConfig) -> Limits:
+    """Return what a run of everything is judged by."""
+    return load_limits(config.bench.limits, above=config.limits)
 
 
 def _verdicts(report: Report) -> list[Verdict]:

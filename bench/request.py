@@ -1,4 +1,4 @@
-"""What ``compress bench`` and ``compress gate`` are asked for. No torch here."""
+"""What the commands that measure and judge are asked for. No torch here."""
 
 from __future__ import annotations
 
@@ -64,3 +64,23 @@ class GateRequest:
     baseline: Baseline = None
     settings: Settings = ()
     output: Output = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRequest:
+    """The options of ``compress report``."""
+
+    report: ReportFile
+    others: Annotated[
+        tuple[Path, ...], Argument("[OTHERS]...", "Further reports, shown beside it.")
+    ] = ()
+    output: Output = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineRequest:
+    """The options of ``compress baseline``."""
+
+    report: ReportFile
+    output: Annotated[Path, Option("--output", "File to write: baseline.json.")]
+    overwrite: Annotated[bool, Option("--overwrite", "Replace the baseline in --output.")] = False

@@ -1,4 +1,4 @@
-"""What ``compress export`` is asked for. No torch here: ``--help`` must not wait for it."""
+"""What ``compress export`` and ``doctor`` are asked for. No torch: ``--help`` must not wait."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compress.terminal.options import Argument, Option
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest(Request):
-    """The options."""
+    """The options of ``compress export``."""
 
     run: Annotated[Path, Argument("RUN", "Run directory.")]
     target: Target = None
@@ -27,3 +27,10 @@ class ExportRequest(Request):
     triton: Annotated[Path | None, Option("--triton", "Also write a Triton model repository.")] = (
         None
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorRequest:
+    """The options of ``compress doctor``."""
+
+    target: Target = None

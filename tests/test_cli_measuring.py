@@ -24,6 +24,7 @@ from commands import (
 
 from bench.reports.report import load_report, save_report
 from bench.statistics.latency_ratios import RatioInterval
+from compress.errors import DataError
 
 
 class TestBenchAndGate:
@@ -484,6 +485,20 @@ class TestWhatIsMeasured:
         for command in (("bench", copied), ("gate", copied / "report.json")):
             refused(*command, "--limits", tmp_path / "b.toml", code=2, says="27053 images")
         assert contents(copied) == before
+
+
+class TestProgress:
+    @pytest.mark.parametrize("command", ["run", "bench"])
+    def test_measuring_tells_how_far_it_is(
+        self, command: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop(*_: object, progress: Callable[[str, float], None], **__: object) -> None:
+            progress("latency", 0.5)
+            raise DataError("told")
+
+        monkeypatch.setattr("bench.commands.compare_run", stop)
+        goes_on = ("run", "--resume", "--output", copied)
+        refused(*(goes_on if command == "run" else ("bench", copied)), code=1, says="told")
 
 
 class TestTrouble:

@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -124,5 +124,6 @@ def _marks(kind: type[Any]) -> dict[str, tuple[Any, Option | Argument]]:
     for part in kind.__mro__:
         for name in inspect.get_annotations(part):
             base, mark, *_ = get_args(hints[name])
-            found[name] = (list[str] if base == tuple[str, ...] else base, mark)
+            several = get_origin(base) is tuple  # which typer takes for so many values and no more
+            found[name] = (list[get_args(base)[0]] if several else base, mark)  # type: ignore[misc]
     return found
