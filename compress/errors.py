@@ -8,6 +8,7 @@
     |-- DataError                 1  images missing, unreadable or of another class list
     |-- ModelError                1  the network cannot be built, traced or pruned
     |-- BudgetError               1  the requested size cannot be reached
+    |-- TableError                1  a latency table of something else, or that covers less
     |-- TrainingError             1  the loss became NaN or infinite
     |-- RunError                  1  the processes of a run differ, or one of them ended
     |-- EnvironmentUnfitError     5  a runtime or a machine that cannot do what was asked
@@ -70,6 +71,10 @@ class ModelError(CompressError):
 
 class BudgetError(CompressError):
     """A size budget that the network cannot reach; the message names the closest that it can."""
+
+
+class TableError(CompressError):
+    """A latency table that is damaged, of something else, or does not cover what is asked."""
 
 
 class TrainingError(CompressError):

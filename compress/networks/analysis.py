@@ -20,7 +20,15 @@ from torch import fx, nn
 from compress.errors import ModelError
 from compress.networks.capture import Captured, Example, capture, source_of
 from compress.networks.cuts import tensor_of
-from compress.networks.groups import Addition, Axis, ChannelGraph, ReadSite, Term, Units
+from compress.networks.groups import (
+    Addition,
+    Axis,
+    ChannelGraph,
+    LayerCall,
+    ReadSite,
+    Term,
+    Units,
+)
 from compress.networks.partition import NETWORK_INPUT, components, groups_of
 from compress.networks.rules import RULES
 from compress.networks.rules.pointwise import pointwise
@@ -199,6 +207,7 @@ class _Analysis:
                 *(atoms for _, dims in walk.macs for atoms in dims),
                 *(atoms for _, atoms, _ in walk.sites),
                 *(atoms for atoms in walk.additions if atoms is not None),
+                *(d for _, _, *dims in walk.layers for d in dims if isinstance(d, np.ndarray)),
             ]
         )
         unit_of = components(walk.num_atoms, walk.ties, used)
@@ -235,6 +244,10 @@ class _Analysis:
             params=tuple(self._params(unit_of)),
             read_sites=tuple(ReadSite(w, unit_of[a], dim) for w, a, dim in walk.sites),
             additions=additions,
+            layers=tuple(
+                LayerCall(name, shape, *(d if isinstance(d, int) else unit_of[d] for d in dims))
+                for name, shape, *dims in walk.layers
+            ),
             unknown=tuple(self.unknown),
             random=tuple(self.random),
             splits=tuple((name, np.unique(unit_of[atoms])) for name, atoms in walk.splits),

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from compress.networks.capture import module_of
-from compress.networks.groups import Units
+from compress.networks.groups import LayerShape, Units
 
 Atoms = Units
 Dim = Atoms | None
@@ -24,6 +24,8 @@ Dim = Atoms | None
 Origins = frozenset[tuple[str, int]]
 """Dimensions of named tensors that a dimension of a value is, index by index."""
 NOWHERE: Origins = frozenset()
+FOLDED = frozenset({"batch_norm", "dropout", "feature_dropout", "contiguous"})
+"""Operators that are no more when a network is exported."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Walk:
     macs: list[tuple[float, tuple[Atoms, ...]]] = field(default_factory=list)
     sites: list[tuple[str, Atoms, int]] = field(default_factory=list)
     additions: list[Dim] = field(default_factory=list)
+    layers: list[tuple[str, LayerShape, Dim | int, Dim | int]] = field(default_factory=list)
+    """Weight, shape, and the dimensions read and written, of every layer."""
     widths: list[tuple[str, str, Atoms]] = field(default_factory=list)
     """A module, the name of an integer of it, and what that integer counts."""
     splits: list[tuple[str, Atoms]] = field(default_factory=list)
@@ -257,6 +261,19 @@ def operator_name(node: fx.Node) -> str:
         # relu_ has the rule of relu; the two underscores of __and__ are its own.
         return name[:-1] if name.endswith("_") and not name.startswith("__") else name
     return getattr(target, "__name__", str(target))
+
+
+def followers(node: fx.Node) -> tuple[str, ...]:
+    """Return the pointwise operators behind a node, each the only reader of the one before."""
+    found: list[str] = []
+    while len(node.users) == 1:
+        (node,) = node.users
+        name = operator_name(node) if node.op == "call_function" else ""
+        if name not in FOLDED:
+            if torch.Tag.pointwise not in getattr(node.target, "tags", ()):
+                break
+            found.append(name)
+    return tuple(found)
 
 
 def values_in(arguments: Any) -> Iterator[Value]:

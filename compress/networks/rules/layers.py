@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from compress.networks.groups import LayerShape
 from compress.networks.rules.registry import rule
-from compress.networks.walk import Call, Dim, Hint, Value
+from compress.networks.walk import Call, Dim, Hint, Value, followers
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -39,6 +40,7 @@ def _convolve(call: Call, *, reads: int, writes: int, places: Sequence[int]) -> 
     call.walk.keep_still(weight, *range(2, weight.rank))
     work = math.prod(weight.shape[2:]) * math.prod(places[2:]) * places[0]
     in_each: Dim | int = _length(weight, 1)
+    group_width = 0
     if groups == 1:
         _read(call, x, weight, channels=1, at=reads)
         written = call.walk.write(weight, writes)
@@ -46,14 +48,18 @@ def _convolve(call: Call, *, reads: int, writes: int, places: Sequence[int]) -> 
         written = call.walk.tie(x.dims[1], weight.dims[0], f"{call.name} of a fixed width")
         call.walk.keep_still(weight, 1)
         _say_groups(call, weight, written)
+        group_width = 1
     elif call.walk.whole_groups or groups >= inputs // groups:
         written, in_each = _whole_groups(call, x, weight, groups), weight.shape[1]
+        group_width = inputs // groups
     else:
         written = _evenly(call, x, weight, groups, reads=reads, writes=writes)
     call.walk.count(work, _length(weight, 0), in_each)
     _bias(call, written)
     call.state(weight, in_channels=x.dims[1], out_channels=written)
-    return _result(call, x, written)
+    result = _result(call, x, written)
+    _layer(call, x, weight, result, at=1, group_width=group_width)
+    return result
 
 
 @rule("linear")
@@ -68,7 +74,9 @@ def linear(call: Call) -> Value | None:
     call.walk.count(1, *rows, _length(weight, 0), _length(weight, 1))
     _bias(call, written)
     call.state(weight, in_features=x.dims[-1], out_features=written)
-    return x.with_dim(x.rank - 1, written, call.shape[-1])
+    result = x.with_dim(x.rank - 1, written, call.shape[-1])
+    _layer(call, x, weight, result, at=x.rank - 1)
+    return result
 
 
 @rule("embedding")
@@ -176,6 +184,34 @@ def _site(call: Call, x: Value, weight: Value, channels: int) -> None:
     read = x.dims[channels]
     if weight.name is not None and read is not None and not call.walk.training:
         call.walk.sites.append((weight.name, read, channels))
+
+
+def _layer(
+    call: Call, x: Value, weight: Value, result: Value, *, at: int, group_width: int = 0
+) -> None:
+    """Tell of a layer that latency tables know; ``at`` is the dimension of the channels."""
+    if call.walk.training:
+        return
+    convolved, rows = weight.rank > 2, math.prod(x.shape[1:-1])
+    shape = LayerShape(
+        call.name,
+        kernel=tuple(weight.shape[2:]),
+        stride=_each(call, "stride", weight.rank - 2),
+        dilation=_each(call, "dilation", weight.rank - 2),
+        input_size=x.shape[2:] if convolved else (rows,),
+        output_size=result.shape[2:] if convolved else (rows,),
+        groups=int(call.get("groups", 1)),
+        group_width=group_width,
+        then=followers(call.node),
+    )
+    call.walk.layers.append((weight.name or "", shape, _length(x, at), _length(result, at)))
+
+
+def _each(call: Call, argument: str, count: int) -> tuple[int, ...]:
+    """Return an argument that may be given once for all dimensions of space."""
+    given = call.get(argument, 1)
+    numbers = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    return tuple(int(n) for n in (numbers * count if len(numbers) == 1 else numbers))[:count]
 
 
 def _whole_groups(call: Call, x: Value, weight: Value, groups: int) -> Dim:
