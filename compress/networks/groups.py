@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -152,9 +152,13 @@ class LayerCall:
     """The unit of each channel that it reads, or how many there are where none ever goes."""
     writes: Units | int
     """The unit of each channel that it writes, or how many there are where none ever goes."""
+    needs: tuple[int, ...] = field(default=(), kw_only=True)
+    """Units of the branches without any of which it is not there."""
 
     def widths(self, kept: Mask) -> tuple[int, int]:
         """Return how many channels it reads and writes; nothing of a layer that is gone."""
+        if not all(kept[unit] for unit in self.needs):
+            return 0, 0
         return _length_of(self.reads, kept), _length_of(self.writes, kept)
 
 
@@ -165,6 +169,16 @@ class Addition:
     number: int
     units: Units
     """The unit of each channel; empty where channels are not carried."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What lies between a fork and a residual addition; it is removed as a whole."""
+
+    unit: int
+    """Says in masks whether it is there."""
+    inner: Units
+    """Units that are nowhere else: those of channels, and of branches in this one."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +195,8 @@ class ChannelGraph:
     additions: tuple[Addition, ...] = ()
     layers: tuple[LayerCall, ...] = ()
     """Convolutions and linear layers in the order in which they run."""
+    branches: tuple[Branch, ...] = ()
+    """Branches of residual additions, with units behind those of all channels."""
     unknown: tuple[str, ...] = ()
     """Operators without a rule; they froze the groups that touch them."""
     random: tuple[str, ...] = ()

@@ -180,7 +180,7 @@ def _ranking(
     first_chunk = 0
     for candidate in allowed:
         present = candidate.group.units[kept[candidate.group.units]]
-        starts = _chunk_starts(len(present), candidate)
+        starts = chunk_bounds(len(present), candidate)
         ascending = present[np.argsort(scores[present], kind="stable")][: starts[-1]]
         sizes = np.diff(starts)
         if len(sizes):
@@ -199,8 +199,8 @@ def _ranking(
     return np.concatenate(units)[order], np.append(0, last_of_chunk + 1)
 
 
-def _chunk_starts(present: int, candidate: Candidate) -> NDArray[np.int64]:
-    """Return the bounds of the chunks that may go; a ragged width is squared first."""
+def chunk_bounds(present: int, candidate: Candidate) -> NDArray[np.int64]:
+    """Return where each chunk that may go begins and ends; a ragged width is squared first."""
     removable = present - candidate.floor
     first = present % candidate.chunk or candidate.chunk
     return np.append(0, np.arange(first, removable + 1, candidate.chunk))

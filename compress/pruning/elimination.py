@@ -1,0 +1,222 @@
+"""The least of a sum of functions that each ask only a few variables: exact, by elimination.
+
+A *factor* has two values at each of its variables' options: a loss and a time. Minimising
+``loss + price * time`` takes one variable after the other out of the sum: what remains of it is a
+factor on its neighbours, the least over its options (Dechter, "Bucket elimination", 1999). On a
+chain this is dynamic programming. What is left behind answers two questions at no cost: how much
+each option of a variable adds to the least sum, and so which choices come next after the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+Choice = NDArray[np.int64]
+"""The option of every variable; its last dimension is the number of variables."""
+
+MOST_JOINT = 2**22
+"""Entries of the largest table; where more are needed, some variables are held meanwhile."""
+
+
+class Factor(Protocol):
+    """A function of a few variables."""
+
+    @property
+    def scope(self) -> tuple[int, ...]:
+        """Its variables, ascending."""
+
+    @property
+    def times(self) -> bool:
+        """Whether it is a time, and not a loss."""
+
+    def table(self, free: tuple[int, ...], at: Choice) -> Values:
+        """Return the values by the options of the ``free`` variables; others are as in ``at``."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A factor that is written out."""
+
+    scope: tuple[int, ...]
+    values: Values
+    times: bool = False
+
+    def table(self, free: tuple[int, ...], at: Choice) -> Values:
+        """Return the values by the options of the free variables."""
+        return self.values[tuple(slice(None) if v in free else int(at[v]) for v in self.scope)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """In which order variables are eliminated, and which must be held so that tables fit."""
+
+    order: tuple[int, ...]
+    held: tuple[int, ...] = ()
+
+
+def plan(
+    sizes: Sequence[int], scopes: Sequence[tuple[int, ...]], prefer: Sequence[int] = ()
+) -> Plan:
+    """Return an order of small tables: always the variable next whose table is smallest.
+
+    Args:
+        sizes: options of each variable.
+        scopes: the variables of each factor.
+        prefer: variables that are not held while others can be.
+    """
+    near: dict[int, set[int]] = {v: set() for v in range(len(sizes))}
+    for scope in scopes:
+        for v in scope:
+            near[v].update(scope)
+            near[v].discard(v)
+    joint = {v: _joint(sizes, v, near[v]) for v in near}
+    order: list[int] = []
+    held: list[int] = []
+    while near:
+        v = min(joint, key=joint.__getitem__)
+        if too_large := joint[v] > MOST_JOINT:
+            v = max(near, key=lambda u: (u not in prefer, len(near[u]), sizes[u]))
+        (held if too_large else order).append(v)
+        around = near.pop(v)
+        del joint[v]
+        for u in around:
+            near[u].discard(v)
+            if not too_large:
+                near[u] |= around - {u}
+            joint[u] = _joint(sizes, u, near[u])
+    return Plan(tuple(order), tuple(held))
+
+
+def _joint(sizes: Sequence[int], variable: int, near: set[int]) -> int:
+    product = sizes[variable]
+    for v in near:
+        product *= sizes[v]
+    return product
+
+
+class Sums:
+    """The factors with some variables held, added up where they share their variables.
+
+    Args:
+        factors: all of them.
+        at: the options of variables that are held.
+        planned: which those are, and the order of the others.
+    """
+
+    def __init__(self, factors: Sequence[Factor], at: Choice, planned: Plan) -> None:
+        self.at, self.order = at, planned.order
+        self.variables = at.shape[-1]
+        held = set(planned.held)
+        self._sums: dict[tuple[int, ...], list[Values]] = {}
+        for factor in factors:
+            free = tuple(v for v in factor.scope if v not in held)
+            both = self._sums.setdefault(free, [np.zeros(()), np.zeros(())])
+            both[factor.times] = both[factor.times] + factor.table(free, at)
+
+    def weighted(self, loss: float, time: float) -> list[tuple[tuple[int, ...], Values]]:
+        """Return scope and values of ``loss`` times the losses and ``time`` times the times."""
+        return [
+            (scope, loss * losses + time * times) for scope, (losses, times) in self._sums.items()
+        ]
+
+
+class Elimination:
+    """The least of a weighted sum, and what every choice has above it.
+
+    Args:
+        sums: the factors.
+        loss: weight of the losses.
+        time: weight of the times.
+
+    Attributes:
+        least: the least sum.
+    """
+
+    def __init__(self, sums: Sums, loss: float, time: float) -> None:
+        self.sums = sums
+        self._buckets: list[tuple[int, list[tuple[tuple[int, ...], Values]]]] = []
+        pending = sums.weighted(loss, time)
+        for v in sums.order:
+            bucket = [_with_last(scope, table, v) for scope, table in pending if v in scope]
+            pending = [(scope, table) for scope, table in pending if v not in scope]
+            around = tuple(sorted({u for scope, _ in bucket for u in scope}))
+            pending.append((around, _joined(bucket, around).min(-1)))
+            self._buckets.append((v, bucket))
+        self.least = float(sum(table for _, table in pending))
+
+    def above(self, step: int, chosen: Choice) -> Values:
+        """Return (choices, options) what each option of a variable adds to the least sum.
+
+        Args:
+            step: which variable, in the opposite of the order of elimination.
+            chosen: (choices, variables) the options of the variables before.
+        """
+        _, bucket = self._buckets[-1 - step]
+        values: Values = np.zeros((1, 1))
+        for scope, table in bucket:
+            values = values + (table[tuple(chosen[:, v] for v in scope)] if scope else table[None])
+        return values - values.min(-1, keepdims=True)
+
+
+def _with_last(scope: tuple[int, ...], table: Values, v: int) -> tuple[tuple[int, ...], Values]:
+    return tuple(u for u in scope if u != v), np.moveaxis(table, scope.index(v), -1)
+
+
+def _joined(bucket: list[tuple[tuple[int, ...], Values]], around: tuple[int, ...]) -> Values:
+    """Return the sum of tables whose last dimension is one variable's, by those around it."""
+    total: Values = np.zeros(())
+    for scope, table in bucket:
+        places = [around.index(u) for u in scope]
+        shape = [1] * len(around) + [table.shape[-1]]
+        for place, length in zip(places, table.shape[:-1], strict=True):
+            shape[place] = length
+        total = total + table.reshape(shape)
+    return total
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a choice must keep to: a weighted sum that it may not exceed."""
+
+    elimination: Elimination
+    most: float
+
+
+def best_first(bounds: Sequence[Bound], width: int) -> tuple[Choice, list[Values], bool]:
+    """Return the choices that keep to all bounds, those of the least first sum before others.
+
+    Variables are chosen one after the other. A beginning of a choice is followed no further when
+    the best end that it can have breaks a bound.
+
+    Args:
+        bounds: the first decides which beginnings are kept when there are too many.
+        width: the most beginnings kept.
+
+    Returns:
+        (choices, variables) options; for every bound (choices,) sums; whether these are all.
+    """
+    sums = bounds[0].elimination.sums
+    chosen = sums.at[None].copy()
+    totals = [np.array([bound.elimination.least]) for bound in bounds]
+    complete = True
+    for step, v in enumerate(reversed(sums.order)):
+        nexts = [
+            total[:, None] + bound.elimination.above(step, chosen)
+            for total, bound in zip(totals, bounds, strict=True)
+        ]
+        fits = np.all([t <= bound.most for t, bound in zip(nexts, bounds, strict=True)], axis=0)
+        rows, options = np.nonzero(fits)
+        if len(rows) > width:
+            complete = False
+            nearest = np.argpartition(nexts[0][rows, options], width)[:width]
+            rows, options = rows[nearest], options[nearest]
+        chosen = chosen[rows]
+        chosen[:, v] = options
+        totals = [np.broadcast_to(t, fits.shape)[rows, options] for t in nexts]
+    return chosen, totals, complete
