@@ -20,6 +20,8 @@ Values = NDArray[np.float64]
 Choice = NDArray[np.int64]
 """The option of every variable; its last dimension is the number of variables."""
 
+STRATA = 16
+"""Of times, from each of which beginnings are kept when there are too many."""
 MOST_JOINT = 2**22
 """Entries of the largest table; where more are needed, some variables are held meanwhile."""
 
@@ -136,10 +138,11 @@ class Elimination:
 
     Attributes:
         least: the least sum.
+        price: weight of the times.
     """
 
     def __init__(self, sums: Sums, loss: float, time: float) -> None:
-        self.sums = sums
+        self.sums, self.price = sums, time
         self._buckets: list[tuple[int, list[tuple[tuple[int, ...], Values]]]] = []
         pending = sums.weighted(loss, time)
         for v in sums.order:
@@ -163,6 +166,19 @@ class Elimination:
             values = values + (table[tuple(chosen[:, v] for v in scope)] if scope else table[None])
         return values - values.min(-1, keepdims=True)
 
+    def first(self) -> Choice:
+        """Return a choice that has the least sum."""
+        chosen = self.sums.at[None].copy()
+        for step, v in enumerate(reversed(self.sums.order)):
+            chosen[0, v] = np.argmin(self.above(step, chosen)[0])
+        return chosen[0]
+
+    def asked_after(self, step: int) -> list[int]:
+        """Return the variables chosen until a step on which later ones depend."""
+        left = self._buckets[: len(self._buckets) - 1 - step]
+        later = {v for v, _ in left}
+        return sorted({u for _, bucket in left for scope, _ in bucket for u in scope} - later)
+
 
 def _with_last(scope: tuple[int, ...], table: Values, v: int) -> tuple[tuple[int, ...], Values]:
     return tuple(u for u in scope if u != v), np.moveaxis(table, scope.index(v), -1)
@@ -180,43 +196,64 @@ def _joined(bucket: list[tuple[tuple[int, ...], Values]], around: tuple[int, ...
     return total
 
 
-@dataclass(frozen=True)
-class Bound:
-    """What a choice must keep to: a weighted sum that it may not exceed."""
-
-    elimination: Elimination
-    most: float
-
-
-def best_first(bounds: Sequence[Bound], width: int) -> tuple[Choice, list[Values], bool]:
-    """Return the choices that keep to all bounds, those of the least first sum before others.
+def near_least(
+    priced: Elimination, timed: Elimination, most: float, limit: float, width: int
+) -> tuple[Choice, Values, Values, bool]:
+    """Return choices of little loss whose time is within a limit.
 
     Variables are chosen one after the other. A beginning of a choice is followed no further when
-    the best end that it can have breaks a bound.
+    the best end that it can have breaks a bound, or when another with which all that follows is
+    the same has neither more loss nor more time.
 
     Args:
-        bounds: the first decides which beginnings are kept when there are too many.
-        width: the most beginnings kept.
+        priced: of losses and times at a price.
+        timed: of times.
+        most: the largest priced sum.
+        limit: the largest time.
+        width: the most beginnings that are followed at once.
 
     Returns:
-        (choices, variables) options; for every bound (choices,) sums; whether these are all.
+        (choices, variables) options; (choices,) priced sums; (choices,) times; whether the choice
+        of least loss is certainly among these.
     """
-    sums = bounds[0].elimination.sums
-    chosen = sums.at[None].copy()
-    totals = [np.array([bound.elimination.least]) for bound in bounds]
-    complete = True
+    sums, price = priced.sums, priced.price
+    chosen, complete = sums.at[None].copy(), True
+    total, time = np.array([priced.least]), np.array([timed.least])
     for step, v in enumerate(reversed(sums.order)):
-        nexts = [
-            total[:, None] + bound.elimination.above(step, chosen)
-            for total, bound in zip(totals, bounds, strict=True)
-        ]
-        fits = np.all([t <= bound.most for t, bound in zip(nexts, bounds, strict=True)], axis=0)
-        rows, options = np.nonzero(fits)
-        if len(rows) > width:
-            complete = False
-            nearest = np.argpartition(nexts[0][rows, options], width)[:width]
-            rows, options = rows[nearest], options[nearest]
+        totals = total[:, None] + priced.above(step, chosen)
+        times = time[:, None] + timed.above(step, chosen)
+        rows, options = np.nonzero((totals <= most) & (times <= limit))
+        total, time = totals[rows, options], times[rows, options]
         chosen = chosen[rows]
         chosen[:, v] = options
-        totals = [np.broadcast_to(t, fits.shape)[rows, options] for t in nexts]
-    return chosen, totals, complete
+        kept = _undominated(chosen[:, priced.asked_after(step)], total - price * time, time)
+        if len(kept) > width:
+            complete = False
+            kept = kept[_spread(total[kept], time[kept], width)]
+        chosen, total, time = chosen[kept], total[kept], time[kept]
+    return chosen, total, time, complete
+
+
+def _undominated(states: Choice, losses: Values, times: Values) -> Choice:
+    """Return the rows than which no other of the same state has less loss and no more time."""
+    if not len(states):
+        return np.zeros(0, np.int64)
+    state = np.unique(states, axis=0, return_inverse=True)[1].reshape(-1) if states.size else 0
+    order = np.lexsort((losses, times, np.broadcast_to(state, len(losses))))
+    rank = np.empty(len(losses), np.int64)
+    rank[np.argsort(losses, kind="stable")] = np.arange(len(losses))
+    # Later states are shifted below all earlier ones, so that each has a minimum of its own.
+    shifted = (rank - state * len(losses))[order]
+    before = np.minimum.accumulate(np.append(np.iinfo(np.int64).max, shifted[:-1]))
+    return order[shifted < before]
+
+
+def _spread(totals: Values, times: Values, width: int) -> Choice:
+    """Return so many rows: the least sums among those of about the same time, of all times."""
+    by_time = np.argsort(times, kind="stable")
+    stratum = np.empty(len(times), np.int64)
+    stratum[by_time] = np.arange(len(times)) * STRATA // len(times)
+    order = np.lexsort((totals, stratum))
+    starts = np.searchsorted(stratum[order], np.arange(STRATA))
+    place = np.arange(len(order)) - starts[stratum[order]]
+    return order[np.argsort(place, kind="stable")[:width]]

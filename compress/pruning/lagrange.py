@@ -16,12 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from compress.pruning.elimination import (
-    Bound,
     Choice,
     Elimination,
     Factor,
     Sums,
-    best_first,
+    near_least,
     plan,
 )
 
@@ -124,7 +123,7 @@ class Problem:
         """Return a choice with the least weighted sum, and the last elimination."""
         if self.exact:
             elimination = Elimination(self._sums, loss, time)
-            return self._first_of(elimination), elimination
+            return self.point(elimination.first()), elimination
         ends = [self._descend(loss, time, start) for start in starts]
         return min(ends, key=lambda end: loss * end[0].loss + time * end[0].time)
 
@@ -137,12 +136,8 @@ class Problem:
                 elimination = Elimination(Sums(self.factors, best.choice, planned), loss, time)
                 if elimination.least < least - SAME * abs(least):
                     least, improved = elimination.least, True
-                    best = self._first_of(elimination)
+                    best = self.point(elimination.first())
         return best, elimination
-
-    def _first_of(self, elimination: Elimination) -> Point:
-        choices, _, _ = best_first([Bound(elimination, math.inf)], 1)
-        return self.point(choices[0])
 
     def _left_over(
         self, best: Point, limit: float, price: float, elimination: Elimination
@@ -167,10 +162,9 @@ def _nearest(
     fast = Elimination(elimination.sums, 0.0, 1.0)
     for width in WIDTHS:
         most = best.loss + price * limit
-        bounds = (Bound(elimination, most), Bound(fast, limit * (1 + SAME)))
-        choices, (sums, times), all_seen = best_first(bounds, width)
+        near, sums, times, all_seen = near_least(elimination, fast, most, limit * (1 + SAME), width)
         for i in np.argsort(sums - price * times, kind="stable"):
-            point = problem.point(choices[i])
+            point = problem.point(near[i])
             if point.time <= limit:  # and not only by rounding
                 best = min(best, point, key=lambda p: p.loss)
                 break
