@@ -18,7 +18,7 @@ import numpy as np
 from compress.errors import BudgetError
 from compress.latency.remembered import Remembered
 from compress.latency.times import Times, network_milliseconds
-from compress.networks.groups import Branch, ChannelGraph, LayerShape, Mask
+from compress.networks.groups import ChannelGraph, LayerShape, Mask
 from compress.pruning.elimination import Choice, Factor, Table, plan
 from compress.pruning.lagrange import Problem, Solution
 from compress.pruning.masking import Candidate, Scores
@@ -27,6 +27,7 @@ from compress.pruning.options import (
     Counts,
     Ladder,
     LayerTime,
+    Removable,
     Side,
     ladder_of,
     unless_gone,
@@ -57,7 +58,7 @@ def choose_within(
     scores: Scores,
     kept: Mask,
     allowed: Sequence[Candidate],
-    branches: Sequence[Branch],
+    branches: Sequence[Removable],
     limit: float,
 ) -> Mask:
     """Return the mask of least lost importance whose milliseconds are at most ``limit``.
@@ -98,7 +99,7 @@ class Chooser:
         graph: ChannelGraph,
         times: Times,
         allowed: Sequence[Candidate],
-        branches: Sequence[Branch],
+        branches: Sequence[Removable],
     ) -> None:
         self.graph, self.allowed, self.branches = graph, tuple(allowed), tuple(branches)
         self.times = Remembered(times)
