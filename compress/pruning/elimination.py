@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol
 
 import numpy as np
@@ -60,6 +61,8 @@ class Plan:
 
     order: tuple[int, ...]
     held: tuple[int, ...] = ()
+    work: int = 0
+    """Entries of all tables."""
 
 
 def plan(
@@ -80,11 +83,13 @@ def plan(
     joint = {v: _joint(sizes, v, near[v]) for v in near}
     order: list[int] = []
     held: list[int] = []
+    work = 0
     while near:
-        v = min(joint, key=joint.__getitem__)
+        v = min(joint, key=lambda u: (joint[u], -sizes[u]))
         if too_large := joint[v] > MOST_JOINT:
             v = max(near, key=lambda u: (u not in prefer, len(near[u]), sizes[u]))
         (held if too_large else order).append(v)
+        work += 0 if too_large else joint[v]
         around = near.pop(v)
         del joint[v]
         for u in around:
@@ -92,7 +97,7 @@ def plan(
             if not too_large:
                 near[u] |= around - {u}
             joint[u] = _joint(sizes, u, near[u])
-    return Plan(tuple(order), tuple(held))
+    return Plan(tuple(order), tuple(held), work)
 
 
 def _joint(sizes: Sequence[int], variable: int, near: set[int]) -> int:
@@ -149,7 +154,7 @@ class Elimination:
             bucket = [_with_last(scope, table, v) for scope, table in pending if v in scope]
             pending = [(scope, table) for scope, table in pending if v not in scope]
             around = tuple(sorted({u for scope, _ in bucket for u in scope}))
-            pending.append((around, _joined(bucket, around).min(-1)))
+            pending.append((around, _least(bucket, around)))
             self._buckets.append((v, bucket))
         self.least = float(sum(table for _, table in pending))
 
@@ -184,16 +189,16 @@ def _with_last(scope: tuple[int, ...], table: Values, v: int) -> tuple[tuple[int
     return tuple(u for u in scope if u != v), np.moveaxis(table, scope.index(v), -1)
 
 
-def _joined(bucket: list[tuple[tuple[int, ...], Values]], around: tuple[int, ...]) -> Values:
-    """Return the sum of tables whose last dimension is one variable's, by those around it."""
-    total: Values = np.zeros(())
+def _least(bucket: list[tuple[tuple[int, ...], Values]], around: tuple[int, ...]) -> Values:
+    """Return the least sum of tables whose last dimension is one variable's, by those around it."""
+    aligned = []
     for scope, table in bucket:
-        places = [around.index(u) for u in scope]
-        shape = [1] * len(around) + [table.shape[-1]]
-        for place, length in zip(places, table.shape[:-1], strict=True):
-            shape[place] = length
-        total = total + table.reshape(shape)
-    return total
+        shape = [1] * len(around)
+        for u, length in zip(scope, table.shape[:-1], strict=True):
+            shape[around.index(u)] = length
+        aligned.append(table.reshape([*shape, -1]))
+    aligned.sort(key=lambda table: table.size)  # the whole is only written once
+    return reduce(np.add, aligned, np.zeros(1)).min(-1)
 
 
 def near_least(

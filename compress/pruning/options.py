@@ -106,7 +106,7 @@ class LayerTime:
         shape: of the layer.
         read: channels that it reads in any case, and by variable at each option.
         written: the same of those that it writes.
-        branches: variables whose second option takes the layer away.
+        branches: variables, before those of groups, whose second option takes the layer away.
     """
 
     times = True
@@ -122,7 +122,7 @@ class LayerTime:
         self.table_of, self.shape, self.branches = times, shape, branches
         self.read, self.written = read, written
         options = {v: len(counts) for side in (read, written) for v, counts in side[1].items()}
-        self.scope = (*sorted(options), *branches)
+        self.scope = (*branches, *sorted(options))
         self._full: Table | None = None
         if math.prod(options.values()) <= MOST_KEPT:
             nowhere = np.zeros(max(self.scope, default=0) + 1, np.int64)
@@ -137,9 +137,9 @@ class LayerTime:
         read = _added(self.read, widths, at)
         written = _added(self.written, widths, at)
         values = self.table_of.milliseconds(self.shape, *np.broadcast_arrays(read, written))
-        for branch in self.branches:
+        for branch in reversed(self.branches):
             if branch in free:
-                values = np.stack([values, np.zeros_like(values)], axis=-1)
+                values = np.stack([values, np.zeros_like(values)])
             elif at[branch]:
                 values = np.zeros_like(values)
         return values
@@ -158,10 +158,9 @@ def _added(side: Channels, free: Sequence[int], at: Choice) -> Counts:
 
 def unless_gone(variable: int, losses: Values, branches: Sequence[int]) -> Table:
     """Return the losses of a variable's options; there are none when a branch around it is gone."""
-    values = losses
-    scope = [variable]
-    for branch in sorted(branches):
-        values = np.stack([values, np.zeros_like(values)], axis=-1)
+    scope, values = [variable], losses
+    for branch in branches:
         scope.append(branch)
+        values = np.stack([values, np.zeros_like(values)], axis=-1)
     order = np.argsort(scope)
     return Table(tuple(scope[i] for i in order), np.transpose(values, order))

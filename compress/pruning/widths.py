@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 
 import numpy as np
 
@@ -33,8 +32,12 @@ from compress.pruning.options import (
     unless_gone,
 )
 
-RESOLUTIONS = (64, 32, 16, 8)
+RESOLUTIONS = (256, 128, 64, 32, 16, 8)
 """Widths of a group that are tried at first; fewer where tables would be too large."""
+HELD_RESOLUTION = 32
+"""The same where some variables are held whatever it is."""
+MOST_WORK = 2**24
+"""Entries of all tables of one elimination, which takes about 50 ms."""
 ROUNDING = 1e-9
 
 
@@ -148,24 +151,24 @@ class Chooser:
 class _Situation:
     """What may be chosen from one mask with one set of scores.
 
-    Variables are the groups that may lose something, then the branches that are there.
+    Variables are the branches that are there, then the groups that may lose something.
     """
 
     def __init__(self, chooser: Chooser, scores: Scores, kept: Mask) -> None:
         self.chooser, self.kept = chooser, kept
+        self.branches = [branch for branch in chooser.branches if kept[branch.unit]]
+        self.branch_of = {branch.unit: v for v, branch in enumerate(self.branches)}
         ladders = [ladder_of(candidate, scores, kept) for candidate in chooser.allowed]
         groups = [g for g, ladder in enumerate(ladders) if len(ladder) > 1]
-        self.variable_of = {g: v for v, g in enumerate(groups)}
+        self.variable_of = {g: v for v, g in enumerate(groups, len(self.branches))}
         self.ladders = [ladders[g] for g in groups]
+        self.options = [*(2 for _ in self.branches), *map(len, self.ladders)]
         self.floors = [c.floor // c.chunk for c in (chooser.allowed[g] for g in groups)]
-        self.branches = [branch for branch in chooser.branches if kept[branch.unit]]
-        self.branch_of = {b.unit: v + len(groups) for v, b in enumerate(self.branches)}
-        self.options = [*map(len, self.ladders), *(2 for _ in self.branches)]
         self.losses = [
-            *(ladder.losses for ladder in self.ladders),
             *(np.array([0.0, scores[branch.unit]]) for branch in self.branches),
+            *(ladder.losses for ladder in self.ladders),
         ]
-        ones = [*(int(ladder.units[0]) for ladder in self.ladders), *self.branch_of]
+        ones = [*self.branch_of, *(int(ladder.units[0]) for ladder in self.ladders)]
         self.around = [
             {self.branch_of[b.unit] for b in self.branches if unit in b.inner} for unit in ones
         ]
@@ -187,12 +190,12 @@ class _Situation:
     def mask(self, choice: Choice) -> Mask:
         """Return the mask that a choice stands for."""
         mask = self.kept.copy()
-        for ladder, option in zip(self.ladders, choice, strict=False):
-            mask[ladder.units[: ladder.ends[option]]] = False
-        for branch, gone in zip(self.branches, choice[len(self.ladders) :], strict=True):
+        for branch, gone in zip(self.branches, choice, strict=False):
             if gone:
                 mask[branch.unit] = False
                 mask[branch.inner] = False
+        for ladder, option in zip(self.ladders, choice[len(self.branches) :], strict=True):
+            mask[ladder.units[: ladder.ends[option]]] = False
         return mask
 
     def search(self, limit: float, price: float) -> tuple[Choice, Solution]:
@@ -203,9 +206,10 @@ class _Situation:
         """
         most = self._resolution()
         strides = [2 ** max(0, math.ceil(math.log2((n - 1) / most))) for n in self.options]
+        floors = [*(0 for _ in self.branches), *self.floors]
         grids = [
             _aligned(n, stride, floor)
-            for n, stride, floor in zip_longest(self.options, strides, self.floors, fillvalue=0)
+            for n, stride, floor in zip(self.options, strides, floors, strict=True)
         ]
         exact = max(strides, default=1) == 1
         best: Choice | None = None
@@ -235,9 +239,10 @@ class _Situation:
         """Return how many options of a variable are tried at once so that all tables fit."""
         scopes = [layer.scope for layer in self.layers]
         for most in RESOLUTIONS:
-            if not plan([min(n, most) for n in self.options], scopes).held:
+            planned = plan([min(n, most) for n in self.options], scopes)
+            if not planned.held and planned.work <= MOST_WORK:
                 return most
-        return RESOLUTIONS[0]
+        return HELD_RESOLUTION
 
     def _closer(
         self, best: Choice, strides: Sequence[int], most: int
@@ -280,7 +285,7 @@ class _Layer:
 
     @property
     def scope(self) -> tuple[int, ...]:
-        return (*sorted({*self.read[1], *self.written[1]}), *self.branches)
+        return (*self.branches, *sorted({*self.read[1], *self.written[1]}))
 
 
 def _aligned(options: int, stride: int, floor: int) -> Counts:
