@@ -272,6 +272,8 @@ class Quality:
     """How a choice compares with all that could have been chosen."""
 
     choices: int
+    limit: float
+    milliseconds: float
     best: float
     lost: float
     greedy: float
@@ -297,6 +299,8 @@ def qualities(seed: int, steps: int = 2) -> Iterator[Quality]:
         chosen = chooser.choose(trial.scores, kept, limit)
         yield Quality(
             len(found),
+            limit,
+            trial.milliseconds(chosen.mask),
             best,
             trial.lost(kept, chosen.mask),
             trial.greedy(kept, limit),

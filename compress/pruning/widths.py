@@ -117,9 +117,17 @@ class Chooser:
             for layer in graph.layers
         ]
 
-    def fastest(self, kept: Mask) -> float:
-        """Return the fewest milliseconds found that can be reached from a mask."""
-        situation = _Situation(self, np.zeros(self.graph.num_units), kept)
+    def fastest(self, kept: Mask, scores: Scores | None = None) -> float:
+        """Return the fewest milliseconds found that can be reached from a mask.
+
+        Args:
+            kept: the mask.
+            scores: (units,) importance, in whose order units go; it matters only where a layer
+                reads a part of a group.
+        """
+        if scores is None:
+            scores = np.zeros(self.graph.num_units)
+        situation = _Situation(self, scores, kept)
         return self._milliseconds(situation.mask(situation.search(-math.inf, 0.0)[0]))
 
     def choose(self, scores: Scores, kept: Mask, limit: float) -> Chosen:
