@@ -24,7 +24,7 @@ Choice = NDArray[np.int64]
 STRATA = 16
 """Of times, from each of which beginnings are kept when there are too many."""
 MOST_JOINT = 2**22
-"""Entries of the largest table; where more are needed, some variables are held meanwhile."""
+"""Entries of the largest table."""
 
 
 class Factor(Protocol):
@@ -66,13 +66,17 @@ class Plan:
 
 
 def plan(
-    sizes: Sequence[int], scopes: Sequence[tuple[int, ...]], prefer: Sequence[int] = ()
+    sizes: Sequence[int],
+    scopes: Sequence[tuple[int, ...]],
+    most: int = MOST_JOINT,
+    prefer: Sequence[int] = (),
 ) -> Plan:
     """Return an order of small tables: always the variable next whose table is smallest.
 
     Args:
         sizes: options of each variable.
         scopes: the variables of each factor.
+        most: entries of the largest table; where more are needed, variables are held.
         prefer: variables that are not held while others can be.
     """
     near: dict[int, set[int]] = {v: set() for v in range(len(sizes))}
@@ -86,7 +90,7 @@ def plan(
     work = 0
     while near:
         v = min(joint, key=lambda u: (joint[u], -sizes[u]))
-        if too_large := joint[v] > MOST_JOINT:
+        if too_large := joint[v] > most:
             v = max(near, key=lambda u: (u not in prefer, len(near[u]), sizes[u]))
         (held if too_large else order).append(v)
         work += 0 if too_large else joint[v]
@@ -241,16 +245,24 @@ def near_least(
 
 def _undominated(states: Choice, losses: Values, times: Values) -> Choice:
     """Return the rows than which no other of the same state has less loss and no more time."""
-    if not len(states):
-        return np.zeros(0, np.int64)
-    state = np.unique(states, axis=0, return_inverse=True)[1].reshape(-1) if states.size else 0
-    order = np.lexsort((losses, times, np.broadcast_to(state, len(losses))))
+    state = _numbered(states)
+    order = np.lexsort((losses, times, state))
     rank = np.empty(len(losses), np.int64)
     rank[np.argsort(losses, kind="stable")] = np.arange(len(losses))
     # Later states are shifted below all earlier ones, so that each has a minimum of its own.
     shifted = (rank - state * len(losses))[order]
-    before = np.minimum.accumulate(np.append(np.iinfo(np.int64).max, shifted[:-1]))
+    before = np.minimum.accumulate(np.append(np.iinfo(np.int64).max, shifted))[:-1]
     return order[shifted < before]
+
+
+def _numbered(states: Choice) -> Choice:
+    """Return a number for each row, the same for the same rows."""
+    numbers = np.zeros(len(states), np.int64)
+    for column in states.T:
+        if len(numbers) and numbers.max() >= 2**31:
+            numbers = np.unique(numbers, return_inverse=True)[1]
+        numbers = numbers * (column.max(initial=0) + 1) + column
+    return np.unique(numbers, return_inverse=True)[1]
 
 
 def _spread(totals: Values, times: Values, width: int) -> Choice:

@@ -28,6 +28,8 @@ WIDTHS = (32, 2048)
 """Beginnings of choices that are followed at once: first for a good bound, then for the best."""
 MOST_PRICES = 40
 MOST_PLANS = 6
+HELD_JOINT = 2**14
+"""Entries of the largest table where some variables are held whatever it is."""
 SAME = 1e-12
 """Relative difference of sums that only rounding tells apart."""
 
@@ -66,8 +68,10 @@ class Problem:
         scopes = [factor.scope for factor in factors]
         self.plans = [plan(sizes, scopes)]
         held = set(self.plans[0].held)
+        if held:  # they change often: better small tables than many variables at once
+            self.plans = []
         while held and len(self.plans) < MOST_PLANS:
-            self.plans.append(plan(sizes, scopes, prefer=sorted(held)))
+            self.plans.append(plan(sizes, scopes, HELD_JOINT, prefer=sorted(held)))
             held &= set(self.plans[-1].held)
         self.first = self.point(np.zeros(len(sizes), np.int64))
         self.last = self.point(np.array(sizes, np.int64) - 1)

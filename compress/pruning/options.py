@@ -19,7 +19,7 @@ Counts = NDArray[np.int64]
 Channels = tuple[int, Mapping[int, Counts]]
 """How many there are in any case, and by variable how many more at each option."""
 
-MOST_KEPT = 2**20
+MOST_KEPT = 2**17
 """Entries of a layer's table that is written out once, and not at every question."""
 
 

@@ -34,7 +34,7 @@ from compress.pruning.options import (
 
 RESOLUTIONS = (256, 128, 64, 32, 16, 8)
 """Widths of a group that are tried at first; fewer where tables would be too large."""
-HELD_RESOLUTION = 32
+HELD_RESOLUTION = 16
 """The same where some variables are held whatever it is."""
 MOST_WORK = 2**24
 """Entries of all tables of one elimination, which takes about 50 ms."""
