@@ -21,6 +21,7 @@ Values = NDArray[np.float64]
 Choice = NDArray[np.int64]
 """The option of every variable; its last dimension is the number of variables."""
 
+LOSS, TIME, RULE = range(3)
 STRATA = 16
 """Of times, from each of which beginnings are kept when there are too many."""
 MOST_JOINT = 2**22
@@ -35,8 +36,8 @@ class Factor(Protocol):
         """Its variables, ascending."""
 
     @property
-    def times(self) -> bool:
-        """Whether it is a time, and not a loss."""
+    def part(self) -> int:
+        """LOSS, TIME or RULE: a rule is 0, or infinite where options do not go together."""
 
     def table(self, free: tuple[int, ...], at: Choice) -> Values:
         """Return the values by the options of the ``free`` variables; others are as in ``at``."""
@@ -48,7 +49,7 @@ class Table:
 
     scope: tuple[int, ...]
     values: Values
-    times: bool = False
+    part: int = LOSS
 
     def table(self, free: tuple[int, ...], at: Choice) -> Values:
         """Return the values by the options of the free variables."""
@@ -127,13 +128,14 @@ class Sums:
         self._sums: dict[tuple[int, ...], list[Values]] = {}
         for factor in factors:
             free = tuple(v for v in factor.scope if v not in held)
-            both = self._sums.setdefault(free, [np.zeros(()), np.zeros(())])
-            both[factor.times] = both[factor.times] + factor.table(free, at)
+            parts = self._sums.setdefault(free, [np.zeros(())] * 3)
+            parts[factor.part] = parts[factor.part] + factor.table(free, at)
 
     def weighted(self, loss: float, time: float) -> list[tuple[tuple[int, ...], Values]]:
         """Return scope and values of ``loss`` times the losses and ``time`` times the times."""
         return [
-            (scope, loss * losses + time * times) for scope, (losses, times) in self._sums.items()
+            (scope, loss * losses + time * times + rules)
+            for scope, (losses, times, rules) in self._sums.items()
         ]
 
 

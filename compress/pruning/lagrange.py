@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from compress.pruning.elimination import (
+    LOSS,
+    TIME,
     Choice,
     Elimination,
     Factor,
@@ -84,10 +86,10 @@ class Problem:
 
     def point(self, choice: Choice) -> Point:
         """Return a choice with its loss and time."""
-        both = [0.0, 0.0]
+        parts = [0.0, 0.0, 0.0]
         for factor in self.factors:
-            both[factor.times] += float(factor.table((), choice))
-        return Point(choice, *both)
+            parts[factor.part] += float(factor.table((), choice))
+        return Point(choice, parts[LOSS], parts[TIME])
 
     def fastest(self) -> Point:
         """Return the choice with the least time; the fastest found where variables are held."""

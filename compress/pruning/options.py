@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from compress.latency.times import Times
 from compress.networks.groups import LayerShape, Mask, Units
-from compress.pruning.elimination import Choice, Table, Values
+from compress.pruning.elimination import MOST_JOINT, RULE, TIME, Choice, Table, Values
 from compress.pruning.masking import Candidate, Scores, chunk_bounds
 
 Counts = NDArray[np.int64]
@@ -109,7 +110,7 @@ class LayerTime:
         branches: variables, before those of groups, whose second option takes the layer away.
     """
 
-    times = True
+    part = TIME
 
     def __init__(
         self,
@@ -123,14 +124,16 @@ class LayerTime:
         self.read, self.written = read, written
         options = {v: len(counts) for side in (read, written) for v, counts in side[1].items()}
         self.scope = (*branches, *sorted(options))
-        self._full: Table | None = None
-        if math.prod(options.values()) <= MOST_KEPT:
-            nowhere = np.zeros(max(self.scope, default=0) + 1, np.int64)
-            self._full = Table(self.scope, self._values(self.scope, nowhere), times=True)
+        self._small = math.prod(options.values()) <= MOST_KEPT
 
     def table(self, free: tuple[int, ...], at: Choice) -> Values:
         """Return milliseconds by the options of the free variables."""
-        return self._full.table(free, at) if self._full else self._values(free, at)
+        return self._full.table(free, at) if self._small else self._values(free, at)
+
+    @cached_property
+    def _full(self) -> Table:
+        nowhere = np.zeros(max(self.scope, default=0) + 1, np.int64)
+        return Table(self.scope, self._values(self.scope, nowhere), TIME)
 
     def _values(self, free: tuple[int, ...], at: Choice) -> Values:
         widths = [v for v in free if v not in self.branches]
@@ -154,6 +157,65 @@ def _added(side: Channels, free: Sequence[int], at: Choice) -> Counts:
         else:
             total = total + counts[at[v]]
     return total
+
+
+class Totals:
+    """Sums of the channels of several groups as variables of their own.
+
+    What reads a concatenation depends on the sum alone: with the sum as a variable, the table of
+    such a layer has two dimensions, and not one for each group. Sums grow by one group at a time,
+    so that those of a dense block share what they have in common.
+
+    Args:
+        first: the number of the first variable that is free.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.next = first
+        self.sizes: list[int] = []
+        self.rules: list[Table] = []
+        self._parts: list[tuple[int, int, Choice]] = []
+        self._known: dict[tuple[int, bytes, int, bytes], tuple[int, Counts]] = {}
+
+    def side(self, channels: Channels) -> Channels:
+        """Return the channels of one side with a sum in the place of several variables."""
+        always, by_variable = channels
+        if len(by_variable) < 2:
+            return channels
+        (total, counts), *others = by_variable.items()
+        for v, more in others:
+            key = (total, counts.tobytes(), v, more.tobytes())
+            if key not in self._known:
+                found = self._sum(total, counts, v, more)
+                if found is None:  # too many different sums
+                    return channels
+                self._known[key] = found
+            total, counts = self._known[key]
+        return always, {total: counts}
+
+    def _sum(
+        self, left: int, counts: Counts, right: int, more: Counts
+    ) -> tuple[int, Counts] | None:
+        sums = counts[:, None] + more
+        values, option = np.unique(-sums, return_inverse=True)  # the first: nothing is gone
+        if sums.size * len(values) > MOST_JOINT:
+            return None
+        option = option.reshape(sums.shape)
+        new, self.next = self.next, self.next + 1
+        rule = np.where(option[..., None] == np.arange(len(values)), 0.0, np.inf)
+        if left > right:
+            rule = np.swapaxes(rule, 0, 1)
+        self.rules.append(Table((*sorted((left, right)), new), rule, RULE))
+        self.sizes.append(len(values))
+        self._parts.append((left, right, option))
+        return new, -values
+
+    def completed(self, choice: Choice) -> Choice:
+        """Return a choice of the other variables with the options of the sums behind it."""
+        options = choice.tolist()
+        for left, right, option in self._parts:
+            options.append(int(option[options[left], options[right]]))
+        return np.array(options, np.int64)
 
 
 def unless_gone(variable: int, losses: Values, branches: Sequence[int]) -> Table:

@@ -18,7 +18,7 @@ from compress.errors import BudgetError
 from compress.latency.remembered import Remembered
 from compress.latency.times import Times, network_milliseconds
 from compress.networks.groups import ChannelGraph, LayerShape, Mask
-from compress.pruning.elimination import Choice, Factor, Table, plan
+from compress.pruning.elimination import TIME, Choice, Factor, Table, plan
 from compress.pruning.lagrange import Problem, Solution
 from compress.pruning.masking import Candidate, Scores
 from compress.pruning.options import (
@@ -28,6 +28,7 @@ from compress.pruning.options import (
     LayerTime,
     Removable,
     Side,
+    Totals,
     ladder_of,
     unless_gone,
 )
@@ -212,45 +213,44 @@ class _Situation:
         Where tables of all widths would be too large, some are tried first, at multiples of a
         larger number, and then those around the best.
         """
-        most = self._resolution()
+        model, most = self._model()
+        exact = max(model.strides, default=1) == 1
+        best: Choice | None = None
+        while True:
+            problem = Problem(model.sizes, model.factors)
+            found = Solution(
+                problem.fastest() if best is None else problem.point(model.at(best)), price
+            )
+            if found.point.time > limit and best is not None:
+                found = Solution(problem.fastest(), price)
+            if found.point.time <= limit:
+                found = problem.within(limit, found.point, found.price)
+                price = found.price
+            best = model.chosen(found.point.choice)
+            if max(model.strides, default=1) == 1:
+                break
+            model = _Model(self, *self._closer(best, model.strides, most), model.summed)
+        if not exact:
+            found = replace(found, bound=-math.inf, proven=False)
+        return best, found
+
+    def _model(self) -> tuple[_Model, int]:
+        """Return the options that are tried at first, and how many of a variable those are."""
+        for most in RESOLUTIONS:
+            model = self._coarse(most, summed=True)
+            planned = plan(model.sizes, [factor.scope for factor in model.factors])
+            if not planned.held and planned.work <= MOST_WORK:
+                return model, most
+        return self._coarse(HELD_RESOLUTION, summed=False), HELD_RESOLUTION
+
+    def _coarse(self, most: int, *, summed: bool) -> _Model:
         strides = [2 ** max(0, math.ceil(math.log2((n - 1) / most))) for n in self.options]
         floors = [*(0 for _ in self.branches), *self.floors]
         grids = [
             _aligned(n, stride, floor)
             for n, stride, floor in zip(self.options, strides, floors, strict=True)
         ]
-        exact = max(strides, default=1) == 1
-        best: Choice | None = None
-        while True:
-            problem = Problem([len(grid) for grid in grids], self._factors(grids))
-            if best is None:
-                found = Solution(problem.fastest(), price)
-            else:
-                inside = [np.searchsorted(g, b) for g, b in zip(grids, best, strict=True)]
-                found = Solution(problem.point(np.array(inside, np.int64)), price)
-                if found.point.time > limit:
-                    found = Solution(problem.fastest(), price)
-            if found.point.time <= limit:
-                found = problem.within(limit, found.point, found.price)
-                price = found.price
-            best = np.array(
-                [grid[o] for grid, o in zip(grids, found.point.choice, strict=True)], np.int64
-            )
-            if max(strides, default=1) == 1:
-                break
-            grids, strides = self._closer(best, strides, most)
-        if not exact:
-            found = replace(found, bound=-math.inf, proven=False)
-        return best, found
-
-    def _resolution(self) -> int:
-        """Return how many options of a variable are tried at once so that all tables fit."""
-        scopes = [layer.scope for layer in self.layers]
-        for most in RESOLUTIONS:
-            planned = plan([min(n, most) for n in self.options], scopes)
-            if not planned.held and planned.work <= MOST_WORK:
-                return most
-        return HELD_RESOLUTION
+        return _Model(self, grids, strides, summed)
 
     def _closer(
         self, best: Choice, strides: Sequence[int], most: int
@@ -268,18 +268,44 @@ class _Situation:
             closer.append(next_stride)
         return grids, closer
 
-    def _factors(self, grids: Sequence[Counts]) -> list[Factor]:
-        factors: list[Factor] = [Table((), np.array(self.chooser.times.fixed), times=True)]
+
+class _Model:
+    """Some of the options of every variable, and the factors between them.
+
+    Args:
+        situation: with all options.
+        grids: by variable, which of its options.
+        strides: by variable, how far apart these are.
+        summed: whether sums of several groups are variables of their own.
+    """
+
+    def __init__(
+        self, situation: _Situation, grids: list[Counts], strides: list[int], summed: bool
+    ) -> None:
+        self.grids, self.strides, self.summed = grids, strides, summed
+        times = situation.chooser.times
+        self.totals = Totals(len(grids))
+        self.factors: list[Factor] = [Table((), np.array(times.fixed), TIME)]
         for v, grid in enumerate(grids):
-            factors.append(unless_gone(v, self.losses[v][grid], sorted(self.around[v])))
-        for layer in self.layers:
-            read, written = (
-                (always, {v: counts[grids[v]] for v, counts in by_variable.items()})
-                for always, by_variable in (layer.read, layer.written)
-            )
-            times = self.chooser.times
-            factors.append(LayerTime(times, layer.shape, read, written, layer.branches))
-        return factors
+            losses = situation.losses[v][grid]
+            self.factors.append(unless_gone(v, losses, sorted(situation.around[v])))
+        for layer in situation.layers:
+            sides = []
+            for always, by_variable in (layer.read, layer.written):
+                side = always, {v: counts[grids[v]] for v, counts in by_variable.items()}
+                sides.append(self.totals.side(side) if summed else side)
+            self.factors.append(LayerTime(times, layer.shape, sides[0], sides[1], layer.branches))
+        self.factors += self.totals.rules
+        self.sizes = [*map(len, grids), *self.totals.sizes]
+
+    def at(self, options: Choice) -> Choice:
+        """Return where options stand in the grids, with those of the sums."""
+        places = [np.searchsorted(g, o) for g, o in zip(self.grids, options, strict=True)]
+        return self.totals.completed(np.array(places, np.int64))
+
+    def chosen(self, choice: Choice) -> Choice:
+        """Return the options that a choice of the grids stands for."""
+        return np.array([g[o] for g, o in zip(self.grids, choice, strict=False)], np.int64)
 
 
 @dataclass(frozen=True)
@@ -290,10 +316,6 @@ class _Layer:
     read: Channels
     written: Channels
     branches: tuple[int, ...]
-
-    @property
-    def scope(self) -> tuple[int, ...]:
-        return (*self.branches, *sorted({*self.read[1], *self.written[1]}))
 
 
 def _aligned(options: int, stride: int, floor: int) -> Counts:
