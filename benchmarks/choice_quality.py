@@ -30,8 +30,9 @@ from compress.config import PruneConfig
 from compress.errors import BudgetError
 from compress.latency.times import Milliseconds, Times, network_milliseconds
 from compress.networks.analysis import analyse
-from compress.networks.groups import ChannelGraph, Group, LayerCall, LayerShape, Mask, Units
+from compress.networks.groups import Branch, ChannelGraph, Group, LayerCall, LayerShape, Mask, Units
 from compress.networks.models import build_model
+from compress.networks.programs import Gate
 from compress.pruning.masking import Candidate, Scores, candidates, prune_to
 from compress.pruning.widths import Chooser
 
@@ -79,21 +80,13 @@ class Stairs:
         return np.maximum(0.005, 1e-9 * area * blocks / groups * odd)
 
 
-@dataclass(frozen=True)
-class Block:
-    """A branch."""
-
-    unit: int
-    inner: Units
-
-
 @dataclass
 class Small:
     """A network of a few groups and branches, built layer by layer."""
 
     rng: Rng
     groups: list[Group] = field(default_factory=list)
-    branches: list[Block] = field(default_factory=list)
+    branches: list[Branch] = field(default_factory=list)
     layers: list[LayerCall] = field(default_factory=list)
     units: int = 0
 
@@ -108,7 +101,9 @@ class Small:
     def branch(self, *inner: Units) -> int:
         """Return the unit of another branch."""
         unit = self.units
-        self.branches.append(Block(unit, np.concatenate([np.zeros(0, np.int64), *inner])))
+        within = np.concatenate([np.zeros(0, np.int64), *inner])
+        name = f"block{len(self.branches)}"
+        self.branches.append(Branch(name, unit, "", None, 0, 0, Gate(()), inner=within))
         self.units += 1
         return unit
 
@@ -121,7 +116,11 @@ class Small:
     @property
     def graph(self) -> ChannelGraph:
         """The channel graph."""
-        return ChannelGraph((), tuple(self.groups), self.units, (), (), layers=tuple(self.layers))
+        return ChannelGraph(
+            *((), tuple(self.groups), self.units, (), ()),
+            layers=tuple(self.layers),
+            branches=tuple(self.branches),
+        )
 
 
 @dataclass(frozen=True)
@@ -132,12 +131,18 @@ class Trial:
     times: Times
     scores: Scores
     allowed: tuple[Candidate, ...]
-    branches: tuple[Block, ...]
+
+    @property
+    def branches(self) -> list[Branch]:
+        """The branches that may go."""
+        return [c.group for c in self.allowed if isinstance(c.group, Branch)]
 
     def masks(self, kept: Mask) -> Iterator[Mask]:
         """Yield every mask that may be chosen."""
         ways = []
         for candidate in self.allowed:
+            if isinstance(candidate.group, Branch):
+                continue
             units = candidate.group.units[kept[candidate.group.units]]
             ascending = units[np.argsort(self.scores[units])]
             widths = [
@@ -170,31 +175,17 @@ class Trial:
 
     def greedy(self, kept: Mask, limit: float) -> float:
         """Return what is lost when the least important goes first until the limit holds."""
-        ones = [Candidate(_whole(branch), 0, 1) for branch in self.branches]
-        inner = {branch.unit: branch.inner for branch in self.branches}
-
-        def closed(mask: Mask) -> Mask:
-            for unit in inner:
-                if not mask[unit]:
-                    mask = mask.copy()
-                    mask[inner[unit]] = False
-            return mask
-
         try:
             mask = prune_to(
                 self.scores,
                 kept,
-                (*self.allowed, *ones),
-                cost_of=lambda m: self.milliseconds(closed(m)),
+                self.allowed,
+                cost_of=lambda m: self.milliseconds(self.graph.closed(m)),
                 limit=limit,
             )
         except BudgetError:
             return math.inf
-        return self.lost(kept, closed(mask))
-
-
-def _whole(branch: Block) -> Group:
-    return Group("branch", np.array([branch.unit]), (), ())
+        return self.lost(kept, self.graph.closed(mask))
 
 
 def streams(net: Small) -> None:
@@ -255,16 +246,16 @@ def trial_of(seed: int) -> Trial:
     KINDS[seed % len(KINDS)](net)
     graph = net.graph
     shapes = sorted({layer.shape for layer in graph.layers}, key=str)
-    allowed = []
+    allowed: list[Candidate] = []
     for group in graph.groups:
         chunk = int(rng.choice([1, 1, 2]))
         floor = math.ceil(int(rng.integers(1, group.size + 1)) / 2 / chunk) * chunk
         allowed.append(Candidate(group, min(group.size, floor), chunk))
-    branches = tuple(net.branches)
     scores = rng.exponential(size=graph.num_units) ** int(rng.integers(1, 4))
-    for branch in branches:  # worth about as much as its channels
+    for branch in net.branches:  # worth about as much as its channels
         scores[branch.unit] += rng.random() * scores[branch.inner].sum()
-    return Trial(graph, RandomTimes(rng, shapes, 20), scores, tuple(allowed), branches)
+    allowed += [Candidate(branch, 0, 1) for branch in net.branches]
+    return Trial(graph, RandomTimes(rng, shapes, 20), scores, tuple(allowed))
 
 
 @dataclass(frozen=True)
@@ -289,7 +280,7 @@ class Quality:
 def qualities(seed: int, steps: int = 2) -> Iterator[Quality]:
     """Prune a small network in steps, each to a random limit, and try all masks at each."""
     rng, trial = np.random.default_rng(seed), trial_of(seed)
-    chooser = Chooser(trial.graph, trial.times, trial.allowed, trial.branches)
+    chooser = Chooser(trial.graph, trial.times, trial.allowed)
     kept = trial.graph.everything()
     for _ in range(steps):
         found = [(trial.milliseconds(m), trial.lost(kept, m)) for m in trial.masks(kept)]
@@ -331,12 +322,12 @@ def steps_of(large: Large, multiple: int) -> Iterator[tuple[float, float]]:
     """Yield the seconds of each pruning step, and what it loses beyond the bound, as a share."""
     build = build_model if large.own else torchvision.models.get_model
     graph = analyse(build(large.name, num_classes=10), (3, large.size, large.size))
-    limits = PruneConfig(channel_multiple=multiple, min_channels=multiple)
+    limits = PruneConfig(channel_multiple=multiple, min_channels=multiple, blocks=True)
     rng = np.random.default_rng(0)
     scores = rng.exponential(size=graph.num_units) ** 2
-    for branch in graph.branches:
+    for branch in graph.removable:
         scores[branch.unit] = scores[branch.inner].sum() * rng.random()
-    chooser = Chooser(graph, Stairs(), candidates(graph, limits), graph.branches)
+    chooser = Chooser(graph, Stairs(), candidates(graph, limits))
     kept = graph.everything()
     dense = network_milliseconds(graph, Stairs(), kept)
     for share in SHARES:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,18 +21,6 @@ Channels = tuple[int, Mapping[int, Counts]]
 
 MOST_KEPT = 2**17
 """Entries of a layer's table that is written out once, and not at every question."""
-
-
-class Removable(Protocol):
-    """A branch, as far as a choice must know it."""
-
-    @property
-    def unit(self) -> int:
-        """Says in masks whether it is there."""
-
-    @property
-    def inner(self) -> Units:
-        """Units that go with it: those of channels, and of branches in this one."""
 
 
 @dataclass(frozen=True)

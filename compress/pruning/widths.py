@@ -17,7 +17,7 @@ import numpy as np
 from compress.errors import BudgetError
 from compress.latency.remembered import Remembered
 from compress.latency.times import Times, network_milliseconds
-from compress.networks.groups import ChannelGraph, LayerShape, Mask
+from compress.networks.groups import Branch, ChannelGraph, LayerShape, Mask
 from compress.pruning.elimination import TIME, Choice, Factor, Table, plan
 from compress.pruning.lagrange import Problem, Solution
 from compress.pruning.masking import Candidate, Scores
@@ -26,7 +26,6 @@ from compress.pruning.options import (
     Counts,
     Ladder,
     LayerTime,
-    Removable,
     Side,
     Totals,
     ladder_of,
@@ -62,7 +61,6 @@ def choose_within(
     scores: Scores,
     kept: Mask,
     allowed: Sequence[Candidate],
-    branches: Sequence[Removable],
     limit: float,
 ) -> Mask:
     """Return the mask of least lost importance whose milliseconds are at most ``limit``.
@@ -74,15 +72,14 @@ def choose_within(
         times: milliseconds of each layer; or any cost that layers have by their widths.
         scores: (units,) importance, of branches as well; not negative.
         kept: the present mask; what is gone stays gone.
-        allowed: the groups that may lose units.
-        branches: those that may go.
+        allowed: the groups that may lose units, and the branches that may go.
         limit: the most milliseconds.
 
     Raises:
         BudgetError: the limit cannot be reached; the message names the fastest found.
         TableError: the table does not cover one of the layers.
     """
-    return Chooser(graph, times, allowed, branches).choose(scores, kept, limit).mask
+    return Chooser(graph, times, allowed).choose(scores, kept, limit).mask
 
 
 class Chooser:
@@ -94,8 +91,7 @@ class Chooser:
     Args:
         graph: the channel graph, with its layers.
         times: milliseconds of each layer.
-        allowed: the groups that may lose units.
-        branches: those that may go.
+        allowed: the groups that may lose units, and the branches that may go.
     """
 
     def __init__(
@@ -103,12 +99,13 @@ class Chooser:
         graph: ChannelGraph,
         times: Times,
         allowed: Sequence[Candidate],
-        branches: Sequence[Removable],
     ) -> None:
-        self.graph, self.allowed, self.branches = graph, tuple(allowed), tuple(branches)
+        self.graph = graph
+        self.branches = [c.group for c in allowed if isinstance(c.group, Branch)]
+        self.allowed = [c for c in allowed if not isinstance(c.group, Branch)]
         self.times = Remembered(times)
         self.price = 0.0
-        self.groups = [candidate.group.units for candidate in allowed]
+        self.groups = [candidate.group.units for candidate in self.allowed]
         owner, place = np.full((2, graph.num_units), -1)
         for number, units in enumerate(self.groups):
             owner[units], place[units] = number, np.arange(len(units))

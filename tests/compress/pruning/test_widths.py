@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from choice_quality import Block, RandomTimes, Trial, qualities, trial_of
+from choice_quality import RandomTimes, Trial, qualities, trial_of
 from conftest import small_graph
 from networks import NETWORKS
 
@@ -18,7 +18,7 @@ from compress.latency.remembered import Remembered
 from compress.latency.times import network_milliseconds
 from compress.networks import cost
 from compress.networks.analysis import analyse
-from compress.networks.groups import ChannelGraph, LayerShape, Mask
+from compress.networks.groups import Branch, ChannelGraph, LayerShape, Mask
 from compress.pruning import widths
 from compress.pruning.masking import Candidate, candidates, prune_to
 from compress.pruning.widths import Chooser, choose_within
@@ -49,13 +49,16 @@ def captured(name: str, seed: int) -> Trial:
     widest = max(n for layer in graph.layers for n in layer.widths(graph.everything()))
     times = RandomTimes(rng, sorted({layer.shape for layer in graph.layers}, key=str), widest)
     return Trial(
-        graph, times, rng.exponential(size=graph.num_units), candidates(graph, PruneConfig()), ()
+        graph,
+        times,
+        rng.exponential(size=graph.num_units),
+        candidates(graph, PruneConfig(blocks=False)),
     )
 
 
 def resnet(multiple: int) -> tuple[ChannelGraph, tuple[Candidate, ...], np.ndarray]:
     graph = small_graph("resnet20")
-    allowed = candidates(graph, PruneConfig(channel_multiple=multiple))
+    allowed = candidates(graph, PruneConfig(channel_multiple=multiple, blocks=False))
     scores = np.random.default_rng(0).exponential(size=graph.num_units)
     return graph, allowed, scores
 
@@ -88,7 +91,7 @@ def test_captured_networks_lose_the_least_as_well(name: str) -> None:
         kept = trial.graph.everything()
         fastest = min(map(trial.milliseconds, trial.masks(kept)))
         limit = (fastest + trial.milliseconds(kept)) / 2
-        mask = choose_within(trial.graph, trial.times, trial.scores, kept, trial.allowed, (), limit)
+        mask = choose_within(trial.graph, trial.times, trial.scores, kept, trial.allowed, limit)
         assert trial.milliseconds(mask) <= limit
         assert trial.lost(kept, mask) == pytest.approx(best_of(trial, kept, limit))
 
@@ -96,7 +99,7 @@ def test_captured_networks_lose_the_least_as_well(name: str) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_what_is_gone_stays_gone_in_chunks_and_not_below_the_floor(seed: int) -> None:
     trial = trial_of(seed)
-    chooser = Chooser(trial.graph, trial.times, trial.allowed, trial.branches)
+    chooser = Chooser(trial.graph, trial.times, trial.allowed)
     kept = trial.graph.everything()
     fastest, dense = chooser.fastest(kept, trial.scores), trial.milliseconds(kept)
     rng = np.random.default_rng(seed)
@@ -111,6 +114,8 @@ def test_what_is_gone_stays_gone_in_chunks_and_not_below_the_floor(seed: int) ->
                 gone[branch.inner] = True
         assert not mask[gone].any()
         for candidate in trial.allowed:
+            if isinstance(candidate.group, Branch):
+                continue
             units = candidate.group.units
             if gone[units].any():
                 continue
@@ -128,7 +133,7 @@ def test_a_limit_below_the_fastest_names_the_fastest(seed: int) -> None:
     trial = trial_of(seed)
     kept = trial.graph.everything()
     fastest = min(map(trial.milliseconds, trial.masks(kept)))
-    chooser = Chooser(trial.graph, trial.times, trial.allowed, trial.branches)
+    chooser = Chooser(trial.graph, trial.times, trial.allowed)
     assert chooser.fastest(kept, trial.scores) == pytest.approx(fastest)
     with pytest.raises(BudgetError, match="the fastest choice found takes") as raised:
         chooser.choose(trial.scores, kept, fastest * 0.99)
@@ -141,9 +146,7 @@ def test_within_the_limit_nothing_goes() -> None:
     trial = trial_of(0)
     kept = trial.graph.everything()
     limit = trial.milliseconds(kept)
-    chosen = Chooser(trial.graph, trial.times, trial.allowed, trial.branches).choose(
-        trial.scores, kept, limit
-    )
+    chosen = Chooser(trial.graph, trial.times, trial.allowed).choose(trial.scores, kept, limit)
     assert chosen.mask.all()
     assert (chosen.lost, chosen.milliseconds) == (0, limit)
 
@@ -162,7 +165,7 @@ def test_where_all_chunks_cost_the_same_the_least_important_go(multiple: int) ->
     for share in (0.9, 0.7, 0.5):
         limit = share * channels(kept)
         expected = prune_to(scores, kept, inner, cost_of=channels, limit=limit)
-        found = choose_within(graph, Written(), scores, kept, inner, (), limit)
+        found = choose_within(graph, Written(), scores, kept, inner, limit)
         assert scores[~found].sum() == pytest.approx(scores[~expected].sum())
         np.testing.assert_array_equal(found, expected)
 
@@ -171,7 +174,7 @@ def test_multiply_adds_are_a_cost_like_milliseconds() -> None:
     graph, allowed, scores = resnet(8)
     kept = graph.everything()
     limit = 0.4 * cost.macs(graph, kept)
-    found = choose_within(graph, MultiplyAdds(), scores, kept, allowed, (), limit)
+    found = choose_within(graph, MultiplyAdds(), scores, kept, allowed, limit)
     assert cost.macs(graph, found) <= limit
     greedy = prune_to(
         scores, kept, allowed, cost_of=lambda m: float(cost.macs(graph, m)), limit=limit
@@ -181,7 +184,7 @@ def test_multiply_adds_are_a_cost_like_milliseconds() -> None:
 
 def test_widths_between_those_tried_at_first_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, allowed, scores = resnet(1)
-    chooser = Chooser(graph, MultiplyAdds(), allowed, ())
+    chooser = Chooser(graph, MultiplyAdds(), allowed)
     kept = graph.everything()
     limit = 0.5 * network_milliseconds(graph, MultiplyAdds(), kept)
     every = chooser.choose(scores, kept, limit)
@@ -225,7 +228,7 @@ def test_a_table_that_does_not_cover_a_layer_is_said_so() -> None:
 
     graph, _, scores = resnet(8)
     with pytest.raises(TableError, match="32 channels"):
-        choose_within(graph, Small(), scores, graph.everything(), (), (), 1.0)
+        choose_within(graph, Small(), scores, graph.everything(), (), 1.0)
 
 
 def test_a_branch_takes_what_is_in_it_and_counts_alone() -> None:
@@ -239,9 +242,7 @@ def test_a_branch_takes_what_is_in_it_and_counts_alone() -> None:
     without[[branch.unit, *branch.inner]] = False
     limit = trial.milliseconds(without)
     assert limit < trial.milliseconds(kept)
-    chosen = Chooser(trial.graph, trial.times, trial.allowed, trial.branches).choose(
-        scores, kept, limit
-    )
+    chosen = Chooser(trial.graph, trial.times, trial.allowed).choose(scores, kept, limit)
     np.testing.assert_array_equal(chosen.mask, without)
     assert chosen.lost == 1.0
 
@@ -249,8 +250,7 @@ def test_a_branch_takes_what_is_in_it_and_counts_alone() -> None:
 def test_a_branch_that_may_not_go_stays() -> None:
     trial = trial_of(1)
     kept = trial.graph.everything()
-    first, other = trial.branches
-    assert isinstance(first, Block)
-    chooser = Chooser(trial.graph, trial.times, trial.allowed, (other,))
+    first = trial.branches[0]
+    chooser = Chooser(trial.graph, trial.times, [c for c in trial.allowed if c.group is not first])
     mask = chooser.choose(trial.scores, kept, chooser.fastest(kept, trial.scores)).mask
     assert mask[first.unit]
