@@ -35,8 +35,7 @@ Measure = Callable[[Sequence[Network]], Measured]
 
 LEAST_SHARE = 0.2
 """Of its time by itself: no correction makes a layer cheaper."""
-_PART_BYTES = 5e8
-_PART_NETWORKS = 48
+_PART_BYTES = 1.5e9  # of weights that are in memory together
 _CALL_MACS = 2e7  # of a network that takes as long as all around it does
 
 
@@ -100,17 +99,17 @@ class Profile:
         """Yield what is measured together: the layers of one shape, and whole networks."""
         for number, shape in enumerate(self.spans):
             yield list(self._layer_jobs(number, shape))
+        jobs = [
+            self._network_job(f"{kind} {number}", mask)
+            for kind, masks in (("network", self.masks), ("held out", self.held_out))
+            for number, mask in enumerate(masks)
+        ]
         part: list[Job] = []
-        for kind, masks in (("network", self.masks), ("held out", self.held_out)):
-            for number, mask in enumerate(masks):
-                job = self._network_job(f"{kind} {number}", mask)
-                if part and (
-                    sum(one.weights for one in part) + job.weights > _PART_BYTES
-                    or len(part) == _PART_NETWORKS
-                ):
-                    yield part
-                    part = []
-                part.append(job)
+        for index in np.random.default_rng(self.plan.seed).permutation(len(jobs)):
+            if sum(job.weights for job in (*part, jobs[index])) > _PART_BYTES and part:
+                yield part
+                part = []
+            part.append(jobs[index])
         yield part
 
     def table(self, serving: Serving, partial: Partial) -> LatencyTable:

@@ -6,7 +6,7 @@
 ``scale`` is near 1. The deviations ``a`` and ``b`` of each shape are kept small (ridge), ``b``
 stands for what follows a layer unfused: pooling, a normalisation that cannot be folded. The curve
 rises where the weights of a network no longer stay in a cache from call to call, which no layer by
-itself can tell; it is convex between knots.
+itself can tell.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 
 from compress.latency.table import Curve, Milliseconds
 
-_KNOTS_MB = (1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0, 32.0, 48.0, 64.0, 96.0)
+_KNOTS = tuple(1e6 * mb for mb in (0, 1, 2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96))
+"""Bytes of weights between which the curve is straight."""
 _RIDGE = 0.03
 """Weight of the squared deviations of shapes against the mean squared relative error."""
-_CURVE_RIDGE = 1e-4
+_CURVE_RIDGE = 1e-3
+"""The same, of the differences of slopes of the curve."""
 _FEWEST = 4
 """Networks beyond a knot, for it to be one."""
-_MS_PER_MB = 0.1
+_MS_PER_BYTE = 1e-7
 """Scale of the curve's slopes: 10 GB/s."""
 
 Numbers = NDArray[np.float64]
@@ -69,38 +71,43 @@ def fitted_correction(networks: Networks, milliseconds: Sequence[float]) -> Corr
     shapes = networks.alone.shape[1]
     usual = float(np.median(times))
     widest = np.maximum(networks.written.max(axis=0), 1.0)
-    knots = [0.0, *(mb for mb in _KNOTS_MB if np.sum(networks.weights > 1e6 * mb) >= _FEWEST)]
-    bends = knots[1:]
-    megabytes = networks.weights[:, None] / 1e6
+    knots = np.array([k for k in _KNOTS if k == 0 or np.sum(networks.weights > k) >= _FEWEST])
+    bends = len(knots)
     terms = np.concatenate(
         [
             np.full((len(times), 1), usual),
             networks.alone.sum(axis=1, keepdims=True),
-            np.maximum(0.0, megabytes - np.array(bends)) * _MS_PER_MB,
+            _rises(networks.weights, knots) * _MS_PER_BYTE,
             networks.alone,
             networks.written / widest * usual / shapes,
         ],
         axis=1,
     )
-    free = 2 + len(bends)
-    ridge = np.array([1e-9, 1e-9, *[_CURVE_RIDGE] * len(bends), *[_RIDGE] * (2 * shapes)])
-    rows = np.concatenate([terms / times[:, None], np.diag(np.sqrt(ridge * len(times) / 40))])
-    wanted = np.concatenate([np.ones(len(times)), np.zeros(len(ridge))])
+    free = 2 + bends
+    ridge = np.array([1e-9, 1e-9, *[0.0] * bends, *[_RIDGE] * (2 * shapes)])
+    share = len(times) / 40
+    smooth = np.zeros((bends, terms.shape[1]))  # slopes that follow each other are alike
+    smooth[:, 2:free] = np.sqrt(_CURVE_RIDGE * share) * np.diff(np.eye(bends + 1), axis=0)[:, 1:]
+    rows = np.concatenate([terms / times[:, None], np.diag(np.sqrt(ridge * share)), smooth])
+    wanted = np.concatenate([np.ones(len(times)), np.zeros(len(ridge) + bends)])
     lowest = np.concatenate([np.zeros(free), np.full(2 * shapes, -np.inf)])
     found = lsq_linear(rows, wanted, bounds=(lowest, np.inf)).x
     return Correction(
         fixed=float(found[0] * usual),
         scale=found[1] + found[free : free + shapes],
         per_channel=found[free + shapes :] / widest * usual / shapes,
-        curve=_curve(knots, found[2:free] * _MS_PER_MB),
+        curve=_curve(knots, found[2:free] * _MS_PER_BYTE),
     )
 
 
-def _curve(knots: Sequence[float], slopes: Numbers) -> Curve:
-    """Return the curve of slopes that are added at each knot but the first."""
-    places = [*knots, 2 * knots[-1] + 1.0]
-    heights = [
-        float(sum(s * max(0.0, at - k) for s, k in zip(slopes, knots[1:], strict=True)))
-        for at in places
-    ]
-    return Curve(tuple(1e6 * at for at in places), tuple(heights))
+def _rises(weights: Numbers, knots: Numbers) -> Numbers:
+    """Return (networks, knots): the bytes that lie between each knot and the next."""
+    ends = np.append(knots[1:], np.inf)
+    return np.clip(weights[:, None], knots, ends) - knots
+
+
+def _curve(knots: Numbers, slopes: Numbers) -> Curve:
+    """Return the curve that has a slope from each knot on."""
+    places = np.append(knots, 2 * knots[-1] + 1e6)
+    heights = _rises(places, knots) @ slopes
+    return Curve(tuple(map(float, places)), tuple(map(float, heights)))

