@@ -158,6 +158,8 @@ class LatencyTable:
     error: Error
     spread: float
     """Share by which two halves of the measurements differ; 90 % of the networks differ by less."""
+    dense_ms: float
+    """Milliseconds of the dense network, measured."""
     dense_weights: float
     """Bytes of all weights of the dense network."""
     near: float | None = field(default=None)
@@ -254,7 +256,7 @@ def document_of(table: LatencyTable) -> dict[str, Any]:
             for shape, grid in table.grids.items()
         ],
         "weights": {"bytes": table.curve.weights, "ms": table.curve.milliseconds},
-        "dense_weight_bytes": table.dense_weights,
+        "dense": {"ms": table.dense_ms, "weight_bytes": table.dense_weights},
         "error": {
             "mean": table.error.mean,
             "largest": table.error.largest,
@@ -311,7 +313,7 @@ def _table_of(document: Mapping[str, Any]) -> LatencyTable:
     for each in fields(Fingerprint):
         if type(facts[each.name]).__name__ != each.type:
             raise TypeError(each.name)
-    weights, curve = document["weights"], document["weights"]["bytes"]
+    weights, curve, dense = document["weights"], document["weights"]["bytes"], document["dense"]
     if len(curve) < 2 or list(curve) != sorted(set(curve)) or curve[0] != 0:
         raise ValueError("weights")
     return LatencyTable(
@@ -321,7 +323,8 @@ def _table_of(document: Mapping[str, Any]) -> LatencyTable:
         curve=Curve(*(tuple(map(_number, weights[key])) for key in ("bytes", "ms"))),
         error=Error(tuple((_number(a), _number(b)) for a, b in document["error"]["pairs_ms"])),
         spread=_number(document["spread"]),
-        dense_weights=_number(document["dense_weight_bytes"]),
+        dense_ms=_number(dense["ms"]),
+        dense_weights=_number(dense["weight_bytes"]),
     )
 
 

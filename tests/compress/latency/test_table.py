@@ -60,6 +60,7 @@ TABLE = LatencyTable(
     curve=Curve(),
     error=Error(((1.02, 1.0), (0.96, 1.0))),
     spread=0.01,
+    dense_ms=3.0,
     dense_weights=1000.0,
 )
 
@@ -119,9 +120,7 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     found = read_table(path)
     assert document_of(found) == document_of(table)
     assert found.grids.keys() == table.grids.keys()
-    np.testing.assert_array_equal(
-        found.grids[CONV].milliseconds, table.grids[CONV].milliseconds
-    )
+    np.testing.assert_array_equal(found.grids[CONV].milliseconds, table.grids[CONV].milliseconds)
     assert (found.error.mean, found.error.largest) == pytest.approx((0.03, 0.04))
 
 
@@ -132,6 +131,7 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
         ("layers", 3),
         ("fixed_ms", "fast"),
         ("fixed_ms", None),
+        ("dense", 3.0),
         ("weights", {"bytes": [0, 0], "ms": [0, 0]}),
         ("error", {}),
         ("fingerprint", {"machine": "a CPU"}),
