@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from export.request import ProfileRequest
 
 _ENDS = {"mnist": (1, 10), "cifar10": (3, 10), "cifar100": (3, 100)}
+_MULTIPLE = 8
 _PHOTOGRAPHS = (3, 1000)
 """Channels of images and classes, where the images themselves are not there to tell."""
 
@@ -70,7 +71,11 @@ def profile_asked_for(request: ProfileRequest) -> Profiled:
         threads=request.threads,
         target=config.export.target if config else "cpu",
     )
-    multiple = request.channel_multiple or (config.prune.channel_multiple if config else 8) or 8
+    multiple = request.channel_multiple
+    if multiple is None:
+        multiple = config.prune.channel_multiple if config else _MULTIPLE
+    if multiple < 1:
+        raise ConfigError(f"channel_multiple = {multiple} is none; it is 1 or more")
     path = request.output or _place(subject, serving)
     graph = analyse(subject.model, subject.input_size)
     if not request.overwrite:

@@ -1,8 +1,8 @@
 """The time of a layer by its widths, as a sum of stairs, from measurements at some widths.
 
 Kernels compute channels in blocks, and blocks in sets; what is left over costs a whole one. So a
-layer's time is a sum of products of ``ceil(width / step)`` of both its widths, with steps from the
-channel multiple to sixteen times it, and coefficients that are not negative: more channels never
+layer's time is a sum of products of ``ceil(width / step)`` of both its widths, with steps that
+double from the channel multiple on, and coefficients that are not negative: more channels never
 take less time. Least squares of relative errors (scipy's ``nnls``) find the coefficients.
 """
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from compress.latency.table import Milliseconds, Widths
 
-_READ_STEPS = (1, 4)
-_WRITTEN_STEPS = (1, 2, 4, 8, 16)
-"""In multiples of the channel multiple; the stairs of what is read are gentle."""
+_LARGEST_STEP = 128
+_FACTORS = (4, 2)
+"""From step to step, of what is read and of what is written; the stairs of the first are gentle."""
 LEAST_MS = 1e-6
 """A difference of two measurements may come out below nothing."""
 
@@ -60,10 +60,10 @@ def _terms(
     read: Widths, written: Widths, multiple: int, largest: tuple[int, int]
 ) -> NDArray[np.float64]:
     sides = []
-    for widths, most, steps in zip(
-        (read, written), largest, (_READ_STEPS, _WRITTEN_STEPS), strict=True
-    ):
-        sizes = [multiple * step for step in steps if step == 1 or multiple * step <= most]
+    for widths, most, factor in zip((read, written), largest, _FACTORS, strict=True):
+        sizes = [multiple]
+        while sizes[-1] * factor <= min(most, _LARGEST_STEP):
+            sizes.append(sizes[-1] * factor)
         stairs = [np.ceil(np.asarray(widths) / size) * size / most for size in sizes]
         sides.append([np.ones(np.shape(widths)), *stairs])
     return np.stack([one * other for one in sides[0] for other in sides[1]], axis=-1)
