@@ -123,8 +123,10 @@ class PruneConfig(Section):
     """Where the gate of a residual stream sits: at its readers, or after add+ReLU of each block."""
     as_published: bool = False
     """Repeat the slips of the original's criteria, for comparison; see docs/criteria.md."""
+    blocks: Literal["auto"] | bool = "auto"
+    """Whether branches of residual additions may go as a whole; ``auto``: where it buys time."""
     keep_dense: tuple[str, ...] = ()
-    """Groups that are never pruned, by name as ``compress inspect`` prints it; ``*`` matches."""
+    """Groups and blocks that are never pruned, by the names of ``compress inspect``, or ``*``."""
     only: tuple[str, ...] = ()
     """If not empty, the only groups that are pruned."""
     shrink_at: float = Field(default=0.3, gt=0, le=1)
@@ -145,7 +147,23 @@ class PruneConfig(Section):
             raise ValueError(
                 "flops_regularization and rank = 'importance-per-mac' exclude each other"
             )
+        if self.blocks is True and not self.can_score_blocks:
+            raise ValueError(
+                "blocks = true needs criterion = 'taylor-gate' and normalize = 'none': nothing "
+                "else compares blocks with channels"
+            )
         return self
+
+    @property
+    def can_score_blocks(self) -> bool:
+        """Whether the criterion tells what a block is worth beside channels."""
+        scored = self.criterion == "taylor-gate" and self.importance_from is None
+        return scored and self.normalize == "none"
+
+    @property
+    def with_blocks(self) -> bool:
+        """Whether blocks may go."""
+        return self.blocks is True
 
     @field_validator("importance_from")
     @classmethod

@@ -106,14 +106,12 @@ class Decisions:
         settings, before = self.settings, at.kept
         at.step += 1
         if at.step > settings.start_after:
-            at.kept = decide(
-                ranked(importance, before, self.allowed, graph=self.graph, config=settings),
-                before,
-                self.allowed,
-                goal=self.goal,
-                config=settings,
-                step=at.step - settings.start_after,
+            scores = ranked(importance, before, self.allowed, graph=self.graph, config=settings)
+            step = at.step - settings.start_after
+            chosen = decide(
+                scores, before, self.allowed, goal=self.goal, config=settings, step=step
             )
+            at.kept = self.graph.closed(chosen)
         facts = {
             "pruning_step": at.step,
             "loss": loss,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from compress.config import Budget, PruneConfig
 from compress.errors import BudgetError, ConfigError, nearest
 from compress.networks import cost
-from compress.networks.groups import ChannelGraph, Group, Mask, Units
+from compress.networks.groups import ChannelGraph, Mask, Removable, Units
 
 Scores = NDArray[np.float64]
 CostFunction = Callable[[Mask], float]
@@ -21,30 +21,33 @@ CostFunction = Callable[[Mask], float]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A group that may lose units: in chunks of ``chunk``, down to ``floor``."""
+    """A group that may lose units: in chunks of ``chunk``, down to ``floor``; or a branch."""
 
-    group: Group
+    group: Removable
     floor: int
     chunk: int
 
 
 def candidates(graph: ChannelGraph, limits: PruneConfig) -> tuple[Candidate, ...]:
-    """Return the groups that may be pruned under the limits.
+    """Return the groups, and the branches, that may be pruned under the limits.
 
     The floor is the larger of both limits, rounded up so that widths stay multiples.
 
     Raises:
-        ConfigError: a pattern of ``keep_dense`` or ``only`` matches no group.
+        ConfigError: a pattern of ``keep_dense`` or ``only`` matches no group and no branch.
     """
-    names = [group.name for group in graph.groups]
+    names = [group.name for group in graph.groups] + [branch.name for branch in graph.branches]
     for key in ("keep_dense", "only"):
         for pattern in getattr(limits, key):
             if not fnmatch.filter(names, pattern):
                 raise ConfigError(f"{key}: no group matches {pattern!r}: {nearest(pattern, names)}")
+
+    def allowed(each: Removable) -> bool:
+        wanted = not limits.only or _matches(each, limits.only)
+        return wanted and not _matches(each, limits.keep_dense)
+
     found = []
-    for group in graph.prunable:
-        if _matches(group, limits.keep_dense) or (limits.only and not _matches(group, limits.only)):
-            continue
+    for group in filter(allowed, graph.prunable):
         chunk = group.units_per_multiple(limits.channel_multiple)
         floor = max(
             group.fewest,
@@ -52,10 +55,11 @@ def candidates(graph: ChannelGraph, limits: PruneConfig) -> tuple[Candidate, ...
             math.ceil(limits.min_share * group.size - 1e-9),
         )
         found.append(Candidate(group, min(group.size, math.ceil(floor / chunk) * chunk), chunk))
-    return tuple(found)
+    branches = graph.removable if limits.with_blocks else ()
+    return (*found, *(Candidate(branch, 0, 1) for branch in filter(allowed, branches)))
 
 
-def _matches(group: Group, patterns: Iterable[str]) -> bool:
+def _matches(group: Removable, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(group.name, pattern) for pattern in patterns)
 
 
@@ -109,7 +113,7 @@ def smallest(graph: ChannelGraph, allowed: Iterable[Candidate]) -> Mask:
     kept = graph.everything()
     for candidate in allowed:
         kept[candidate.group.units[candidate.floor :]] = False
-    return kept
+    return graph.closed(kept)
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,8 @@ def goal_for(graph: ChannelGraph, budget: Budget, allowed: Sequence[Candidate]) 
         raise BudgetError(_unreachable(budget, dense, closest))
     return Goal(
         budget,
-        cost_of=lambda kept: function(graph, kept),
-        channels_of=lambda kept: cost.channels(graph, kept),
+        cost_of=lambda kept: function(graph, graph.closed(kept)),
+        channels_of=lambda kept: cost.channels(graph, graph.closed(kept)),
         dense=dense,
         limit=limit,
     )

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.checkpoints.recipe import Recipe, recipe_from_cuts
+from compress.checkpoints.recipe import Recipe, recipe_of
 from compress.config import PruneConfig
 from compress.criteria import bind
 from compress.errors import ConfigError, ModelError, UsageError
 from compress.networks.capture import Example
-from compress.networks.cuts import cuts_of
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shrink import shrink_
 from compress.networks.trial import tried_graph
@@ -115,7 +114,8 @@ def choose(
     require_removable(graph, allowed)
     goal = goal_for(graph, config.budget, allowed)
     order = ranked(scores, before, allowed, graph=graph, config=config)
-    return prune_to(order, before, allowed, cost_of=goal.cost_of, limit=goal.limit)
+    chosen = prune_to(order, before, allowed, cost_of=goal.cost_of, limit=goal.limit)
+    return graph.closed(chosen)
 
 
 def shrink(
@@ -147,10 +147,11 @@ def shrink(
     network, others = inner_network(model), tuple(map(inner_network, copies))
     optimizers, mask = inner_optimizers(optimizer), np.asarray(kept, dtype=bool)
     _require_mask(graph, mask)
+    mask = graph.closed(mask)
     require_trained(network, graph, optimizers, others)
     for each, trained_by in ((network, optimizers), *((copied, ()) for copied in others)):
         shrink_(each, graph, mask, trained_by)
-    return recipe_from_cuts(cuts_of(graph, mask))
+    return recipe_of(graph, mask)
 
 
 def _require_mask(graph: ChannelGraph, mask: Mask) -> None:
@@ -158,7 +159,14 @@ def _require_mask(graph: ChannelGraph, mask: Mask) -> None:
         raise ModelError(
             f"the mask is of shape {mask.shape} and this network has {graph.num_units} units"
         )
+    gone = [branch for branch in graph.branches if not mask[branch.unit]]
+    for branch in gone:
+        if branch.frozen is not None:
+            raise ModelError(f"{branch.name} stays ({branch.frozen}) and the mask removes it")
+    inner = np.concatenate([np.zeros(0, np.int64), *(branch.inner for branch in gone)])
     for group in graph.groups:
+        if np.isin(group.units, inner).all():  # gone as a whole
+            continue
         left = int(mask[group.units].sum())
         if group.frozen is not None and left < group.size:
             raise ModelError(f"{group.name} stays dense ({group.frozen}) and the mask cuts it")

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from compress.networks.groups import Mask
+from compress.networks.groups import ChannelGraph, Mask
 from compress.pruning.importance import Importance
 
 WORK = ("decide", "shrink", "proof")
+SCORES = ("importance.total", "importance.average")
 
 
 @dataclass
@@ -74,14 +75,22 @@ class Progress:
         return {**found, **doubles}
 
     @classmethod
-    def of(cls, tensors: Mapping[str, torch.Tensor], *, momentum: float) -> Progress:
+    def of(
+        cls, tensors: Mapping[str, torch.Tensor], graph: ChannelGraph, *, momentum: float
+    ) -> Progress:
         """Return the progress that ``tensors`` describe, wherever they lie.
+
+        Those of earlier versions know nothing of the branches of the dense graph, which are there.
 
         Raises:
             KeyError: one is missing.
         """
         held = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-        importance = Importance(len(held["kept"]), momentum=momentum)
+        for name, there in (("kept", 1), ("shrunk", 1), *((name, 0) for name in SCORES)):
+            short = graph.num_units - len(held[name]) if name in held else 0
+            if short and short == len(graph.branches):
+                held[name] = torch.cat([held[name], held[name].new_full((short,), there)])
+        importance = Importance(graph.num_units, momentum=momentum)
         importance.total = held["importance.total"]
         importance.minibatches = int(held["minibatches"])
         if "importance.average" in held:

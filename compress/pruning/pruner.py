@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.checkpoints.recipe import Recipe, recipe_from_cuts
+from compress.checkpoints.recipe import Recipe, recipe_of
 from compress.config import PruneConfig
 from compress.criteria import bind
 from compress.criteria.scoring import Context, Scoring
@@ -22,7 +22,6 @@ from compress.distributed.world import World, current
 from compress.errors import CheckpointError, RunError, UsageError
 from compress.networks import cost
 from compress.networks.capture import Example
-from compress.networks.cuts import cuts_of
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shrink import holder, proof, shrink_
 from compress.networks.trial import tried_graph
@@ -63,6 +62,7 @@ def context_of(model: nn.Module, graph: ChannelGraph, config: PruneConfig, seed:
         as_published=config.as_published,
         hessian_samples=config.hessian_samples,
         world=current(),
+        blocks=config.with_blocks,
     )
 
 
@@ -178,7 +178,7 @@ class Pruner:
     @property
     def recipe(self) -> Recipe:
         """What rebuilds the network as it is from its dense one; ``compress.save`` takes it."""
-        return recipe_from_cuts(cuts_of(self.dense_graph, self.at.shrunk))
+        return recipe_of(self.dense_graph, self.at.shrunk)
 
     def summary(self) -> Summary:
         """Return widths and costs before and after, and why groups stay dense."""
@@ -434,14 +434,13 @@ class Pruner:
                 "the network and its Pruner anew"
             )
         try:
-            same = torch.equal(state["network"].cpu(), self._fingerprint())
-            found = Progress.of(state, momentum=self.settings.momentum)
+            if not torch.equal(state["network"].cpu(), self._fingerprint()):
+                raise CheckpointError(OTHER_NETWORK)
+            found = Progress.of(state, self.dense_graph, momentum=self.settings.momentum)
         except KeyError as error:
             raise CheckpointError(
                 f"the state to go on from lacks {error}: it is damaged"
             ) from error
-        if not same:
-            raise CheckpointError(OTHER_NETWORK)
         self._bound.require_unchanged(self.model, self.graph)
         before, self.at, self._scored = self.at, found, False
         try:

@@ -262,7 +262,7 @@ class _PruneRun:
     def _of_version_1(self, state: State) -> dict[str, torch.Tensor]:
         """Return the pruner's state as earlier versions wrote it, among facts and tensors."""
         facts, own = state.facts, self.pruner.state_dict()
-        if len(state.tensors["kept"]) != self.graph.num_units:
+        if len(state.tensors["kept"]) != self.graph.num_units - len(self.graph.branches):
             raise CheckpointError(OTHER_NETWORK)
         names = ("pruning_step", "paused", "ended", "minibatches", "proof")
         return {
