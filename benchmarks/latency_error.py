@@ -4,11 +4,11 @@
     python benchmarks/latency_error.py --smoke
 
 A table is measured as ``compress profile`` does, for networks with random weights. ``--held-out``
-random networks in multiples of 8 are predicted by it and measured, in the same process, as the
-export writes them. "mean" and "largest" are |predicted - measured| / measured, "by MACs" is the
-mean error of the share of MACs times the dense network's time. "halves" is the share by which two
-halves of the measurements differ (nine networks in ten by less), "load" the load average of the
-machine before and after.
+random networks in multiples of 8, half of which have lost branches too, are predicted by it and
+measured, in the same process, as the export writes them. "mean" and "largest" are |predicted -
+measured| / measured, "by MACs" is the mean error of the share of MACs times the dense network's
+time. "halves" is the share by which two halves of the measurements differ (nine networks in ten by
+less), "load" the load average of the machine before and after.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from smoke import parsed
 
 from compress.latency.table import LatencyTable
 from compress.networks import cost
-from compress.networks.analysis import analyse
 from compress.networks.models import build_model
+from compress.networks.trial import tried_graph
 from export.latency.building import Plan, Profile, build_table
 from export.latency.rounds import Effort
 from export.latency.serving import Serving
@@ -62,7 +62,7 @@ def row(network: str, batch: int, plan: Plan, options: argparse.Namespace) -> tu
     size = (channels, int(pixels), int(pixels))
     torch.manual_seed(0)
     model = build_model(name, num_classes=10, in_channels=channels).eval()
-    profile = Profile(model, analyse(model, size), size, plan)
+    profile = Profile(model, tried_graph(model, size), size, plan)
     serving = Serving(runtime=options.runtime, batch=batch, threads=options.threads)
     before, began = os.getloadavg()[0], time.monotonic()
     table = build_table(profile, serving)

@@ -58,7 +58,7 @@ def profile_asked_for(request: ProfileRequest) -> Profiled:
         InterruptedRunError: the user stopped; what was measured is kept.
         EnvironmentUnfitError: the runtime or its device is not there.
     """
-    from compress.networks.analysis import analyse
+    from compress.networks.trial import tried_graph
     from compress.terminal.console import say
     from compress.terminal.progress import percent_bar
 
@@ -77,7 +77,7 @@ def profile_asked_for(request: ProfileRequest) -> Profiled:
     if multiple < 1:
         raise ConfigError(f"channel_multiple = {multiple} is none; it is 1 or more")
     path = request.output or _place(subject, serving)
-    graph = analyse(subject.model, subject.input_size)
+    graph = tried_graph(subject.model, subject.input_size)
     if not request.overwrite:
         found = _kept(path, serving.fingerprint(graph), say)
         if found is not None:

@@ -19,6 +19,7 @@ what is lost beyond it is lost by whole networks, and is told by them."""
 
 _ROWS = 5  # widths that are read, of those measured
 _COLUMNS = 9  # widths that are written, for each of these
+_BRANCHES_LOST = 0.25
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,16 @@ def random_mask(graph: ChannelGraph, multiple: int, rng: np.random.Generator) ->
     """Return the mask of a random network in multiples.
 
     Its groups keep shares between half and one and a half times of one share, itself between 0.1
-    and 1: networks of a sweep differ as much in size as in form.
+    and 1: networks of a sweep differ as much in size as in form. Every second network loses
+    branches as well, one in four.
     """
     share = rng.uniform(0.1, 1.0)
     shares = {group.name: share * rng.uniform(0.5, 1.5) for group in graph.prunable}
-    return _mask(graph, multiple, shares, rng)
+    kept = _mask(graph, multiple, shares, rng)
+    lost = _BRANCHES_LOST if rng.random() < 0.5 else 0.0
+    for branch in graph.removable:
+        kept[branch.unit] = rng.random() >= lost
+    return graph.closed(kept)
 
 
 def _mask(
