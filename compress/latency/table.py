@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ class LatencyTable:
     """Milliseconds of the dense network, measured."""
     dense_weights: float
     """Bytes of all weights of the dense network."""
-    near: float | None = field(default=None)
+    near: float | None = None
     """Bytes of weights of the networks that it is asked about; None for half of the dense one's."""
 
     @property

@@ -214,8 +214,7 @@ def build_table(
     Args:
         profile: of one network.
         serving: what serves it.
-        partial: file of what was measured so far; it stays until ``write_table``'s caller removes
-            it.
+        partial: file that keeps what was measured so far; it is the caller's to remove.
         progress: told the share done.
         measure: measures networks against each other; by default ``measure_ms``.
 
@@ -287,7 +286,8 @@ def _layer_job(number: int, shape: LayerShape, read: int, written: int, copies: 
 
 
 def _corrected(alone: Grid, spans: Sequence[Span], scale: float, per_channel: float) -> Grid:
-    paired = alone.milliseconds.ndim == 1
-    written = spans[0].written if paired else alone.written
+    written = alone.written
+    if alone.milliseconds.ndim == 1:
+        written = alone.read * spans[0].written[-1] // spans[0].read[-1]
     found = scale * alone.milliseconds + per_channel * written
     return Grid(alone.read, alone.written, np.maximum(found, LEAST_SHARE * alone.milliseconds))

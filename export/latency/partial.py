@@ -64,8 +64,3 @@ class Partial:
                     "spread": self.spread,
                 },
             )
-
-    def remove(self) -> None:
-        """Remove the file, once the table is written."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
