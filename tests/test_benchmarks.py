@@ -25,6 +25,7 @@ PROGRAMS = {
     "imagenet_throughput": ("the loader alone", "step", "images/s (range)", "peak memory"),
     "int8_accuracy": ("network", "precision", "top-1", "drop", "calibration"),
     "kill_and_resume": ("kill", "at", "left behind", "those of the run left alone"),
+    "latency_error": ("network", "dense, ms", "mean", "largest", "by MACs", "halves", "load"),
     "many_files": ("what", "seconds", "batches read", "epoch", "main process, MiB (private)"),
     "network_coverage": ("network", "ours", "TP", "seconds", "difference", "counted", "ONNX"),
     "pruning_cost": ("what", "figure", "bound", "shrink", "peak memory of pruning / plain"),
