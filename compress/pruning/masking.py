@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.config import Budget, PruneConfig
+from compress.config import PruneConfig
 from compress.errors import BudgetError, ConfigError, nearest
-from compress.networks import cost
 from compress.networks.groups import ChannelGraph, Mask, Removable, Units
 
 Scores = NDArray[np.float64]
@@ -114,63 +113,6 @@ def smallest(graph: ChannelGraph, allowed: Iterable[Candidate]) -> Mask:
     for candidate in allowed:
         kept[candidate.group.units[candidate.floor :]] = False
     return graph.closed(kept)
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A budget for one network: the cost function, where it starts and where it must end."""
-
-    budget: Budget
-    cost_of: CostFunction
-    channels_of: CostFunction
-    dense: float
-    limit: float
-
-    def at(self, step: int, steps: int) -> float:
-        """Return the limit of a step when the cost falls linearly over all steps."""
-        if step >= steps:
-            return self.limit
-        return self.dense + (self.limit - self.dense) * step / steps
-
-
-def goal_for(graph: ChannelGraph, budget: Budget, allowed: Sequence[Candidate]) -> Goal:
-    """Translate a budget into a cost limit of this network.
-
-    Raises:
-        BudgetError: even with every group at its floor the network would cost more; the message
-            names the closest that can be reached.
-    """
-    functions = {"macs": cost.macs, "params": cost.params}
-    function = functions.get(budget.kind, cost.channels)
-    dense = function(graph, graph.everything())
-    if budget.kind == "removed":
-        limit = dense - budget.value
-    else:
-        # Costs are whole numbers: 0.29 of 100 is 29, not 28.999999999999996.
-        limit = round(budget.value * dense, 3) if budget.value <= 1 else budget.value
-    closest = function(graph, smallest(graph, allowed))
-    if closest > limit:
-        raise BudgetError(_unreachable(budget, dense, closest))
-    return Goal(
-        budget,
-        cost_of=lambda kept: function(graph, graph.closed(kept)),
-        channels_of=lambda kept: cost.channels(graph, graph.closed(kept)),
-        dense=dense,
-        limit=limit,
-    )
-
-
-def _unreachable(budget: Budget, dense: int, closest: int) -> str:
-    if budget.kind == "removed":
-        nearest_budget = f"removed={dense - closest}"
-    else:
-        nearest_budget = f"{budget.kind}={math.ceil(closest / dense * 1e4) / 1e4:.4f}"
-        if budget.value > 1:
-            nearest_budget = f"{budget.kind}={closest}"
-    return (
-        f"the budget {budget} cannot be reached: with every group at its floor "
-        f"the closest is {nearest_budget}; lower min_channels, min_share or channel_multiple"
-    )
 
 
 def _ranking(
