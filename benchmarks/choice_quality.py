@@ -245,7 +245,7 @@ def trial_of(seed: int) -> Trial:
     net = Small(rng)
     KINDS[seed % len(KINDS)](net)
     graph = net.graph
-    shapes = sorted({layer.shape for layer in graph.layers}, key=str)
+    shapes = list(dict.fromkeys(layer.shape for layer in graph.layers))
     allowed: list[Candidate] = []
     for group in graph.groups:
         chunk = int(rng.choice([1, 1, 2]))

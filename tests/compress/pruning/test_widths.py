@@ -47,7 +47,7 @@ def captured(name: str, seed: int) -> Trial:
     rng = np.random.default_rng(seed)
     graph = analyse(NETWORKS[name](), (3, 12, 12))
     widest = max(n for layer in graph.layers for n in layer.widths(graph.everything()))
-    times = RandomTimes(rng, sorted({layer.shape for layer in graph.layers}, key=str), widest)
+    times = RandomTimes(rng, list(dict.fromkeys(layer.shape for layer in graph.layers)), widest)
     return Trial(
         graph,
         times,
