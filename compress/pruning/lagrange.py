@@ -17,6 +17,7 @@ import numpy as np
 
 from compress.pruning.elimination import (
     LOSS,
+    MOST_JOINT,
     TIME,
     Choice,
     Elimination,
@@ -29,7 +30,7 @@ from compress.pruning.elimination import (
 WIDTHS = (32, 2048)
 """Beginnings of choices that are followed at once: first for a good bound, then for the best."""
 MOST_PRICES = 40
-MOST_PLANS = 6
+MOST_PLANS = 12
 HELD_JOINT = 2**14
 """Entries of the largest table where some variables are held whatever it is."""
 SAME = 1e-12
@@ -68,13 +69,10 @@ class Problem:
     def __init__(self, sizes: Sequence[int], factors: Sequence[Factor]) -> None:
         self.factors = factors
         scopes = [factor.scope for factor in factors]
-        self.plans = [plan(sizes, scopes)]
-        held = set(self.plans[0].held)
-        if held:  # they change often: better small tables than many variables at once
-            self.plans = []
-        while held and len(self.plans) < MOST_PLANS:
-            self.plans.append(plan(sizes, scopes, HELD_JOINT, prefer=sorted(held)))
-            held &= set(self.plans[-1].held)
+        self.plans = [plan(sizes, scopes, MOST_JOINT)]
+        if self.plans[0].held:  # they change often: better small tables than many at once
+            together = sorted(set(scopes), key=len, reverse=True)[:MOST_PLANS]
+            self.plans = [plan(sizes, scopes, HELD_JOINT, prefer=scope) for scope in together]
         self.first = self.point(np.zeros(len(sizes), np.int64))
         self.last = self.point(np.array(sizes, np.int64) - 1)
         self._sums = Sums(factors, self.first.choice, self.plans[0])
@@ -121,7 +119,7 @@ class Problem:
             else:
                 over = found
             last, price = price, 0.0
-        return self._left_over(best, limit, price or last, elimination)
+        return self._left_over(best, fastest, limit, price or last, elimination)
 
     def _least(
         self, loss: float, time: float, starts: Sequence[Point]
@@ -146,19 +144,24 @@ class Problem:
         return best, elimination
 
     def _left_over(
-        self, best: Point, limit: float, price: float, elimination: Elimination
+        self, best: Point, fastest: Point, limit: float, price: float, elimination: Elimination
     ) -> Solution:
         """Return the best choice near a price, from one that is within the limit."""
         if self.exact:
             best, all_seen = _nearest(self, best, limit, price, elimination)
             return Solution(best, price, elimination.least - price * limit, all_seen)
+        found = [self._improved(start, limit, price) for start in (best, fastest)]
+        return Solution(min(found, key=lambda point: point.loss), price)
+
+    def _improved(self, best: Point, limit: float, price: float) -> Point:
+        """Hold some variables and choose the others within the limit, until nothing is better."""
         before = math.inf
         while best.loss < before:
             before = best.loss
             for planned in self.plans:
                 sums = Sums(self.factors, best.choice, planned)
                 best, _ = _nearest(self, best, limit, price, Elimination(sums, 1.0, price))
-        return Solution(best, price)
+        return best
 
 
 def _nearest(

@@ -19,7 +19,7 @@ from compress.latency.times import network_milliseconds
 from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.groups import Branch, ChannelGraph, LayerShape, Mask
-from compress.pruning import widths
+from compress.pruning import lagrange, widths
 from compress.pruning.masking import Candidate, candidates, prune_to
 from compress.pruning.widths import Chooser, choose_within
 
@@ -47,7 +47,7 @@ def captured(name: str, seed: int) -> Trial:
     rng = np.random.default_rng(seed)
     graph = analyse(NETWORKS[name](), (3, 12, 12))
     widest = max(n for layer in graph.layers for n in layer.widths(graph.everything()))
-    times = RandomTimes(rng, sorted({layer.shape for layer in graph.layers}, key=str), widest)
+    times = RandomTimes(rng, list(dict.fromkeys(layer.shape for layer in graph.layers)), widest)
     return Trial(
         graph,
         times,
@@ -194,6 +194,27 @@ def test_widths_between_those_tried_at_first_are_found(monkeypatch: pytest.Monke
     assert some.milliseconds <= limit
     assert (some.bound, some.proven) == (-math.inf, False)
     assert any(int(some.mask[g.units].sum()) % 8 for g in graph.prunable)
+
+
+def test_where_not_all_can_be_chosen_at_once_the_limit_holds_and_most_are_the_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(widths, "MOST_WORK", 0)
+    for name in ("MOST_JOINT", "HELD_JOINT"):
+        monkeypatch.setattr(lagrange, name, 40)
+    found = []
+    for seed in range(1, 33, 4):  # networks of four groups
+        trial = trial_of(seed)
+        kept = trial.graph.everything()
+        chooser = Chooser(trial.graph, trial.times, trial.allowed)
+        fastest = chooser.fastest(kept, trial.scores)
+        limit = (fastest + trial.milliseconds(kept)) / 2
+        chosen = chooser.choose(trial.scores, kept, limit)
+        assert chosen.milliseconds <= limit
+        found.append(trial.lost(kept, chosen.mask) / best_of(trial, kept, limit))
+    assert min(found) >= 1 - 1e-9
+    assert np.median(found) == pytest.approx(1)
+    assert max(found) < 2
 
 
 def test_an_answer_is_asked_for_once() -> None:
