@@ -8,8 +8,6 @@ network it is a straight line and the whole is a sum over layers: ``around`` giv
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 from compress.errors import TableError
 from compress.files.atomic import write_json
 from compress.files.documents import parsed_json
+from compress.latency.fingerprint import AGAIN, Fingerprint
 from compress.networks.groups import ChannelGraph, LayerCall, LayerShape, Mask
 
 SCHEMA_VERSION = 1
@@ -29,47 +28,9 @@ MOST_BYTES = 2**26
 """Largest file; that of a ResNet-152 has a hundredth of it."""
 WEIGHT_BYTES = 4.0
 """Of one weight; a curve over bytes is measured in this unit, whatever the precision."""
-AGAIN = "measure it again with compress profile"
 
 Widths = NDArray[np.int64]
 Milliseconds = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fingerprint:
-    """What a table was measured on; it holds for nothing else."""
-
-    machine: str
-    """Name of the processor or the GPU."""
-    runtime: str
-    version: str
-    """Of the runtime's library."""
-    precision: str
-    batch: int
-    threads: int
-    """Of the runtime on the CPU."""
-    network: str
-    """Digest of its layers and their dense widths; see ``network_digest``."""
-
-    def require(self, other: Fingerprint, what: str) -> None:
-        """Refuse to serve another purpose.
-
-        Args:
-            other: of what is asked for.
-            what: name of the table, for the message.
-
-        Raises:
-            TableError: naming the first fact that differs.
-        """
-        for each in fields(self):
-            mine, asked = getattr(self, each.name), getattr(other, each.name)
-            if mine == asked:
-                continue
-            if each.name == "network":
-                raise TableError(f"{what} was measured for another network: {AGAIN}")
-            raise TableError(
-                f"{what} was measured for {each.name} {mine} and {asked} is asked for: {AGAIN}"
-            )
 
 
 @dataclass(frozen=True)
@@ -222,13 +183,6 @@ def network_weight_bytes(layers: Sequence[LayerCall], kept: Mask) -> float:
         if read and written:
             total += float(weight_bytes(layer.shape, np.array(read), np.array(written)))
     return total
-
-
-def network_digest(graph: ChannelGraph) -> str:
-    """Return a digest of the layers of a dense network: their shapes, and both widths of each."""
-    everything = graph.everything()
-    facts = [[asdict(layer.shape), *layer.widths(everything)] for layer in graph.layers]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def write_table(table: LatencyTable, path: Path) -> None:

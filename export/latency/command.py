@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import CheckpointError, ConfigError, InterruptedRunError, TableError
-from compress.latency.table import Fingerprint, LatencyTable, read_table, write_table
+from compress.latency.fingerprint import Fingerprint
+from compress.latency.table import LatencyTable, read_table, write_table
 from export.latency.building import Plan, Profile, build_table
 from export.latency.serving import Serving
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from compress.config.targets import Target, load_target
 from compress.errors import ConfigError, EnvironmentUnfitError
-from compress.latency.table import Fingerprint, network_digest
+from compress.latency.fingerprint import Fingerprint, network_digest
 from export.latency.rounds import Effort, Measured, Told, measured, timer_of
 
 if TYPE_CHECKING:

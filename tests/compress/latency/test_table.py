@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from compress.errors import TableError
+from compress.latency.fingerprint import Fingerprint, network_digest
 from compress.latency.table import (
     Curve,
     Error,
-    Fingerprint,
     Grid,
     LatencyTable,
     document_of,
-    network_digest,
     network_weight_bytes,
     read_table,
     write_table,
