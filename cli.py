@@ -117,9 +117,9 @@ def train_command(request: RunRequest, as_json: Json = False) -> None:
 @takes_request
 def prune_command(request: PruneRequest, as_json: Json = False) -> None:
     """Prune a dense network step by step, shrink and finetune it; writes pruned.safetensors."""
-    from compress.runs.stages import prune_run
+    from bench.commands import prune
 
-    on = prune_run(request)
+    on = prune(request)
     _print_weights(on.run.pruned, on.permission, as_json)
 
 

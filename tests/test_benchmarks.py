@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {
+    "choice_quality": ("networks", "exact", "largest gap", "greedy", "seconds a step", "bound"),
     "compare_criteria": ("budget", "criterion", "MACs", "masked", "after BatchNorm", "finetuned"),
     "export_matrix": ("network", "precision", "ONNX MB", "error", "engine MB", "build s"),
     "gate_error_rates": ("noise", "FAIL", "PASS", "interval holds", "FAIL at 1.03", "2 pp: FAIL"),

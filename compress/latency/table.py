@@ -159,6 +159,19 @@ class LatencyTable:
         """Return the table as a sum over layers that is exact for networks as large as this one."""
         return replace(self, near=network_weight_bytes(graph.layers, kept))
 
+    def require_network(self, graph: ChannelGraph, what: str) -> None:
+        """Refuse the layers of another network.
+
+        Args:
+            graph: of the dense network.
+            what: name of the table, for the message.
+
+        Raises:
+            TableError: it was measured for another network.
+        """
+        found = replace(self.fingerprint, network=network_digest(graph))
+        self.fingerprint.require(found, what)
+
     @property
     def _near(self) -> float:
         return self.dense_weights / 2 if self.near is None else self.near

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.config import Budget, PruneConfig
+from compress.config import PruneConfig
 from compress.errors import BudgetError, ConfigError, nearest
-from compress.networks import cost
 from compress.networks.groups import ChannelGraph, Mask, Removable, Units
 
 Scores = NDArray[np.float64]
@@ -116,63 +115,6 @@ def smallest(graph: ChannelGraph, allowed: Iterable[Candidate]) -> Mask:
     return graph.closed(kept)
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A budget for one network: the cost function, where it starts and where it must end."""
-
-    budget: Budget
-    cost_of: CostFunction
-    channels_of: CostFunction
-    dense: float
-    limit: float
-
-    def at(self, step: int, steps: int) -> float:
-        """Return the limit of a step when the cost falls linearly over all steps."""
-        if step >= steps:
-            return self.limit
-        return self.dense + (self.limit - self.dense) * step / steps
-
-
-def goal_for(graph: ChannelGraph, budget: Budget, allowed: Sequence[Candidate]) -> Goal:
-    """Translate a budget into a cost limit of this network.
-
-    Raises:
-        BudgetError: even with every group at its floor the network would cost more; the message
-            names the closest that can be reached.
-    """
-    functions = {"macs": cost.macs, "params": cost.params}
-    function = functions.get(budget.kind, cost.channels)
-    dense = function(graph, graph.everything())
-    if budget.kind == "removed":
-        limit = dense - budget.value
-    else:
-        # Costs are whole numbers: 0.29 of 100 is 29, not 28.999999999999996.
-        limit = round(budget.value * dense, 3) if budget.value <= 1 else budget.value
-    closest = function(graph, smallest(graph, allowed))
-    if closest > limit:
-        raise BudgetError(_unreachable(budget, dense, closest))
-    return Goal(
-        budget,
-        cost_of=lambda kept: function(graph, graph.closed(kept)),
-        channels_of=lambda kept: cost.channels(graph, graph.closed(kept)),
-        dense=dense,
-        limit=limit,
-    )
-
-
-def _unreachable(budget: Budget, dense: int, closest: int) -> str:
-    if budget.kind == "removed":
-        nearest_budget = f"removed={dense - closest}"
-    else:
-        nearest_budget = f"{budget.kind}={math.ceil(closest / dense * 1e4) / 1e4:.4f}"
-        if budget.value > 1:
-            nearest_budget = f"{budget.kind}={closest}"
-    return (
-        f"the budget {budget} cannot be reached: with every group at its floor "
-        f"the closest is {nearest_budget}; lower min_channels, min_share or channel_multiple"
-    )
-
-
 def _ranking(
     scores: Scores, kept: Mask, allowed: Iterable[Candidate]
 ) -> tuple[Units, NDArray[np.int64]]:
@@ -184,7 +126,7 @@ def _ranking(
     first_chunk = 0
     for candidate in allowed:
         present = candidate.group.units[kept[candidate.group.units]]
-        starts = _chunk_starts(len(present), candidate)
+        starts = chunk_bounds(len(present), candidate)
         ascending = present[np.argsort(scores[present], kind="stable")][: starts[-1]]
         sizes = np.diff(starts)
         if len(sizes):
@@ -203,8 +145,8 @@ def _ranking(
     return np.concatenate(units)[order], np.append(0, last_of_chunk + 1)
 
 
-def _chunk_starts(present: int, candidate: Candidate) -> NDArray[np.int64]:
-    """Return the bounds of the chunks that may go; a ragged width is squared first."""
+def chunk_bounds(present: int, candidate: Candidate) -> NDArray[np.int64]:
+    """Return where each chunk that may go begins and ends; a ragged width is squared first."""
     removable = present - candidate.floor
     first = present % candidate.chunk or candidate.chunk
     return np.append(0, np.arange(first, removable + 1, candidate.chunk))

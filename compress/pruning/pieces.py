@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ from compress.checkpoints.recipe import Recipe, recipe_of
 from compress.config import PruneConfig
 from compress.criteria import bind
 from compress.errors import ConfigError, ModelError, UsageError
+from compress.latency.times import Times
 from compress.networks.capture import Example
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shrink import shrink_
 from compress.networks.trial import tried_graph
 from compress.pruning.decision import require_removable
+from compress.pruning.goal import goal_for, times_for
 from compress.pruning.importance import ranked
-from compress.pruning.masking import Scores, candidates, goal_for, prune_to
+from compress.pruning.masking import Scores, candidates, prune_to
 from compress.pruning.pruner import Optimizers, context_of
 from compress.pruning.settings import prune_settings, takes_settings
 from compress.pruning.training import inner_network, inner_optimizers, require_trained
@@ -82,6 +85,7 @@ def choose(
     importance: Scores | torch.Tensor,
     *,
     kept: Mask | None = None,
+    table: Times | str | Path | None = None,
     **settings: Any,
 ) -> Mask:
     """Choose what goes, the least important first, until the budget holds.
@@ -90,6 +94,7 @@ def choose(
         graph: the channel graph of the dense network.
         importance: (units,) of every unit; NaN is refused.
         kept: (units,) the mask to go on from; by default everything is there.
+        table: what layers take, for a budget of time; see ``Pruner``.
         settings: ``budget`` and other fields of ``[prune]`` that bear on one choice: ``normalize``,
             ``rank``, ``min_channels``, ``min_share``, ``channel_multiple``, ``keep_dense``,
             ``only``.
@@ -112,7 +117,9 @@ def choose(
     before = graph.everything() if kept is None else np.asarray(kept, dtype=bool)
     allowed = candidates(graph, config)
     require_removable(graph, allowed)
-    goal = goal_for(graph, config.budget, allowed)
+    goal = goal_for(graph, config.budget, allowed, times_for(config, graph, table))
+    if goal.choose is not None:
+        return goal.choose(scores, before, goal.limit)
     order = ranked(scores, before, allowed, graph=graph, config=config)
     chosen = prune_to(order, before, allowed, cost_of=goal.cost_of, limit=goal.limit)
     return graph.closed(chosen)

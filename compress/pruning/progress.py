@@ -35,6 +35,8 @@ class Progress:
     loss: float | torch.Tensor = 0.0
     """Sum of the losses since the last pruning step."""
     losses: int = 0
+    limit: float | None = None
+    """The limit of the cost, where a measurement has corrected the budget's."""
     largest_difference: float = 0.0
     """Of masked and shrunk outputs, over all shrinks, relative."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WORK, 0.0))
@@ -68,6 +70,7 @@ class Progress:
         }
         exact = {
             "proof": self.largest_difference,
+            **({} if self.limit is None else {"limit": self.limit}),
             **{f"seconds.{work}": seconds for work, seconds in self.seconds.items()},
         }
         found |= {name: torch.tensor(number) for name, number in numbers.items()}
@@ -105,6 +108,7 @@ class Progress:
             bool(held["ended"]),
             float(held["loss"][0]),
             int(held["loss"][1]),
+            float(held["limit"]) if "limit" in held else None,
             float(held["proof"]),
             {work: float(held[f"seconds.{work}"]) for work in WORK},
         )

@@ -60,8 +60,6 @@ def profile_asked_for(request: ProfileRequest) -> Profiled:
         EnvironmentUnfitError: the runtime or its device is not there.
     """
     from compress.networks.trial import tried_graph
-    from compress.terminal.console import say
-    from compress.terminal.progress import percent_bar
 
     subject = _subject(request)
     config = subject.config
@@ -79,11 +77,31 @@ def profile_asked_for(request: ProfileRequest) -> Profiled:
         raise ConfigError(f"channel_multiple = {multiple} is none; it is 1 or more")
     path = request.output or _place(subject, serving)
     graph = tried_graph(subject.model, subject.input_size)
-    if not request.overwrite:
-        found = _kept(path, serving.fingerprint(graph), say)
+    profile = Profile(subject.model, graph, subject.input_size, Plan(multiple=multiple))
+    return profiled(profile, serving, path, overwrite=request.overwrite)
+
+
+def profiled(profile: Profile, serving: Serving, path: Path, *, overwrite: bool) -> Profiled:
+    """Measure a table, unless it lies there already.
+
+    Args:
+        profile: the network, and how much is measured.
+        serving: what serves it.
+        path: the file; what is measured so far lies beside it.
+        overwrite: measure again.
+
+    Raises:
+        TableError: the machine is too noisy, or a layer cannot be measured by itself.
+        InterruptedRunError: the user stopped; what was measured is kept.
+        EnvironmentUnfitError: the runtime or its device is not there.
+    """
+    from compress.terminal.console import say
+    from compress.terminal.progress import percent_bar
+
+    if not overwrite:
+        found = _kept(path, serving.fingerprint(profile.graph), say)
         if found is not None:
             return Profiled(found, path, measured=False)
-    profile = Profile(subject.model, graph, subject.input_size, Plan(multiple=multiple))
     partial = path.with_name(f"{path.stem}.partial.json")
     with _going_on(partial), percent_bar("measuring") as show:
         table = build_table(profile, serving, partial=partial, progress=show)

@@ -122,7 +122,7 @@ def measure_ms(
         folder = Path(stack.enter_context(TemporaryDirectory()))
         timers = []
         for number, network in enumerate(networks):
-            runner = stack.enter_context(_runner(network, serving, folder / f"{number}.onnx"))
+            runner = stack.enter_context(runner_of(network, serving, folder / f"{number}.onnx"))
             shape = (serving.batch, *network.input_size)
             feeds = {"input": rng.standard_normal(shape).astype(np.float32)}
             timers.append(timer_of(runner, feeds, threads=serving.threads))
@@ -132,7 +132,7 @@ def measure_ms(
         )
 
 
-def _runner(network: Network, serving: Serving, path: Path) -> Runner:
+def runner_of(network: Network, serving: Serving, path: Path) -> Runner:
     """Return a runner of a network, with the file that its runtime reads."""
     from export.runners import open_runner
     from export.runners.protocol import IMAGES
