@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from compress.errors import TableError
 from compress.files.atomic import write_json
 from compress.files.documents import parsed_json
-from compress.latency.fingerprint import AGAIN, Fingerprint
+from compress.latency.fingerprint import AGAIN, Fingerprint, network_digest
 from compress.networks.groups import ChannelGraph, LayerCall, LayerShape, Mask
 
 SCHEMA_VERSION = 1
