@@ -119,6 +119,8 @@ class LatencyTable:
     error: Error
     spread: float
     """Share by which two halves of the measurements differ; 90 % of the networks differ by less."""
+    multiple: int
+    """The widths of its grids are multiples of it, but for those that never shrink."""
     dense_ms: float
     """Milliseconds of the dense network, measured."""
     dense_weights: float
@@ -212,6 +214,7 @@ def document_of(table: LatencyTable) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": asdict(table.fingerprint),
+        "channel_multiple": table.multiple,
         "fixed_ms": table.intercept,
         "layers": [
             {
@@ -290,6 +293,7 @@ def _table_of(document: Mapping[str, Any]) -> LatencyTable:
         curve=Curve(*(tuple(map(_number, weights[key])) for key in ("bytes", "ms"))),
         error=Error(tuple((_number(a), _number(b)) for a, b in document["error"]["pairs_ms"])),
         spread=_number(document["spread"]),
+        multiple=int(_number(document["channel_multiple"])),
         dense_ms=_number(dense["ms"]),
         dense_weights=_number(dense["weight_bytes"]),
     )

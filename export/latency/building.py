@@ -134,6 +134,7 @@ class Profile:
             curve=correction.curve,
             error=Error(()),
             spread=partial.spread,
+            multiple=self.plan.multiple,
             dense_ms=ms["network 0"],
             dense_weights=network_weight_bytes(self.graph.layers, self.graph.everything()),
         )

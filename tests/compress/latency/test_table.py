@@ -59,6 +59,7 @@ TABLE = LatencyTable(
     curve=Curve(),
     error=Error(((1.02, 1.0), (0.96, 1.0))),
     spread=0.01,
+    multiple=8,
     dense_ms=3.0,
     dense_weights=1000.0,
 )
@@ -131,6 +132,7 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
         ("fixed_ms", "fast"),
         ("fixed_ms", None),
         ("dense", 3.0),
+        ("channel_multiple", None),
         ("weights", {"bytes": [0, 0], "ms": [0, 0]}),
         ("error", {}),
         ("fingerprint", {"machine": "a CPU"}),

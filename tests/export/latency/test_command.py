@@ -126,6 +126,9 @@ def test_what_lies_there_of_something_else_is_measured_again(
     assert "measuring again" in again.stderr
     assert "was measured for machine another" in again.stderr
     assert read_table(path).fingerprint == table.fingerprint
+    for multiple, said in ((16, "before and holds"), (4, "multiples of 8 and 4 is asked for")):
+        assert said in invoke("profile", file, "--channel-multiple", str(multiple)).stderr
+    assert read_table(path).multiple == 4
 
 
 def test_a_stopped_profile_says_how_to_go_on(
