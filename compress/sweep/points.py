@@ -152,7 +152,7 @@ def prepare_point(files: SweepFiles, budget: Budget, config: RunConfig) -> RunDi
     if run.dense.is_file():
         return run
     asked = point_config(config, budget)
-    if asked.prune.latency_cache is None:  # all points have the same layers: one table serves them
+    if budget.kind == "latency" and asked.prune.latency_cache is None:  # one table serves all
         cached = {"latency_cache": (files.path / "latency").absolute()}
         asked = asked.model_copy(update={"prune": asked.prune.model_copy(update=cached)})
     run.begin(asked)
