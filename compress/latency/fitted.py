@@ -264,7 +264,7 @@ class FittedTable:
             f"and {written} written at batch {batch}: it covers up to {axes.read[-1]:.0f} read and "
             f"{axes.written[-1]:.0f} written (depthwise as many), images of up to "
             f"{axes.size[-1]:.0f}x{axes.size[-1]:.0f}, wide layers on smaller ones only, and "
-            f"{BEYOND - 1:.0%} beyond"
+            f"{100 * (BEYOND - 1):.0f} % beyond"
         )
 
 
