@@ -27,7 +27,7 @@ from compress.runs.request import (
 from compress.terminal.console import print_json, print_table, print_text, say, say_error
 from compress.terminal.options import takes_request
 from compress.terminal.signals import hold_on, sigterm_as_ctrl_c
-from export.request import DoctorRequest, ExportRequest
+from export.request import DoctorRequest, ExportRequest, ProfileRequest
 
 # Nothing else is imported up here: --help must not wait for torch.
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ def train_command(request: RunRequest, as_json: Json = False) -> None:
 @takes_request
 def prune_command(request: PruneRequest, as_json: Json = False) -> None:
     """Prune a dense network step by step, shrink and finetune it; writes pruned.safetensors."""
-    from compress.runs.stages import prune_run
+    from bench.commands import prune
 
-    on = prune_run(request)
+    on = prune(request)
     _print_weights(on.run.pruned, on.permission, as_json)
 
 
@@ -137,6 +137,23 @@ def export_command(request: ExportRequest, as_json: Json = False) -> None:
         print_json(asdict(exported))
     else:
         print_table(render_export(exported, folder))
+
+
+@app.command("profile")
+@takes_request
+def profile_command(request: ProfileRequest, as_json: Json = False) -> None:
+    """Measure a latency table: what each layer of a network takes here, by its widths."""
+    from compress.latency.table import document_of
+    from export.latency.command import profile_asked_for
+    from export.latency.summary import render_latency
+
+    profiled = profile_asked_for(request)
+    if not profiled.measured:
+        say(f"{profiled.path} was measured before and holds")
+    if as_json:
+        print_json(document_of(profiled.table))
+    else:
+        print_table(render_latency(profiled.table, profiled.path))
 
 
 @app.command("bench")

@@ -13,11 +13,12 @@ from bench.judging.verdicts import Verdict, exit_code
 from bench.limits import Limits, load_limits, require_judgeable
 from bench.pages.publish import publish, write_views
 from bench.reports.report import load_report, sealed
+from bench.stopwatch import stopwatch_for
 from compress.distributed.world import part
 from compress.errors import ConfigError
 from compress.runs.launch import Started, existing, reading, started
 from compress.runs.prune import check_budget
-from compress.runs.stages import prune_stage, stage, train_stage
+from compress.runs.stages import prune_run, prune_stage, stage, train_stage
 from compress.terminal.console import say
 from compress.terminal.progress import percent_bar
 from export.stage import export_stage, onnx_path, target_of
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from bench.request import BaselineRequest, BenchRequest, GateRequest, ReportRequest
     from compress.config import RunConfig
     from compress.data.batches import ImageData
-    from compress.runs.request import PruningRequest
+    from compress.runs.request import PruneRequest, PruningRequest
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def whole_run(request: PruningRequest) -> Judged | None:
     with started(request, [check_budget, _check_target, _check_limits]) as on:
         train_stage(on)
         on.session.check_stop()
-        prune_stage(on)
+        prune_stage(on, stopwatch_for)
         on.session.check_stop()
         if not part().main:  # what is left is done by one process
             return None
@@ -74,6 +75,15 @@ def whole_run(request: PruningRequest) -> Judged | None:
                 progress=show,
             )
         return _published(report, on.run.path)
+
+
+def prune(request: PruneRequest) -> Started:
+    """Prune the network of a checkpoint, or go on with a run that does.
+
+    Raises:
+        CompressError: see ``prune_run``.
+    """
+    return prune_run(request, stopwatch_for)
 
 
 def bench(request: BenchRequest) -> Judged:

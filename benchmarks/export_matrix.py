@@ -34,7 +34,8 @@ from compress.networks.analysis import analyse
 from compress.networks.models import build_model
 from compress.networks.shrink import shrink
 from compress.pruning.decision import prunable
-from compress.pruning.masking import goal_for, prune_to
+from compress.pruning.goal import goal_for
+from compress.pruning.masking import prune_to
 from export.engines.build import build_engine
 from export.engines.sidecar import NETWORK_FACTS
 from export.onnx.trace import onnx_from_network, staged_onnx

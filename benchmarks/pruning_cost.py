@@ -32,7 +32,8 @@ from compress.networks.analysis import analyse
 from compress.networks.models import build_model
 from compress.networks.shrink import shrink
 from compress.pruning.decision import prunable
-from compress.pruning.masking import Scores, goal_for, prune_to
+from compress.pruning.goal import goal_for
+from compress.pruning.masking import Scores, prune_to
 from compress.pruning.pieces import importance
 from compress.pruning.pruner import Pruner
 from compress.training.compute import computing, pick_device

@@ -15,7 +15,7 @@ from torch import nn
 from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from compress.checkpoints.description import Description, read_description
 from compress.checkpoints.permission import Permission
-from compress.checkpoints.recipe import recipe_from_cuts
+from compress.checkpoints.recipe import recipe_from
 from compress.config import RunConfig
 from compress.data.batches import ImageData, eval_batches
 from compress.data.loading import TensorImages
@@ -113,7 +113,7 @@ def kept_in(run: RunDirectory, graph: ChannelGraph) -> Mask:
         for dim, key in cuts.items():
             units = graph.by_tensor[tensor, int(dim)].units
             kept[np.setdiff1d(units, units[recipe["kept"][key]["indices"]])] = False
-    assert recipe_from_cuts(cuts_of(graph, kept)) == recipe
+    assert recipe_from(cuts_of(graph, kept), {}) == recipe
     return kept
 
 

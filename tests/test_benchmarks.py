@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {
+    "choice_quality": ("networks", "exact", "largest gap", "greedy", "seconds a step", "bound"),
     "compare_criteria": ("budget", "criterion", "MACs", "masked", "after BatchNorm", "finetuned"),
     "export_matrix": ("network", "precision", "ONNX MB", "error", "engine MB", "build s"),
     "gate_error_rates": ("noise", "FAIL", "PASS", "interval holds", "FAIL at 1.03", "2 pp: FAIL"),
@@ -24,6 +25,7 @@ PROGRAMS = {
     "imagenet_throughput": ("the loader alone", "step", "images/s (range)", "peak memory"),
     "int8_accuracy": ("network", "precision", "top-1", "drop", "calibration"),
     "kill_and_resume": ("kill", "at", "left behind", "those of the run left alone"),
+    "latency_error": ("network", "dense, ms", "mean", "largest", "by MACs", "halves", "load"),
     "many_files": ("what", "seconds", "batches read", "epoch", "main process, MiB (private)"),
     "network_coverage": ("network", "ours", "TP", "seconds", "difference", "counted", "ONNX"),
     "pruning_cost": ("what", "figure", "bound", "shrink", "peak memory of pruning / plain"),

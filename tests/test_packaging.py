@@ -29,6 +29,10 @@ COMMANDS = {
         "precision"
     ),
     "export": "target precision batch engine triton set output model data json",
+    "profile": (
+        "config runtime precision batch threads channel-multiple output overwrite model data set "
+        "json"
+    ),
     "bench": "runtime precision batch against limits baseline data model set output json",
     "gate": "limits baseline set output json",
     "report": "output json",

@@ -18,6 +18,7 @@ from torch import nn
 import compress
 from compress.checkpoints.description import (
     FORMAT_VERSION,
+    BranchFacts,
     Description,
     GroupFacts,
     Header,
@@ -26,7 +27,7 @@ from compress.checkpoints.description import (
     read_header,
 )
 from compress.checkpoints.permission import BUILT_IN, Permission, how_to_allow, remember
-from compress.checkpoints.recipe import cuts_from_recipe, mask_from_groups, recipe_from_cuts
+from compress.checkpoints.recipe import mask_from_groups, rebuild_, recipe_of, version_of
 from compress.checkpoints.tensors import read_state_dict, read_tensors, without_prefixes
 from compress.checkpoints.weights import COUNTERS, assign, encoded, with_tied
 from compress.config import ModelConfig
@@ -35,7 +36,6 @@ from compress.files.atomic import sha256_of, write_atomically
 from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.capture import Example
-from compress.networks.cuts import apply_cuts_, cuts_of
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.models import (
     BUILTIN_MODELS,
@@ -122,7 +122,8 @@ def save_checkpoint(
     """
     written: dict[str, Any] = {"format_version": FORMAT_VERSION, "tools": tool_versions()}
     if graph is not None and kept is not None:
-        written["recipe"] = recipe_from_cuts(cuts_of(graph, kept))
+        written["recipe"] = recipe_of(graph, kept)
+        written["format_version"] = version_of(written["recipe"])
         written["structure"] = structure_of(graph, kept)
     document = description.model_copy(update=written)
     data = encoded(model.state_dict(), document)
@@ -268,6 +269,10 @@ def structure_of(graph: ChannelGraph, kept: Mask) -> Structure:
             )
             for group in graph.groups
         ),
+        branches=tuple(
+            BranchFacts(name=b.name, kept=bool(kept[b.unit]), frozen=b.frozen)
+            for b in graph.branches
+        ),
         unknown_operations=graph.unknown,
     )
 
@@ -290,7 +295,7 @@ def cut_(network: nn.Module, header: Header) -> Structure | None:
         kept = mask_from_groups(graph, header.recipe)
         shrink_(network, graph, kept)
         return structure_of(graph, kept)
-    apply_cuts_(network, cuts_from_recipe(network, header.recipe))
+    rebuild_(network, header.recipe)
     return description.structure if description else None
 
 

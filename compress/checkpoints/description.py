@@ -20,8 +20,9 @@ Length = Annotated[int, Field(ge=1, le=2**16)]
 Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 FORMAT_VERSION = 2
-"""Of files that are written. Version 1 names channel groups where 2 names tensors."""
-READABLE = (1, 2)
+"""Of files that are written. Version 1 names channel groups where 2 names tensors; 3 is written
+where branches are gone."""
+READABLE = (1, 2, 3)
 METADATA_KEY = "compress"
 MOST_HEADER_BYTES = 2**24
 """Of a safetensors file; names and shapes of a thousand layers with 20,000 classes take a MiB."""
@@ -44,8 +45,19 @@ class GroupFacts(BaseModel):
     """Why no channel of it may go."""
 
 
+class BranchFacts(BaseModel):
+    """One branch of a residual addition, as ``compress inspect`` shows it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    kept: bool
+    frozen: str | None
+    """Why it may not go."""
+
+
 class Structure(BaseModel):
-    """Costs and channel groups of a network, dense and as it is."""
+    """Costs, channel groups and branches of a network, dense and as it is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,6 +65,7 @@ class Structure(BaseModel):
     """``macs`` of one image, ``params``, ``channels``."""
     now: dict[str, int]
     groups: tuple[GroupFacts, ...]
+    branches: tuple[BranchFacts, ...] = ()
     unknown_operations: tuple[str, ...] = ()
 
 
@@ -63,7 +76,7 @@ class Header(BaseModel):
 
     format_version: int = FORMAT_VERSION
     recipe: dict[str, Any] = Field(default_factory=dict)
-    """The cuts that made the network from its dense one; empty for a dense network."""
+    """What made the network from its dense one; empty for a dense network."""
     tools: dict[str, str] = Field(default_factory=dict)
 
 
@@ -162,7 +175,7 @@ def read_header(path: Path) -> Description | Saved | None:
         if version not in READABLE:
             raise CheckpointError(
                 f"{path} is of format version {version} and this tool reads "
-                f"{' and '.join(map(str, READABLE))}"
+                f"{READABLE[0]} to {READABLE[-1]}"
             )
         kind = Saved if "metadata" in document else Description
         return kind.model_validate_json(text)

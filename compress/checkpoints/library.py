@@ -21,7 +21,12 @@ from compress.checkpoints.description import (
     read_header,
 )
 from compress.checkpoints.permission import BUILT_IN
-from compress.checkpoints.recipe import cuts_of_result, recipe_from_cuts
+from compress.checkpoints.recipe import (
+    cuts_of_result,
+    programs_in,
+    recipe_from,
+    version_of,
+)
 from compress.checkpoints.tensors import read_tensors, without_prefixes
 from compress.checkpoints.weights import assign, encoded, with_tied
 from compress.errors import CheckpointError, ConfigError, ModelError
@@ -50,7 +55,7 @@ def save(
     Args:
         model: dense, or pruned; its tensors may lie anywhere.
         path: the file, ``*.safetensors``.
-        recipe: the cuts that made ``model`` from the dense network, as ``Pruner.recipe`` and
+        recipe: what made ``model`` from the dense network, as ``Pruner.recipe`` and
             ``shrink`` return them; None for a dense network.
         metadata: whatever is to be kept with it, as JSON can hold it.
         input_size: of one example, such as (C, H, W).
@@ -70,11 +75,12 @@ def save(
     for name, value in (("recipe", recipe), ("metadata", metadata)):
         if not isinstance(value, Mapping | None):
             raise ConfigError(f"{name} is a dictionary, not {type(value).__name__}")
-    cuts = cuts_of_result(network, _inner(recipe or {}) if network is not model else recipe or {})
+    own = _inner(recipe or {}) if network is not model else recipe or {}
+    written = recipe_from(cuts_of_result(network, own), programs_in(own))
     state, tied = _tensors(network)
     facts = {"input_size": input_size, "mean": mean, "std": std, "classes": classes}
-    held = {"recipe": recipe_from_cuts(cuts), "tied": tied, "metadata": dict(metadata or {})}
-    data = encoded(state, _header(held | facts))
+    held = {"recipe": written, "tied": tied, "metadata": dict(metadata or {})}
+    data = encoded(state, _header(held | facts | {"format_version": version_of(written)}))
     if int.from_bytes(data[:8], "little") > MOST_HEADER_BYTES:
         raise ConfigError(
             f"the header of {path} would be longer than {MOST_HEADER_BYTES} bytes: keep large "
@@ -129,8 +135,8 @@ def _named(path: Path, header: Description | Saved | None) -> nn.Module:
 
 def _inner(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the recipe of a wrapped network for the network itself."""
-    cuts = recipe.get("cuts")
-    return {**recipe, "cuts": without_prefixes(cuts)} if isinstance(cuts, Mapping) else recipe
+    named = {k: v for k, v in recipe.items() if k != "kept" and isinstance(v, Mapping)}
+    return {**recipe, **{key: without_prefixes(names) for key, names in named.items()}}
 
 
 def _header(facts: Mapping[str, Any]) -> Saved:

@@ -1,12 +1,15 @@
-"""The recipe: the cuts that rebuild a shrunk network from its dense one. Pure data, as JSON.
+"""The recipe: what rebuilds a shrunk network from its dense one. Pure data, as JSON.
 
-Version 2 names tensors::
+Version 2 names tensors, and version 3 modules as well::
 
     {"kept": {"a": {"size": 64, "indices": [0, 2, 5]}},
-     "cuts": {"layer1.0.conv1.weight": {"0": "a"}, "layer1.0.conv1.out_channels": {"0": "a"}}}
+     "cuts": {"layer1.0.conv1.weight": {"0": "a"}, "layer1.0.conv1.out_channels": {"0": "a"}},
+     "branches": {"layer2.0": {"steps": [{"call": "downsample", "of": ["$0"]},
+                                         {"call": "relu", "of": ["$1"]}], "result": "$2"}}}
 
-Dimensions that lose the same indices share an entry of ``kept``. Version 1 named channel groups,
-which only the analysis of the dense network can find again.
+Dimensions that lose the same indices share an entry of ``kept``. ``branches`` says what is left of
+each module that lost some (compress.networks.programs). Version 1 named channel groups, which only
+the analysis of the dense network can find again.
 """
 
 from __future__ import annotations
@@ -20,14 +23,21 @@ import torch
 from torch import nn
 
 from compress.errors import CheckpointError
-from compress.networks.cuts import Cut, Place
+from compress.networks.cuts import Cut, Place, apply_cuts_, cuts_of
 from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.programs import Program
+from compress.networks.shortened import programs_of, shorten_
 
 Recipe = dict[str, dict[str, Any]]
 
 
-def recipe_from_cuts(cuts: Iterable[Cut]) -> Recipe:
-    """Describe cuts as a JSON document; nothing is cut by an empty one."""
+def recipe_of(graph: ChannelGraph, kept: Mask) -> Recipe:
+    """Return what rebuilds the network of a mask from the one of a graph."""
+    return recipe_from(cuts_of(graph, kept), graph.programs(kept))
+
+
+def recipe_from(cuts: Iterable[Cut], programs: Mapping[str, Program]) -> Recipe:
+    """Describe cuts, and what is left of modules, as a JSON document; an empty one is nothing."""
     keys: dict[tuple[int, bytes], str] = {}
     kept: dict[str, Any] = {}
     named: dict[str, dict[str, str]] = {}
@@ -37,11 +47,55 @@ def recipe_from_cuts(cuts: Iterable[Cut]) -> Recipe:
             keys[same] = str(len(keys))
             kept[keys[same]] = {"size": cut.size, "indices": cut.kept.tolist()}
         named.setdefault(cut.tensor, {})[str(cut.dim)] = keys[same]
-    return {"kept": kept, "cuts": named} if named else {}
+    found: Recipe = {"kept": kept, "cuts": named} if named or programs else {}
+    if programs:
+        found["branches"] = {name: program.to_json() for name, program in programs.items()}
+    return found
+
+
+def version_of(recipe: Mapping[str, Any]) -> int:
+    """Return the oldest format version whose readers understand a recipe."""
+    return 3 if "branches" in recipe else 2
+
+
+def rebuild_(model: nn.Module, recipe: Mapping[str, Any]) -> None:
+    """Make a shrunk network of its dense one, in place.
+
+    Raises:
+        CheckpointError: the recipe does not fit this network.
+    """
+    programs = programs_in(recipe)
+    apply_cuts_(model, cuts_from_recipe(model, recipe))
+    try:
+        shorten_(model, programs)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the recipe takes branches out of another network: {error}"
+        ) from error
+
+
+def programs_in(recipe: Mapping[str, Any]) -> dict[str, Program]:
+    """Return what a recipe leaves of the modules that lose branches, by name.
+
+    Raises:
+        CheckpointError: it says so in no way that is understood.
+    """
+    named = recipe.get("branches", {})
+    if not isinstance(named, Mapping):
+        raise CheckpointError("the recipe has no branches")
+    programs = {}
+    for name, document in named.items():
+        try:
+            programs[name] = Program.of_json(document)
+        except ValueError as error:
+            raise CheckpointError(
+                f"the recipe does not say what is left of {name!r}: {error}"
+            ) from error
+    return programs
 
 
 def cuts_from_recipe(model: nn.Module, recipe: Mapping[str, Any]) -> tuple[Cut, ...]:
-    """Return the cuts that a recipe of version 2 describes, checked against the dense network.
+    """Return the cuts that a recipe describes, checked against the dense network.
 
     Raises:
         CheckpointError: the recipe does not fit this network.
@@ -50,11 +104,13 @@ def cuts_from_recipe(model: nn.Module, recipe: Mapping[str, Any]) -> tuple[Cut, 
 
 
 def cuts_of_result(model: nn.Module, recipe: Mapping[str, Any]) -> tuple[Cut, ...]:
-    """Return the cuts that a recipe of version 2 describes, checked against what they have left.
+    """Return the cuts that a recipe describes, checked against what they have left.
 
     Raises:
         CheckpointError: the recipe does not end in this network.
     """
+    if programs_of(model) != programs_in(recipe):
+        raise CheckpointError("the recipe takes other branches out than this network has lost")
     return _fitting(model, recipe, lambda cut: len(cut.kept))
 
 
@@ -69,7 +125,7 @@ def _fitting(
 
 
 def cuts_in(recipe: Mapping[str, Any]) -> tuple[Cut, ...]:
-    """Return the cuts that a recipe of version 2 describes, whatever network they are for.
+    """Return the cuts that a recipe describes, whatever network they are for.
 
     Raises:
         CheckpointError: it is none.

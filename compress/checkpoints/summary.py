@@ -136,6 +136,9 @@ def _groups_table(document: dict[str, Any]) -> RenderableType:
         note = group["frozen"] or ("residual stream" if group["residual"] else "")
         cells = (group["dense"], group["kept"], group["readers"])
         groups.add_row(group["name"], *map(str, cells), note)
+    for branch in document.get("branches", ()):
+        note = branch["frozen"] or "branch of a residual addition"
+        groups.add_row(branch["name"], "1", "1" if branch["kept"] else "gone", "", note)
     return groups
 
 

@@ -15,10 +15,12 @@ class Budget(Section):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    kind: Literal["macs", "params", "channels", "removed"]
-    """MACs, parameters, channels kept, or channels removed."""
+    kind: Literal["macs", "params", "channels", "removed", "latency"]
+    """MACs, parameters, channels kept, channels removed, or time."""
     value: float = Field(gt=0)
     """A share of the dense network up to 1, or an absolute number above 1."""
+    unit: Literal["", "ms"] = ""
+    """Of an absolute latency, which may be below 1."""
 
     @model_validator(mode="before")
     @classmethod
@@ -27,18 +29,33 @@ class Budget(Section):
             kind, separator, number = value.partition("=")
             if not separator:
                 raise ValueError("a budget is written KIND=VALUE, for example macs=0.5")
-            return {"kind": kind.strip(), "value": number.strip()}
+            number, unit = number.strip(), ""
+            if number.endswith("ms"):
+                number, unit = number.removesuffix("ms").rstrip(), "ms"
+            return {"kind": kind.strip(), "value": number, "unit": unit}
         return value
 
     @model_validator(mode="after")
     def _check(self) -> Budget:
         if self.kind == "removed" and self.value != int(self.value):
             raise ValueError("removed counts channels and must be a whole number")
+        if self.unit and self.kind != "latency":
+            raise ValueError(f"{self.kind} is not counted in {self.unit}")
+        if self.kind == "latency" and self.value > 1 and not self.unit:
+            raise ValueError(
+                "a latency is a share of the dense network's up to 1, or milliseconds, as "
+                "latency=4.2ms"
+            )
         return self
+
+    @property
+    def absolute(self) -> bool:
+        """Whether the value is no share of the dense network."""
+        return bool(self.unit) or self.value > 1 or self.kind == "removed"
 
     def __str__(self) -> str:
         whole = self.value.is_integer()
-        return f"{self.kind}={int(self.value) if whole else self.value}"
+        return f"{self.kind}={int(self.value) if whole else self.value}{self.unit}"
 
 
 CRITERION_NUMBERS = {
@@ -86,7 +103,18 @@ class PruneConfig(Section):
     importance_from: Path | None = None
     """File with the importance of every channel, or a mask; nothing is scored then."""
     budget: Budget = Budget(kind="macs", value=0.5)
-    """``macs=0.5``, ``params=0.4``, ``channels=0.72`` (shares kept) or ``removed=3200``."""
+    """``macs=0.5``, ``params=0.4``, ``channels=0.72``, ``latency=0.5`` (shares), ``latency=4.2ms``
+    or ``removed=3200``."""
+    latency_table: Path | None = None
+    """Latency table that a latency budget is planned with; measured if none is given."""
+    latency_runtime: str = "onnxruntime-cpu"
+    """What serves the network whose time is the budget: measured in it."""
+    latency_batch: int = Field(default=1, ge=1)
+    """Images of a call whose time is the budget."""
+    latency_threads: int = Field(default=1, ge=1)
+    """Threads of a runtime on the CPU whose time is the budget."""
+    latency_rounds: int = Field(default=3, ge=0)
+    """How often the limit is corrected at most when the measured latency misses the budget."""
     steps: int = Field(default=30, ge=1)
     """Pruning steps; the cost falls linearly from dense to the budget over them."""
     step_size: int | None = Field(default=None, ge=1)
@@ -123,8 +151,10 @@ class PruneConfig(Section):
     """Where the gate of a residual stream sits: at its readers, or after add+ReLU of each block."""
     as_published: bool = False
     """Repeat the slips of the original's criteria, for comparison; see docs/criteria.md."""
+    blocks: Literal["auto"] | bool = "auto"
+    """Whether branches of residual additions may go as a whole; ``auto``: where it buys time."""
     keep_dense: tuple[str, ...] = ()
-    """Groups that are never pruned, by name as ``compress inspect`` prints it; ``*`` matches."""
+    """Groups and blocks that are never pruned, by the names of ``compress inspect``, or ``*``."""
     only: tuple[str, ...] = ()
     """If not empty, the only groups that are pruned."""
     shrink_at: float = Field(default=0.3, gt=0, le=1)
@@ -145,9 +175,29 @@ class PruneConfig(Section):
             raise ValueError(
                 "flops_regularization and rank = 'importance-per-mac' exclude each other"
             )
+        if self.blocks is True and not self.can_score_blocks:
+            raise ValueError(
+                "blocks = true needs criterion = 'taylor-gate' and normalize = 'none': nothing "
+                "else compares blocks with channels"
+            )
+        if self.budget.kind == "latency" and self.step_size is not None:
+            raise ValueError("step_size removes channels, and a latency budget chooses by time")
         return self
 
-    @field_validator("importance_from")
+    @property
+    def can_score_blocks(self) -> bool:
+        """Whether the criterion tells what a block is worth beside channels."""
+        scored = self.criterion == "taylor-gate" and self.importance_from is None
+        return scored and self.normalize == "none"
+
+    @property
+    def with_blocks(self) -> bool:
+        """Whether blocks may go."""
+        if self.blocks == "auto":
+            return self.budget.kind == "latency" and self.can_score_blocks
+        return self.blocks
+
+    @field_validator("importance_from", "latency_table")
     @classmethod
     def _wherever_it_is_resumed(cls, value: Path | None) -> Path | None:
         return value and value.absolute()

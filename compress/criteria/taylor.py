@@ -11,7 +11,7 @@ from compress.criteria.scoring import NO_PASS, Context, Scale, Scoring, mean_per
 from compress.errors import UsageError
 from compress.networks.cuts import tensor_of
 from compress.networks.gates import GatedNetwork
-from compress.networks.groups import ChannelGraph
+from compress.networks.groups import Branch, ChannelGraph
 
 
 class FoldedGate:
@@ -22,8 +22,9 @@ class FoldedGate:
     of the BatchNorm before, the gate of Molchanov et al. 2019, for a group with one writer.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, *, blocks: bool = False) -> None:
         self.num_units = graph.num_units
+        self.branches = [BranchGate(model, branch) for branch in graph.removable if blocks]
         self.readers = [
             (weight, axis.dim, torch.from_numpy(axis.units).to(weight.device))
             for axis in graph.readers
@@ -38,7 +39,31 @@ class FoldedGate:
         for weight, dim, units in self.readers:
             if weight.grad is not None:
                 gradient.index_add_(0, units, sum_but(weight * weight.grad, dim))
+        for branch in self.branches:
+            gradient[branch.unit] = branch()
         return gradient
+
+
+class BranchGate:
+    """dL/dz of the factor of a branch's output, from the weights that end it.
+
+    Scaling the last layer's weight and bias (of a BatchNorm, its scale and shift) scales the
+    output, so the gradient at z = 1 is the sum of W dL/dW over them. What other layers of the
+    branch read of it on the way, as those of squeeze and excitation do, is taken off.
+    """
+
+    def __init__(self, model: nn.Module, branch: Branch) -> None:
+        self.unit = branch.unit
+        self.more = [tensor_of(model, name) for name in branch.gate.weights]
+        self.less = [tensor_of(model, name) for name in branch.gate.less]
+
+    def __call__(self) -> torch.Tensor:
+        """Return the gradient, a scalar."""
+        more, less = (
+            sum(torch.vdot(w.flatten(), w.grad.flatten()) for w in weights if w.grad is not None)
+            for weights in (self.more, self.less)
+        )
+        return torch.as_tensor(more - less)
 
 
 def sum_but(values: torch.Tensor, dim: int) -> torch.Tensor:
@@ -56,7 +81,7 @@ class BlockGate:
     """
 
     def __init__(self, context: Context) -> None:
-        self.folded = FoldedGate(context.model, context.graph)
+        self.folded = FoldedGate(context.model, context.graph, blocks=context.blocks)
         self.network, self.world = (
             GatedNetwork(context.model, context.graph, "residual"),
             context.world,
@@ -115,7 +140,7 @@ def taylor_gate(context: Context) -> Scoring:
     if context.residual_gate == "block":
         block = BlockGate(context)
         return Scoring(block, per_minibatch=True, network=block.network)
-    folded = FoldedGate(context.model, context.graph)
+    folded = FoldedGate(context.model, context.graph, blocks=context.blocks)
     return Scoring(lambda scale: folded().square(), per_minibatch=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,11 @@ Milliseconds = NDArray[np.float64]
 
 
 class Times(Protocol):
-    """Milliseconds of layers by their widths, for one runtime, device, precision and batch.
+    """Milliseconds of layers by their widths, for one runtime, device, precision and batch."""
 
-    Attributes:
-        fixed: milliseconds of a network that no width changes: input and output, launching.
-    """
-
-    fixed: float
+    @property
+    def fixed(self) -> float:
+        """Milliseconds of a network that no width changes: input and output, launching."""
 
     def milliseconds(
         self, shape: LayerShape, read: NDArray[np.int64], written: NDArray[np.int64]
@@ -36,12 +34,22 @@ class Times(Protocol):
         """
 
 
+@runtime_checkable
+class LocalTimes(Times, Protocol):
+    """Times that are a sum over layers for networks near a given one only."""
+
+    def around(self, graph: ChannelGraph, kept: Mask) -> Times:
+        """Return the times of layers in networks near that of a mask."""
+
+
 def network_milliseconds(graph: ChannelGraph, times: Times, kept: Mask) -> float:
     """Return the milliseconds of a network when only the ``kept`` units remain.
 
     Raises:
         TableError: the table does not cover one of its layers.
     """
+    if isinstance(times, LocalTimes):
+        times = times.around(graph, kept)
     total = times.fixed
     for layer in graph.layers:
         read, written = layer.widths(kept)

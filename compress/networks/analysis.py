@@ -8,9 +8,11 @@ classes are used. An operator without a rule keeps dense what it touches and is 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,18 +20,23 @@ import torch
 from torch import fx, nn
 
 from compress.errors import ModelError
+from compress.networks.branches import Found, branches_of
 from compress.networks.capture import Captured, Example, capture, source_of
 from compress.networks.cuts import tensor_of
 from compress.networks.groups import (
     Addition,
     Axis,
+    Branch,
     ChannelGraph,
+    Group,
     LayerCall,
     ReadSite,
     Term,
     Units,
+    gone_from,
 )
 from compress.networks.partition import NETWORK_INPUT, components, groups_of
+from compress.networks.programs import Gate
 from compress.networks.rules import RULES
 from compress.networks.rules.pointwise import pointwise
 from compress.networks.walk import (
@@ -85,6 +92,7 @@ class _Analysis:
         self.values: dict[fx.Node, Any] = {}
         self.named: dict[str, Value] = {}
         self.input_atoms: list[Atoms] = []
+        self.found: list[Found] = []
         self.unknown: list[str] = []
         self.random: list[str] = []
 
@@ -97,6 +105,8 @@ class _Analysis:
     def add(self, captured: Captured) -> None:
         """Walk over a graph; parameters that were met before have the same atoms."""
         self.captured = captured
+        if not self.walk.training:
+            self.evaluated = captured
         for node in captured.inputs:
             self.values[node] = self._input(node)
         for node in captured.graph.nodes:
@@ -106,6 +116,13 @@ class _Analysis:
             for value in values_in(self._value(node)):
                 for dim in value.dims:
                     self.walk.freeze(dim, "network output")
+        if not self.walk.training:
+            work: dict[fx.Node, float] = defaultdict(float)
+            for at, number, dims in self.walk.macs:
+                if at is not None:
+                    work[at] += number * math.prod(map(len, dims))
+            ends = (at for at, dim in self.walk.additions if dim is not None)
+            self.found = branches_of(captured, ends, work)
 
     # Values
 
@@ -153,6 +170,7 @@ class _Analysis:
             source, index = self._value(node.args[0]), node.args[1]  # type: ignore[arg-type]
             several = isinstance(source, (list, tuple)) and isinstance(index, int)
             return source[index] if several else plain(_shape(node))
+        self.walk.node = node
         call = Call(self.walk, node, self._arguments(node))
         if not self.walk.training and _is_random(call):
             self.random.append(f"{name} at {source_of(node)}")
@@ -204,10 +222,10 @@ class _Analysis:
                 np.zeros(0, np.int64),
                 *self.input_atoms,
                 *(atoms for _, _, atoms in (*named, *widths)),
-                *(atoms for _, dims in walk.macs for atoms in dims),
-                *(atoms for _, atoms, _ in walk.sites),
-                *(atoms for atoms in walk.additions if atoms is not None),
-                *(d for _, _, *dims in walk.layers for d in dims if isinstance(d, np.ndarray)),
+                *(atoms for _, _, dims in walk.macs for atoms in dims),
+                *(atoms for _, _, atoms, _ in walk.sites),
+                *(atoms for _, atoms in walk.additions if atoms is not None),
+                *(d for _, _, _, *dims in walk.layers for d in dims if isinstance(d, np.ndarray)),
             ]
         )
         unit_of = components(walk.num_atoms, walk.ties, used)
@@ -229,25 +247,42 @@ class _Analysis:
         for atoms, least in walk.least:
             for unit in unit_of[atoms].tolist():
                 fewest[unit] = max(fewest[unit], least)
+        channels = int(unit_of.max(initial=-1)) + 1
+        needs = self._needs(channels)
         additions = tuple(
-            Addition(number, np.zeros(0, np.int64) if dim is None else unit_of[dim])
-            for number, dim in enumerate(walk.additions)
+            Addition(number, np.zeros(0, np.int64) if dim is None else unit_of[dim], needs[node])
+            for number, (node, dim) in enumerate(walk.additions)
         )
         residual = {unit for a in additions for unit in a.units.tolist()}
+        groups = groups_of(axes[: len(named)], frozen=frozen, residual=residual, fewest=fewest)
+        branches = self._branches(axes, groups, channels)
         return ChannelGraph(
             axes=axes,
-            groups=groups_of(axes[: len(named)], frozen=frozen, residual=residual, fewest=fewest),
-            num_units=int(unit_of.max(initial=-1)) + 1,
+            groups=groups,
+            num_units=channels + len(branches),
             macs=tuple(
-                Term(number, tuple(unit_of[atoms] for atoms in dims)) for number, dims in walk.macs
+                Term(
+                    number,
+                    (*(unit_of[a] for a in dims), *(np.array([n]) for n in needs.get(node, ()))),
+                )
+                for node, number, dims in walk.macs
             ),
-            params=tuple(self._params(unit_of)),
-            read_sites=tuple(ReadSite(w, unit_of[a], dim) for w, a, dim in walk.sites),
+            params=tuple(self._params(unit_of, branches)),
+            read_sites=tuple(
+                ReadSite(w, unit_of[a], dim, needs[node]) for node, w, a, dim in walk.sites
+            ),
             additions=additions,
             layers=tuple(
-                LayerCall(name, shape, *(d if isinstance(d, int) else unit_of[d] for d in dims))
-                for name, shape, *dims in walk.layers
+                LayerCall(
+                    name,
+                    shape,
+                    reads if isinstance(reads, int) else unit_of[reads],
+                    writes if isinstance(writes, int) else unit_of[writes],
+                    needs[node],
+                )
+                for node, name, shape, reads, writes in walk.layers
             ),
+            branches=branches,
             unknown=tuple(self.unknown),
             random=tuple(self.random),
             splits=tuple((name, np.unique(unit_of[atoms])) for name, atoms in walk.splits),
@@ -279,11 +314,60 @@ class _Analysis:
                     self.walk.freeze(hint.atoms, "padding of a fixed width")
         return [(name, 0, atoms) for name, atoms in found.items()]
 
-    def _params(self, unit_of: Units) -> Iterable[Term]:
+    def _needs(self, channels: int) -> dict[fx.Node | None, tuple[int, ...]]:
+        """Return the units of the branches that each node lies in."""
+        needs: dict[fx.Node | None, tuple[int, ...]] = defaultdict(tuple)
+        for number, found in enumerate(self.found):
+            for node in found.nodes:
+                needs[node] += (channels + number,)
+        return needs
+
+    def _branches(
+        self, axes: Sequence[Axis], groups: Sequence[Group], channels: int
+    ) -> tuple[Branch, ...]:
+        """Return the branches, each with what is nowhere else."""
+        names = {group.name for group in groups}
+        branches: list[Branch] = []
+        for number, found in enumerate(self.found):
+            name = found.module
+            while name in names:
+                name += "#branch" if name == found.module else "'"
+            names.add(name)
+            branch = Branch(
+                name,
+                channels + number,
+                found.module,
+                found.body,
+                found.addition,
+                found.stays,
+                found.gate or Gate(()),
+                frozen=None if found.gate else "no weights alone tell the gradient of its gate",
+            )
+            gone = gone_from({found.module: branch.program})
+            shared = any(
+                gone(name) and any(user not in found.nodes for user in node.users)
+                for node, name in self.evaluated.named.items()
+            )
+            if shared and branch.frozen is None:
+                branch = replace(branch, frozen="what stays uses weights of it")
+            own = (np.unique(axis.units) for axis in axes if gone(axis.tensor))
+            others = (axis.units for axis in axes if not gone(axis.tensor))
+            within = [
+                channels + other
+                for other, inner in enumerate(self.found)
+                if other != number and inner.nodes < found.nodes
+            ]
+            empty = np.zeros(0, np.int64)
+            inner = np.setdiff1d(np.concatenate([empty, *own]), np.concatenate([empty, *others]))
+            branches.append(replace(branch, inner=np.append(inner, within).astype(np.int64)))
+        return tuple(branches)
+
+    def _params(self, unit_of: Units, branches: Sequence[Branch]) -> Iterable[Term]:
+        goes = [(b.unit, gone_from({b.module: b.program})) for b in branches]
         captured = {id(tensor_of(self.model, name)): value for name, value in self.named.items()}
-        for parameter in self.model.parameters():
+        for name, parameter in self.model.named_parameters():
             value = captured.get(id(parameter))
-            number, axes = 1.0, []
+            number, axes = 1.0, [np.array([unit]) for unit, gone in goes if gone(name)]
             for dim, size in enumerate(parameter.shape):
                 atoms = None if value is None else value.dims[dim]
                 if atoms is None or (value and (value.name, dim) in self.walk.still):

@@ -183,7 +183,7 @@ def capture(model: nn.Module, example: Example, *, training: bool = False) -> Ca
     inputs: list[fx.Node] = []
     for node, spec in zip(placeholders, signature.input_specs, strict=True):
         if spec.kind.name in ("PARAMETER", "BUFFER"):
-            named[node] = _inner(str(spec.target))
+            named[node] = inner_name(str(spec.target))
         elif spec.kind.name == "USER_INPUT":
             inputs.append(node)
         elif spec.kind.name == "CONSTANT_TENSOR":
@@ -249,7 +249,7 @@ class _Whole(nn.Module):
         return tuple(tensors_of(self.network(*args, **kwargs)))
 
 
-def _inner(name: str) -> str:
+def inner_name(name: str) -> str:
     """Return the name that a tensor or module of ``_Whole`` has in the network."""
     return name.removeprefix("network").removeprefix(".")
 
@@ -258,7 +258,7 @@ def module_of(node: fx.Node) -> str:
     """Return the innermost module whose forward calls an operator, by its qualified name."""
     stack = node.meta.get("nn_module_stack") or {}
     path: str = next(reversed(stack.values()), ("",))[0] if stack else ""
-    return _inner(path)
+    return inner_name(path)
 
 
 def tensors_of(output: Any) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from compress.errors import ModelError
-from compress.networks.groups import ChannelGraph, Mask, Units
+from compress.networks.groups import ChannelGraph, Mask, Units, gone_from
 
 _UNKNOWN_STATE = (
     ", and which part of it belongs to the channels that stay is not known: train with another "
@@ -85,11 +85,15 @@ class Cut:
 
 
 def cuts_of(graph: ChannelGraph, kept: Mask) -> tuple[Cut, ...]:
-    """Return the cuts that remove the units that are not kept from the network of a graph."""
+    """Return the cuts that remove the units that are not kept from the network of a graph.
+
+    What is gone with a branch is not cut.
+    """
+    gone = gone_from(graph.programs(kept))
     return tuple(
         Cut(axis.tensor, axis.dim, len(axis.units), np.flatnonzero(kept[axis.units]))
         for axis in graph.axes
-        if not kept[axis.units].all()
+        if not kept[axis.units].all() and not gone(axis.tensor)
     )
 
 

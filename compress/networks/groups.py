@@ -10,12 +10,16 @@ vectors indexed by unit.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+from compress.errors import ModelError
+from compress.networks.programs import Body, Gate, Program, program_without
 
 Units = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -100,6 +104,8 @@ class ReadSite:
     """The unit of each channel that it reads."""
     dim: int
     """The dimension of its input that holds the channels."""
+    needs: tuple[int, ...] = ()
+    """Units of the branches without any of which it is not there."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +158,13 @@ class LayerCall:
     """The unit of each channel that it reads, or how many there are where none ever goes."""
     writes: Units | int
     """The unit of each channel that it writes, or how many there are where none ever goes."""
+    needs: tuple[int, ...] = ()
+    """Units of the branches without any of which it is not there."""
 
     def widths(self, kept: Mask) -> tuple[int, int]:
         """Return how many channels it reads and writes; nothing of a layer that is gone."""
+        if not there(self.needs, kept):
+            return 0, 0
         return _length_of(self.reads, kept), _length_of(self.writes, kept)
 
 
@@ -165,6 +175,66 @@ class Addition:
     number: int
     units: Units
     """The unit of each channel; empty where channels are not carried."""
+    needs: tuple[int, ...] = ()
+    """Units of the branches without any of which it is not there."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What lies between a fork and a residual addition; it is removed as a whole.
+
+    A branch has a unit of its own, as a channel has: in masks it says whether the branch is there,
+    in scores what its gate is worth. It may stand wherever a group of one unit may.
+    """
+
+    name: str
+    unit: int
+    module: str
+    """The module that is shortened."""
+    body: Body | None
+    """What that computes; None if it becomes zero."""
+    addition: int
+    """The number of the step of the body that adds the branch."""
+    stays: int
+    """The number of the value on the addition's other side."""
+    gate: Gate
+    """Weights that tell the gradient of the factor of the branch's output."""
+    inner: Units = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Units that are nowhere else: those of channels, and of branches in this one."""
+    frozen: str | None = None
+    """Why it may not be removed, or None."""
+    gone: bool = False
+
+    size = width = 1
+    fewest = 0
+    widths = (1,)
+    residual = False
+    writers: tuple[str, ...] = ()
+
+    @property
+    def program(self) -> Program:
+        """What is left of the module without this branch alone."""
+        program = program_without(self.body, {self.addition: self.stays})
+        assert program is not None, "a branch whose removal no program says was found"
+        return program
+
+    @property
+    def units(self) -> Units:
+        """Its unit, as those of a group."""
+        return np.array([self.unit])
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The weights that hold its gate."""
+        return self.gate.weights
+
+    def units_per_multiple(self, multiple: int) -> int:
+        """A branch goes whole, whatever its widths are."""
+        return 1
+
+
+Removable = Group | Branch
+"""What a choice is made of: groups lose units, a branch the one that it has."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +251,8 @@ class ChannelGraph:
     additions: tuple[Addition, ...] = ()
     layers: tuple[LayerCall, ...] = ()
     """Convolutions and linear layers in the order in which they run."""
+    branches: tuple[Branch, ...] = ()
+    """Branches of residual additions, with units behind those of all channels."""
     unknown: tuple[str, ...] = ()
     """Operators without a rule; they froze the groups that touch them."""
     random: tuple[str, ...] = ()
@@ -192,6 +264,11 @@ class ChannelGraph:
     def prunable(self) -> tuple[Group, ...]:
         """Groups that may lose units."""
         return tuple(group for group in self.groups if group.frozen is None)
+
+    @property
+    def removable(self) -> tuple[Branch, ...]:
+        """Branches that are there and may go."""
+        return tuple(b for b in self.branches if b.frozen is None and not b.gone)
 
     @property
     def frozen(self) -> tuple[Group, ...]:
@@ -228,28 +305,92 @@ class ChannelGraph:
         """Return the mask that keeps every unit."""
         return np.ones(self.num_units, dtype=bool)
 
+    def closed(self, kept: Mask) -> Mask:
+        """Return a mask without what is only in branches that are gone."""
+        gone = [branch.inner for branch in self.branches if not kept[branch.unit]]
+        if gone and kept[np.concatenate(gone)].any():
+            kept = kept.copy()
+            kept[np.concatenate(gone)] = False
+        return kept
+
+    def programs(self, kept: Mask) -> dict[str, Program]:
+        """Return, by module, what is left of those that lose branches."""
+        found: dict[str, Program] = {}
+        gone = [branch for branch in self.branches if not kept[branch.unit]]
+        within = {unit for branch in gone for unit in branch.inner.tolist()}
+        by_module: dict[str, list[Branch]] = defaultdict(list)
+        for branch in gone:
+            if branch.unit not in within:  # what it is in goes
+                by_module[branch.module].append(branch)
+        for module, branches in by_module.items():
+            additions = {branch.addition: branch.stays for branch in branches}
+            program = program_without(branches[0].body, additions)
+            if program is None:
+                raise ModelError(f"no program says what is left of {module} without its branches")
+            found[module] = program
+        return found
+
     def removed(self, kept: Mask) -> ChannelGraph:
         """Return the graph of the shrunk network; unit ids stay those of the dense one."""
+        gone = gone_from(self.programs(kept))
+        additions = (a for a in self.additions if there(a.needs, kept))
         return replace(
             self,
-            axes=tuple(replace(axis, units=_left(axis.units, kept)) for axis in self.axes),
-            groups=tuple(replace(group, units=_left(group.units, kept)) for group in self.groups),
+            axes=tuple(
+                replace(axis, units=_left(axis.units, kept))
+                for axis in self.axes
+                if not gone(axis.tensor)
+            ),
+            groups=tuple(
+                replace(group, units=left)
+                for group in self.groups
+                if len(left := _left(group.units, kept))
+            ),
             macs=_terms_left(self.macs, kept),
             params=_terms_left(self.params, kept),
-            read_sites=tuple(replace(s, units=_left(s.units, kept)) for s in self.read_sites),
-            additions=tuple(replace(a, units=_left(a.units, kept)) for a in self.additions),
+            read_sites=tuple(
+                replace(s, units=_left(s.units, kept))
+                for s in self.read_sites
+                if there(s.needs, kept)
+            ),
+            additions=tuple(
+                replace(a, number=number, units=_left(a.units, kept))
+                for number, a in enumerate(additions)
+            ),
+            branches=tuple(replace(b, gone=not kept[b.unit]) for b in self.branches),
             layers=tuple(
                 replace(
                     layer, reads=_left_of(layer.reads, kept), writes=_left_of(layer.writes, kept)
                 )
                 for layer in self.layers
+                if there(layer.needs, kept)
             ),
         )
 
     def freezing(self, reasons: dict[str, str]) -> ChannelGraph:
-        """Return the graph with some groups frozen, by name, each for its reason."""
+        """Return the graph with groups or branches frozen, by name, each for its reason."""
         groups = (replace(g, frozen=reasons.get(g.name, g.frozen)) for g in self.groups)
-        return replace(self, groups=tuple(groups))
+        branches = (replace(b, frozen=reasons.get(b.name, b.frozen)) for b in self.branches)
+        return replace(self, groups=tuple(groups), branches=tuple(branches))
+
+
+def there(needs: Sequence[int], kept: Mask) -> bool:
+    """Whether nothing that needs these branches is gone."""
+    return all(kept[unit] for unit in needs)
+
+
+def gone_from(programs: Mapping[str, Program]) -> Callable[[str], bool]:
+    """Return what tells whether a tensor, by its name, is gone with modules that are shortened."""
+
+    def gone(name: str) -> bool:
+        for module, program in programs.items():
+            if name.startswith(f"{module}."):
+                inner = name[len(module) + 1 :]
+                calls = (f"{call}." for call in program.calls)
+                return not (inner in program.tensors or inner.startswith(tuple(calls)))
+        return False
+
+    return gone
 
 
 def _left(units: Units, kept: Mask) -> Units:

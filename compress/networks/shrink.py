@@ -13,6 +13,7 @@ from compress.errors import ModelError
 from compress.networks.capture import Example, tensors_of
 from compress.networks.cuts import apply_cuts_, cuts_of, tensor_of
 from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.shortened import shorten_
 
 PROOF_TOLERANCE = 1e-9
 """Largest difference of masked and shrunk outputs in float64, relative to the largest output."""
@@ -45,11 +46,15 @@ def shrink_(
         The channel graph of the network as it is now.
     """
     apply_cuts_(model, cuts_of(graph, kept), optimizers)
+    shorten_(model, graph.programs(kept), optimizers)
     return graph.removed(kept)
 
 
 def mask_(model: nn.Module, graph: ChannelGraph, kept: Mask) -> None:
-    """Zero the weights with which readers read removed units: z = 0 for their gates, in place."""
+    """Zero what readers read removed units with, and the last weights of removed branches.
+
+    That is z = 0 for their gates, in place.
+    """
     holder(model, graph, kept)()
 
 
@@ -61,11 +66,15 @@ def holder(model: nn.Module, graph: ChannelGraph, kept: Mask) -> Callable[[], No
             weight = tensor_of(model, axis.tensor)
             removed = torch.from_numpy(np.flatnonzero(~kept[axis.units])).to(weight.device)
             places.append((weight, axis.dim, removed))
+    branches = [b for b in graph.branches if not (kept[b.unit] or b.gone)]
+    last = [tensor_of(model, name) for branch in branches for name in branch.gate.weights]
 
     @torch.no_grad()
     def hold() -> None:
         for weight, dim, removed in places:
             weight.index_fill_(dim, removed, 0)
+        for weight in last:
+            weight.zero_()
 
     return hold
 

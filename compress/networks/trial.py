@@ -20,7 +20,7 @@ from torch import nn
 from compress.errors import ModelError
 from compress.networks.analysis import analyse
 from compress.networks.capture import Example, first_sentence, place_of
-from compress.networks.groups import ChannelGraph, Group, Mask
+from compress.networks.groups import ChannelGraph, Group, Mask, Removable
 from compress.networks.shrink import (
     difference_of,
     largest_difference,
@@ -35,7 +35,7 @@ TRAINING_TOLERANCE = 1e-2
 """Of float32 in training mode, where statistics of two images can magnify its rounding."""
 
 Failure = str | None
-Choice = Callable[[Group], int]
+Choice = Callable[[Removable], int]
 """How many units of a group are left."""
 
 
@@ -74,24 +74,47 @@ def try_out(model: nn.Module, graph: ChannelGraph, example: Example) -> ChannelG
     """
     trial = _Trial(model, example)
     trial.require_sane(graph)
-    for left in (_half, _fewest):
-        while failure := trial.failure(graph, _removable(graph), left):
-            graph = trial.without_culprits(graph, left, failure)
+    for tried, beside, left in (
+        (_removable, _none, _half),
+        (_removable, _none, _fewest),
+        (_some_branches, _removable, _other_half),
+        (_all_branches, _none, _half),
+    ):
+        while failure := trial.failure(graph, [*beside(graph), *tried(graph)], left):
+            graph = trial.without_culprits(graph, beside(graph), tried(graph), left, failure)
     return graph
 
 
-def _half(group: Group) -> int:
+def _half(group: Removable) -> int:
     """About half: groups of one size keep different numbers, or one's could stand for another's."""
     third = group.size // 3
     return max(group.fewest, third + int(group.units[0]) % (third + 1))
 
 
-def _fewest(group: Group) -> int:
+def _other_half(group: Removable) -> int:
+    """The same, where training mode, which takes as long again, is not tried anew."""
+    return _half(group)
+
+
+def _fewest(group: Removable) -> int:
     return group.fewest
 
 
-def _removable(graph: ChannelGraph) -> list[Group]:
+def _removable(graph: ChannelGraph) -> list[Removable]:
     return [group for group in graph.prunable if group.size > group.fewest]
+
+
+def _some_branches(graph: ChannelGraph) -> list[Removable]:
+    """Every other branch: what stays and what goes must do beside each other."""
+    return list(graph.removable[::2])
+
+
+def _all_branches(graph: ChannelGraph) -> list[Removable]:
+    return list(graph.removable)
+
+
+def _none(graph: ChannelGraph) -> list[Removable]:
+    return []
 
 
 class _Trial:
@@ -135,7 +158,7 @@ class _Trial:
                 + (always if graph.random else "its forward changes what it computes from")
             )
 
-    def failure(self, graph: ChannelGraph, groups: Sequence[Group], left: Choice) -> Failure:
+    def failure(self, graph: ChannelGraph, groups: Sequence[Removable], left: Choice) -> Failure:
         """Return why some groups cannot shrink together, or None."""
         if not groups:
             return None
@@ -184,21 +207,32 @@ class _Trial:
             )
         return None
 
-    def without_culprits(self, graph: ChannelGraph, left: Choice, failure: str) -> ChannelGraph:
-        """Freeze a group that fails, or ask for more of its units; some group always changes."""
-        culprit, reason = self._culprit(graph, [], _removable(graph), left, failure)
-        if left is _fewest and culprit.fewest == 1 and culprit.size > 2:
+    def without_culprits(
+        self,
+        graph: ChannelGraph,
+        passing: list[Removable],
+        failing: list[Removable],
+        left: Choice,
+        failure: str,
+    ) -> ChannelGraph:
+        """Freeze what fails, or ask for more of a group's units; something always changes."""
+        culprit, reason = self._culprit(graph, passing, failing, left, failure)
+        if (
+            isinstance(culprit, Group)
+            and left is _fewest
+            and 1 == culprit.fewest < culprit.size - 1
+        ):
             return _replaced(graph, replace(culprit, fewest=2))
         return graph.freezing({culprit.name: reason})
 
     def _culprit(
         self,
         graph: ChannelGraph,
-        passing: list[Group],
-        failing: list[Group],
+        passing: list[Removable],
+        failing: list[Removable],
         left: Choice,
         failure: str,
-    ) -> tuple[Group, str]:
+    ) -> tuple[Removable, str]:
         """Find a group with which ``passing`` no longer passes, by halves."""
         while len(failing) > 1:
             half = failing[: len(failing) // 2]
@@ -210,13 +244,13 @@ class _Trial:
         return failing[0], failure
 
 
-def _mask(graph: ChannelGraph, groups: Sequence[Group], left: Choice) -> Mask:
+def _mask(graph: ChannelGraph, groups: Sequence[Removable], left: Choice) -> Mask:
     kept = graph.everything()
     for group in groups:
         # What a group loses must not depend on which others are tried beside it.
         generator = np.random.default_rng(int(group.units[0]))
         kept[generator.permutation(group.units)[left(group) :]] = False
-    return kept
+    return graph.closed(kept)
 
 
 def _replaced(graph: ChannelGraph, group: Group) -> ChannelGraph:

@@ -98,6 +98,8 @@ class Walk:
     """Nodes that split channels into parts whose number shrinks, where else their length does."""
     training: bool = False
     """Whether the graph is that of training mode, whose costs do not count."""
+    node: fx.Node | None = None
+    """The one whose operator is looked at."""
     num_atoms: int = 0
     ties: list[tuple[Atoms, Atoms]] = field(default_factory=list)
     frozen: list[tuple[Atoms, str]] = field(default_factory=list)
@@ -105,10 +107,12 @@ class Walk:
     writes: set[tuple[str, int]] = field(default_factory=set)
     still: set[tuple[str, int]] = field(default_factory=set)
     """Dimensions of tensors that hold no channels, as a kernel's."""
-    macs: list[tuple[float, tuple[Atoms, ...]]] = field(default_factory=list)
-    sites: list[tuple[str, Atoms, int]] = field(default_factory=list)
-    additions: list[Dim] = field(default_factory=list)
-    layers: list[tuple[str, LayerShape, Dim | int, Dim | int]] = field(default_factory=list)
+    macs: list[tuple[fx.Node | None, float, tuple[Atoms, ...]]] = field(default_factory=list)
+    sites: list[tuple[fx.Node, str, Atoms, int]] = field(default_factory=list)
+    additions: list[tuple[fx.Node, Dim]] = field(default_factory=list)
+    layers: list[tuple[fx.Node, str, LayerShape, Dim | int, Dim | int]] = field(
+        default_factory=list
+    )
     """Weight, shape, and the dimensions read and written, of every layer."""
     widths: list[tuple[str, str, Atoms]] = field(default_factory=list)
     """A module, the name of an integer of it, and what that integer counts."""
@@ -180,7 +184,7 @@ class Walk:
             elif dim is not None:
                 axes.append(dim)
         if not self.training:
-            self.macs.append((number / self.batch, tuple(axes)))
+            self.macs.append((self.node, number / self.batch, tuple(axes)))
 
 
 @dataclass

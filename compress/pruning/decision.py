@@ -5,26 +5,21 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from compress.config import PruneConfig
 from compress.errors import ModelError
+from compress.latency.times import Times
 from compress.networks import cost
 from compress.networks.cuts import tensor_of
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.partition import NETWORK_INPUT
+from compress.pruning.goal import Goal, goal_for
 from compress.pruning.importance import ranked, summary
-from compress.pruning.masking import (
-    Candidate,
-    Goal,
-    Scores,
-    candidates,
-    goal_for,
-    prune_to,
-    smallest,
-)
+from compress.pruning.masking import Candidate, Scores, candidates, prune_to, smallest
 from compress.pruning.progress import Progress
 
 ORDINARY = frozenset({NETWORK_INPUT, "network output", "nothing reads it"})
@@ -45,9 +40,12 @@ class Decisions:
         graph: its channel graph.
         settings: how channels are chosen.
         patience: minibatches that ``max_loss`` may put pruning off in all; None has no end.
+        times: a latency table, for a budget of time.
 
     Raises:
         BudgetError: the budget cannot be reached.
+        ConfigError: a budget of time without a table.
+        TableError: the table does not cover a layer.
         ModelError: there is nothing to prune.
     """
 
@@ -57,10 +55,11 @@ class Decisions:
         graph: ChannelGraph,
         settings: PruneConfig,
         patience: int | None = None,
+        times: Times | None = None,
     ) -> None:
         self.graph, self.settings, self.patience = graph, settings, patience
         self.allowed = prunable(model, graph, settings)
-        self.goal = goal_for(graph, settings.budget, self.allowed)
+        self.goal = goal_for(graph, settings.budget, self.allowed, times)
         self._counted: Mask | None = None
         self._reached = False
 
@@ -69,6 +68,15 @@ class Decisions:
         if self._counted is not kept:  # asked at every minibatch, and counting takes time
             self._counted, self._reached = kept, self.goal.cost_of(kept) <= self.goal.limit
         return self._reached
+
+    def limit(self, cost: float) -> None:
+        """Let another cost be the limit: a measurement has shown what the budget's stands for.
+
+        Raises:
+            BudgetError: it cannot be reached.
+        """
+        self.goal = replace(self.goal, limit=cost)
+        self._counted = None
 
     @property
     def expected_steps(self) -> int:
@@ -106,14 +114,13 @@ class Decisions:
         settings, before = self.settings, at.kept
         at.step += 1
         if at.step > settings.start_after:
-            at.kept = decide(
-                ranked(importance, before, self.allowed, graph=self.graph, config=settings),
-                before,
-                self.allowed,
-                goal=self.goal,
-                config=settings,
-                step=at.step - settings.start_after,
+            step, scores = at.step - settings.start_after, importance
+            if self.goal.choose is None:  # which weighs importance against time by itself
+                scores = ranked(importance, before, self.allowed, graph=self.graph, config=settings)
+            chosen = decide(
+                scores, before, self.allowed, goal=self.goal, config=settings, step=step
             )
+            at.kept = self.graph.closed(chosen)
         facts = {
             "pruning_step": at.step,
             "loss": loss,
@@ -121,6 +128,8 @@ class Decisions:
             "widths": {c.group.name: int(at.kept[c.group.units].sum()) for c in self.allowed},
             **cost.totals(self.graph, at.kept),
         }
+        if self.goal.choose is not None:
+            facts["predicted_ms"] = self.goal.cost_of(at.kept)
         events: list[Event] = [("prune_step", facts)]
         most = settings.max_steps
         if most is not None and at.step >= most and not self.reached(at.kept):
@@ -195,6 +204,8 @@ def decide(
     """Return the mask after one pruning step: a share of the way to the goal, never past it."""
     if config.step_size is None:
         limit = goal.at(step, config.steps)
+        if goal.choose is not None:
+            return kept if goal.cost_of(kept) <= limit else goal.choose(scores, kept, limit)
         return prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=limit)
     fewest = goal.channels_of(kept) - config.step_size
     last = prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=goal.limit)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.config import Budget, PruneConfig
+from compress.config import PruneConfig
 from compress.errors import BudgetError, ConfigError, nearest
-from compress.networks import cost
-from compress.networks.groups import ChannelGraph, Group, Mask, Units
+from compress.networks.groups import ChannelGraph, Mask, Removable, Units
 
 Scores = NDArray[np.float64]
 CostFunction = Callable[[Mask], float]
@@ -21,30 +20,33 @@ CostFunction = Callable[[Mask], float]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A group that may lose units: in chunks of ``chunk``, down to ``floor``."""
+    """A group that may lose units: in chunks of ``chunk``, down to ``floor``; or a branch."""
 
-    group: Group
+    group: Removable
     floor: int
     chunk: int
 
 
 def candidates(graph: ChannelGraph, limits: PruneConfig) -> tuple[Candidate, ...]:
-    """Return the groups that may be pruned under the limits.
+    """Return the groups, and the branches, that may be pruned under the limits.
 
     The floor is the larger of both limits, rounded up so that widths stay multiples.
 
     Raises:
-        ConfigError: a pattern of ``keep_dense`` or ``only`` matches no group.
+        ConfigError: a pattern of ``keep_dense`` or ``only`` matches no group and no branch.
     """
-    names = [group.name for group in graph.groups]
+    names = [group.name for group in graph.groups] + [branch.name for branch in graph.branches]
     for key in ("keep_dense", "only"):
         for pattern in getattr(limits, key):
             if not fnmatch.filter(names, pattern):
                 raise ConfigError(f"{key}: no group matches {pattern!r}: {nearest(pattern, names)}")
+
+    def allowed(each: Removable) -> bool:
+        wanted = not limits.only or _matches(each, limits.only)
+        return wanted and not _matches(each, limits.keep_dense)
+
     found = []
-    for group in graph.prunable:
-        if _matches(group, limits.keep_dense) or (limits.only and not _matches(group, limits.only)):
-            continue
+    for group in filter(allowed, graph.prunable):
         chunk = group.units_per_multiple(limits.channel_multiple)
         floor = max(
             group.fewest,
@@ -52,10 +54,11 @@ def candidates(graph: ChannelGraph, limits: PruneConfig) -> tuple[Candidate, ...
             math.ceil(limits.min_share * group.size - 1e-9),
         )
         found.append(Candidate(group, min(group.size, math.ceil(floor / chunk) * chunk), chunk))
-    return tuple(found)
+    branches = graph.removable if limits.with_blocks else ()
+    return (*found, *(Candidate(branch, 0, 1) for branch in filter(allowed, branches)))
 
 
-def _matches(group: Group, patterns: Iterable[str]) -> bool:
+def _matches(group: Removable, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(group.name, pattern) for pattern in patterns)
 
 
@@ -109,64 +112,7 @@ def smallest(graph: ChannelGraph, allowed: Iterable[Candidate]) -> Mask:
     kept = graph.everything()
     for candidate in allowed:
         kept[candidate.group.units[candidate.floor :]] = False
-    return kept
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A budget for one network: the cost function, where it starts and where it must end."""
-
-    budget: Budget
-    cost_of: CostFunction
-    channels_of: CostFunction
-    dense: float
-    limit: float
-
-    def at(self, step: int, steps: int) -> float:
-        """Return the limit of a step when the cost falls linearly over all steps."""
-        if step >= steps:
-            return self.limit
-        return self.dense + (self.limit - self.dense) * step / steps
-
-
-def goal_for(graph: ChannelGraph, budget: Budget, allowed: Sequence[Candidate]) -> Goal:
-    """Translate a budget into a cost limit of this network.
-
-    Raises:
-        BudgetError: even with every group at its floor the network would cost more; the message
-            names the closest that can be reached.
-    """
-    functions = {"macs": cost.macs, "params": cost.params}
-    function = functions.get(budget.kind, cost.channels)
-    dense = function(graph, graph.everything())
-    if budget.kind == "removed":
-        limit = dense - budget.value
-    else:
-        # Costs are whole numbers: 0.29 of 100 is 29, not 28.999999999999996.
-        limit = round(budget.value * dense, 3) if budget.value <= 1 else budget.value
-    closest = function(graph, smallest(graph, allowed))
-    if closest > limit:
-        raise BudgetError(_unreachable(budget, dense, closest))
-    return Goal(
-        budget,
-        cost_of=lambda kept: function(graph, kept),
-        channels_of=lambda kept: cost.channels(graph, kept),
-        dense=dense,
-        limit=limit,
-    )
-
-
-def _unreachable(budget: Budget, dense: int, closest: int) -> str:
-    if budget.kind == "removed":
-        nearest_budget = f"removed={dense - closest}"
-    else:
-        nearest_budget = f"{budget.kind}={math.ceil(closest / dense * 1e4) / 1e4:.4f}"
-        if budget.value > 1:
-            nearest_budget = f"{budget.kind}={closest}"
-    return (
-        f"the budget {budget} cannot be reached: with every group at its floor "
-        f"the closest is {nearest_budget}; lower min_channels, min_share or channel_multiple"
-    )
+    return graph.closed(kept)
 
 
 def _ranking(
@@ -180,7 +126,7 @@ def _ranking(
     first_chunk = 0
     for candidate in allowed:
         present = candidate.group.units[kept[candidate.group.units]]
-        starts = _chunk_starts(len(present), candidate)
+        starts = chunk_bounds(len(present), candidate)
         ascending = present[np.argsort(scores[present], kind="stable")][: starts[-1]]
         sizes = np.diff(starts)
         if len(sizes):
@@ -199,8 +145,8 @@ def _ranking(
     return np.concatenate(units)[order], np.append(0, last_of_chunk + 1)
 
 
-def _chunk_starts(present: int, candidate: Candidate) -> NDArray[np.int64]:
-    """Return the bounds of the chunks that may go; a ragged width is squared first."""
+def chunk_bounds(present: int, candidate: Candidate) -> NDArray[np.int64]:
+    """Return where each chunk that may go begins and ends; a ragged width is squared first."""
     removable = present - candidate.floor
     first = present % candidate.chunk or candidate.chunk
     return np.append(0, np.arange(first, removable + 1, candidate.chunk))

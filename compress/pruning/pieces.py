@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from compress.checkpoints.recipe import Recipe, recipe_from_cuts
+from compress.checkpoints.recipe import Recipe, recipe_of
 from compress.config import PruneConfig
 from compress.criteria import bind
 from compress.errors import ConfigError, ModelError, UsageError
+from compress.latency.times import Times
 from compress.networks.capture import Example
-from compress.networks.cuts import cuts_of
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shrink import shrink_
 from compress.networks.trial import tried_graph
 from compress.pruning.decision import require_removable
+from compress.pruning.goal import goal_for, times_for
 from compress.pruning.importance import ranked
-from compress.pruning.masking import Scores, candidates, goal_for, prune_to
+from compress.pruning.masking import Scores, candidates, prune_to
 from compress.pruning.pruner import Optimizers, context_of
 from compress.pruning.settings import prune_settings, takes_settings
 from compress.pruning.training import inner_network, inner_optimizers, require_trained
@@ -83,6 +85,7 @@ def choose(
     importance: Scores | torch.Tensor,
     *,
     kept: Mask | None = None,
+    table: Times | str | Path | None = None,
     **settings: Any,
 ) -> Mask:
     """Choose what goes, the least important first, until the budget holds.
@@ -91,6 +94,7 @@ def choose(
         graph: the channel graph of the dense network.
         importance: (units,) of every unit; NaN is refused.
         kept: (units,) the mask to go on from; by default everything is there.
+        table: what layers take, for a budget of time; see ``Pruner``.
         settings: ``budget`` and other fields of ``[prune]`` that bear on one choice: ``normalize``,
             ``rank``, ``min_channels``, ``min_share``, ``channel_multiple``, ``keep_dense``,
             ``only``.
@@ -113,9 +117,12 @@ def choose(
     before = graph.everything() if kept is None else np.asarray(kept, dtype=bool)
     allowed = candidates(graph, config)
     require_removable(graph, allowed)
-    goal = goal_for(graph, config.budget, allowed)
+    goal = goal_for(graph, config.budget, allowed, times_for(config, graph, table))
+    if goal.choose is not None:
+        return goal.choose(scores, before, goal.limit)
     order = ranked(scores, before, allowed, graph=graph, config=config)
-    return prune_to(order, before, allowed, cost_of=goal.cost_of, limit=goal.limit)
+    chosen = prune_to(order, before, allowed, cost_of=goal.cost_of, limit=goal.limit)
+    return graph.closed(chosen)
 
 
 def shrink(
@@ -147,10 +154,11 @@ def shrink(
     network, others = inner_network(model), tuple(map(inner_network, copies))
     optimizers, mask = inner_optimizers(optimizer), np.asarray(kept, dtype=bool)
     _require_mask(graph, mask)
+    mask = graph.closed(mask)
     require_trained(network, graph, optimizers, others)
     for each, trained_by in ((network, optimizers), *((copied, ()) for copied in others)):
         shrink_(each, graph, mask, trained_by)
-    return recipe_from_cuts(cuts_of(graph, mask))
+    return recipe_of(graph, mask)
 
 
 def _require_mask(graph: ChannelGraph, mask: Mask) -> None:
@@ -158,7 +166,14 @@ def _require_mask(graph: ChannelGraph, mask: Mask) -> None:
         raise ModelError(
             f"the mask is of shape {mask.shape} and this network has {graph.num_units} units"
         )
+    gone = [branch for branch in graph.branches if not mask[branch.unit]]
+    for branch in gone:
+        if branch.frozen is not None:
+            raise ModelError(f"{branch.name} stays ({branch.frozen}) and the mask removes it")
+    inner = np.concatenate([np.zeros(0, np.int64), *(branch.inner for branch in gone)])
     for group in graph.groups:
+        if np.isin(group.units, inner).all():  # gone as a whole
+            continue
         left = int(mask[group.units].sum())
         if group.frozen is not None and left < group.size:
             raise ModelError(f"{group.name} stays dense ({group.frozen}) and the mask cuts it")

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from compress.networks.groups import Mask
+from compress.networks.groups import ChannelGraph, Mask
 from compress.pruning.importance import Importance
 
 WORK = ("decide", "shrink", "proof")
+SCORES = ("importance.total", "importance.average")
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Progress:
     loss: float | torch.Tensor = 0.0
     """Sum of the losses since the last pruning step."""
     losses: int = 0
+    limit: float | None = None
+    """The limit of the cost, where a measurement has corrected the budget's."""
     largest_difference: float = 0.0
     """Of masked and shrunk outputs, over all shrinks, relative."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WORK, 0.0))
@@ -67,6 +70,7 @@ class Progress:
         }
         exact = {
             "proof": self.largest_difference,
+            **({} if self.limit is None else {"limit": self.limit}),
             **{f"seconds.{work}": seconds for work, seconds in self.seconds.items()},
         }
         found |= {name: torch.tensor(number) for name, number in numbers.items()}
@@ -74,14 +78,22 @@ class Progress:
         return {**found, **doubles}
 
     @classmethod
-    def of(cls, tensors: Mapping[str, torch.Tensor], *, momentum: float) -> Progress:
+    def of(
+        cls, tensors: Mapping[str, torch.Tensor], graph: ChannelGraph, *, momentum: float
+    ) -> Progress:
         """Return the progress that ``tensors`` describe, wherever they lie.
+
+        Those of earlier versions know nothing of the branches of the dense graph, which are there.
 
         Raises:
             KeyError: one is missing.
         """
         held = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-        importance = Importance(len(held["kept"]), momentum=momentum)
+        for name, there in (("kept", 1), ("shrunk", 1), *((name, 0) for name in SCORES)):
+            short = graph.num_units - len(held[name]) if name in held else 0
+            if short and short == len(graph.branches):
+                held[name] = torch.cat([held[name], held[name].new_full((short,), there)])
+        importance = Importance(graph.num_units, momentum=momentum)
         importance.total = held["importance.total"]
         importance.minibatches = int(held["minibatches"])
         if "importance.average" in held:
@@ -96,6 +108,7 @@ class Progress:
             bool(held["ended"]),
             float(held["loss"][0]),
             int(held["loss"][1]),
+            float(held["limit"]) if "limit" in held else None,
             float(held["proof"]),
             {work: float(held[f"seconds.{work}"]) for work in WORK},
         )

@@ -8,26 +8,28 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from compress.checkpoints.recipe import Recipe, recipe_from_cuts
+from compress.checkpoints.recipe import Recipe, recipe_of
 from compress.config import PruneConfig
 from compress.criteria import bind
 from compress.criteria.scoring import Context, Scoring
 from compress.distributed.world import World, current
 from compress.errors import CheckpointError, RunError, UsageError
+from compress.latency.times import Times
 from compress.networks import cost
 from compress.networks.capture import Example
-from compress.networks.cuts import cuts_of
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shrink import holder, proof, shrink_
 from compress.networks.trial import tried_graph
 from compress.pruning.decision import Decisions, Event, report_dense
 from compress.pruning.given import read_importance
+from compress.pruning.goal import times_for
 from compress.pruning.importance import Importance
 from compress.pruning.masking import Scores
 from compress.pruning.progress import Progress
@@ -63,6 +65,7 @@ def context_of(model: nn.Module, graph: ChannelGraph, config: PruneConfig, seed:
         as_published=config.as_published,
         hessian_samples=config.hessian_samples,
         world=current(),
+        blocks=config.with_blocks,
     )
 
 
@@ -106,6 +109,7 @@ class Pruner:
         patience: int | None = None,
         seed: int = 0,
         graph: ChannelGraph | None = None,
+        table: Times | str | Path | None = None,
         **settings: Any,
     ) -> None:
         """Analyse the network and try the analysis; nothing is changed.
@@ -122,6 +126,8 @@ class Pruner:
             patience: minibatches that ``max_loss`` may put pruning off in all; None has no end.
             seed: of the criterion ``random``.
             graph: the channel graph, where it is known.
+            table: what layers take, for a budget of time: a file that ``compress profile`` wrote,
+                or ``Times``; by default the file of ``latency_table``.
             settings: fields of ``[prune]``, see docs/pruning.md.
 
         Raises:
@@ -141,7 +147,8 @@ class Pruner:
             graph = tried_graph(self.model, self.example.pair().beside(self.model))
             report_dense(graph)
         self.dense_graph = self.graph = graph
-        self.decisions = Decisions(self.model, graph, self.settings, patience)
+        times = times_for(self.settings, graph, table)
+        self.decisions = Decisions(self.model, graph, self.settings, patience, times)
         require_trained(self.model, graph, self.optimizers, self.copies)
         importance = Importance(graph.num_units, momentum=self.settings.momentum)
         if self.settings.importance_from is not None:
@@ -178,7 +185,7 @@ class Pruner:
     @property
     def recipe(self) -> Recipe:
         """What rebuilds the network as it is from its dense one; ``compress.save`` takes it."""
-        return recipe_from_cuts(cuts_of(self.dense_graph, self.at.shrunk))
+        return recipe_of(self.dense_graph, self.at.shrunk)
 
     def summary(self) -> Summary:
         """Return widths and costs before and after, and why groups stay dense."""
@@ -193,6 +200,18 @@ class Pruner:
         optimizers = inner_optimizers(optimizer)
         require_trained(self.model, self.graph, optimizers, self.copies)
         self.optimizers = optimizers
+
+    def limit(self, milliseconds: float) -> None:
+        """Correct what a budget of time stands for, when the network was measured.
+
+        A table is not exact. Who has measured a network of ``m`` ms where it predicts ``p`` asks
+        for ``p / m`` times the limit; pruning then goes on, if need be.
+
+        Args:
+            milliseconds: the limit, as the table predicts times.
+        """
+        self.decisions.limit(milliseconds)
+        self.at.limit = milliseconds
 
     # Around a training step
 
@@ -434,14 +453,13 @@ class Pruner:
                 "the network and its Pruner anew"
             )
         try:
-            same = torch.equal(state["network"].cpu(), self._fingerprint())
-            found = Progress.of(state, momentum=self.settings.momentum)
+            if not torch.equal(state["network"].cpu(), self._fingerprint()):
+                raise CheckpointError(OTHER_NETWORK)
+            found = Progress.of(state, self.dense_graph, momentum=self.settings.momentum)
         except KeyError as error:
             raise CheckpointError(
                 f"the state to go on from lacks {error}: it is damaged"
             ) from error
-        if not same:
-            raise CheckpointError(OTHER_NETWORK)
         self._bound.require_unchanged(self.model, self.graph)
         before, self.at, self._scored = self.at, found, False
         try:
@@ -450,6 +468,8 @@ class Pruner:
             self.at = before
             raise
         self.reshaped = False
+        if found.limit is not None:
+            self.decisions.limit(found.limit)
         if self.done:
             self._detach()
 

@@ -55,9 +55,13 @@ class Summary:
             )
             for group in self.structure.groups
         ]
+        branches = [
+            (b.name, "1", "1" if b.kept else "gone", b.frozen or "branch")
+            for b in self.structure.branches
+        ]
         unknown = self.structure.unknown_operations
         notes = (f"operators without a rule: {', '.join(unknown)}",) if unknown else ()
-        return Sheet(f"Pruning to {self.budget}", HEADER, (*costs, *groups), notes)
+        return Sheet(f"Pruning to {self.budget}", HEADER, (*costs, *groups, *branches), notes)
 
     def __rich__(self) -> Table:
         """Return the table that rich shows."""

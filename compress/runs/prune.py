@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from compress.criteria import bind
 from compress.data.batches import ImageData, first_images
 from compress.data.loading import Batch
 from compress.distributed.world import current
-from compress.errors import CheckpointError, ConfigError
+from compress.errors import BudgetError, CheckpointError, ConfigError
+from compress.latency.stopwatch import Stopwatch
 from compress.networks import cost
 from compress.networks.trial import tried_graph
-from compress.pruning.decision import Decisions, report_dense
+from compress.pruning.decision import Decisions, prunable, report_dense
 from compress.pruning.given import read_importance
+from compress.pruning.goal import times_for
 from compress.pruning.pruner import Pruner, context_of
+from compress.runs.budgeting import TimeBudget, recorded, run_times
 from compress.runs.dense import fresh_network
 from compress.runs.loop import Loop, train_batches
 from compress.runs.plots import plot_history, plot_widths, widths_of
@@ -31,27 +35,34 @@ from compress.terminal.progress import bar
 from compress.training.compute import computing, memory_format_for, pick_device
 from compress.training.trainer import OTHER_NETWORK, Trainer, tensors_under
 
+log = logging.getLogger("compress")
+
 NO_END_YET = 10**9
 """What states of version 1 hold for the end of pruning while it is not known."""
 
 
-def prune(config: RunConfig, data: ImageData, session: Session) -> Path:
+def prune(
+    config: RunConfig, data: ImageData, session: Session, stopwatch: Stopwatch | None = None
+) -> Path:
     """Prune ``dense.safetensors`` of the run to its budget, finetune, write ``pruned.safetensors``.
 
     Args:
         config: the run's configuration; its network is what the user asked for.
         data: training and validation images.
         session: the run's directory and state.
+        stopwatch: measures, where the budget is time.
 
     Raises:
-        BudgetError: the budget cannot be reached; said before any training.
+        BudgetError: the budget cannot be reached; said before any training. Or the network was
+            measured to miss a budget of time; it is written nevertheless.
+        TableError: a latency table of something else, or a machine too noisy for one.
         ModelError: there is nothing to prune.
         TrainingError: the loss became NaN or infinite.
         InterruptedRunError: the user stopped; the state is saved.
     """
     device = pick_device(config.device)
     dense = load_checkpoint(session.run.dense, Permission(config.model))
-    run = _PruneRun(config, data, session, dense, device)
+    run = _PruneRun(config, data, session, dense, device, stopwatch)
     finetuning = session.load("finetune")
     state = finetuning or session.load("prune")
     if state:
@@ -66,7 +77,10 @@ def prune(config: RunConfig, data: ImageData, session: Session) -> Path:
         if not finetuning:
             run.prune(loop)
         run.finetune(loop)
-    return run.write()
+    written = run.write()
+    if run.time is not None and not run.time.holds:
+        raise run.time.missed()
+    return written
 
 
 def check_budget(config: RunConfig, data: ImageData) -> None:
@@ -81,10 +95,14 @@ def check_budget(config: RunConfig, data: ImageData) -> None:
     model = fresh_network(config, data)
     graph = tried_graph(model, data.input_size)
     report_dense(graph)
-    decisions = Decisions(model, graph, config.prune)
+    times = times_for(config.prune, graph, None)
+    if config.prune.budget.kind == "latency" and times is None:
+        allowed = prunable(model, graph, config.prune)  # the rest is known when it is measured
+    else:
+        allowed = Decisions(model, graph, config.prune, times=times).allowed
     scoring = bind(config.prune.criterion, context_of(model, graph, config.prune, config.seed))
     if config.prune.importance_from is not None:
-        read_importance(config.prune.importance_from, graph, decisions.allowed)
+        read_importance(config.prune.importance_from, graph, allowed)
     elif config.compute.compiled and scoring.network is not None:
         raise ConfigError(
             f"the criterion {config.prune.criterion} watches the network run, which it cannot in a "
@@ -102,6 +120,7 @@ class _PruneRun:
         session: Session,
         dense: Checkpoint,
         device: torch.device,
+        stopwatch: Stopwatch | None,
     ) -> None:
         self.config, self.data, self.session, self.dense = config, data, session, dense
         self.graph = graph = tried_graph(
@@ -110,7 +129,10 @@ class _PruneRun:
         teacher = None
         if config.finetune.distill:
             teacher = copy.deepcopy(dense.model).to(device).requires_grad_(False)
-        self.model, world = dense.model.to(device), current()
+        size, world = dense.input_size, current()
+        times = run_times(config, dense.model, graph, size, session.run, stopwatch)
+        before = copy.deepcopy(dense.model) if times is not None else None
+        self.model = dense.model.to(device)
         self.trainer = Trainer(
             self.model,
             config.finetune,
@@ -132,8 +154,13 @@ class _PruneRun:
             patience=config.finetune.epochs * self.trainer.steps_per_epoch,
             seed=config.seed,
             graph=graph,
+            table=times,
             **dict(config.prune),
         )
+        self.time = None
+        if before is not None:
+            rounds = config.prune.latency_rounds
+            self.time = TimeBudget(self.pruner, before, size, stopwatch, world, rounds)
         self.accuracy: dict[str, Any] = {}
 
     @property
@@ -144,11 +171,9 @@ class _PruneRun:
 
     def prune(self, loop: Loop) -> None:
         """Take training steps with pruning steps between them until the budget holds."""
-        loop.run(
-            self._step,
-            snapshot=lambda: self._state("prune"),
-            finished=lambda: self.pruner.done,
-        )
+        self._until_done(loop)
+        if self.time is not None and self.time.stopwatch is not None:
+            self._until_fast_enough(loop, self.time)
         self.accuracy["masked"] = loop.accuracy().as_dict()
         seen = self.pruner.reestimate_batchnorm(
             batch.to(self.trainer.device)[0] for batch in loop.batches.epoch(0)
@@ -162,6 +187,25 @@ class _PruneRun:
         )
         self.trainer.begin_schedule(self.config.finetune.epochs)
 
+    def _until_done(self, loop: Loop) -> None:
+        loop.run(
+            self._step,
+            snapshot=lambda: self._state("prune"),
+            finished=lambda: self.pruner.done,
+        )
+
+    def _until_fast_enough(self, loop: Loop, time: TimeBudget) -> None:
+        """Measure, and go on with pruning, until the measured time is within the budget."""
+        for correction in range(time.rounds + 1):
+            self.session.record("latency", step=self.trainer.step_index, **recorded(time.measure()))
+            if time.holds or correction == time.rounds or self.pruner.at.ended:
+                return
+            try:
+                self._until_done(loop)
+            except BudgetError as error:  # nothing more may go
+                log.warning("%s", error)
+                return
+
     def _step(self, batch: Batch) -> None:
         """Train on one minibatch, with the pruner around it."""
         trainer, pruner = self.trainer, self.pruner
@@ -171,6 +215,9 @@ class _PruneRun:
         if pruner.due:
             loss = trainer.mean_loss()
         pruner.step(loss)
+        if self.time is not None and self.time.calibrates:
+            facts = recorded(self.time.measure())
+            self.session.record("latency", step=trainer.step_index, **facts)
 
     def _record(self, event: str, facts: Mapping[str, Any]) -> None:
         """Write what the pruner did into the history."""
@@ -222,6 +269,7 @@ class _PruneRun:
             "budget": str(self.config.prune.budget),
             "criterion": self.config.prune.criterion,
             "dense": {**dense, **self.dense.description.metrics.get("accuracy", {})},
+            **({"latency": recorded(self.time.facts)} if self.time else {}),
             "proof": self.pruner.at.largest_difference,
             "seconds": self.pruner.at.seconds,
             **self.accuracy,
@@ -237,6 +285,7 @@ class _PruneRun:
             "step": self.trainer.step_index,
             "hold": self.trainer.hold,
             "accuracy": self.accuracy,
+            "measured": self.time.state() if self.time else None,
         }
         pruner = {f"pruner.{name}": t for name, t in self.pruner.state_dict().items()}
         return State(phase, facts, {**pruner, **self.trainer.state()})
@@ -258,11 +307,13 @@ class _PruneRun:
         self.trainer.step_index = state.facts["step"]
         self.trainer.load_state(state.tensors)
         self.accuracy = state.facts["accuracy"]
+        if self.time is not None:
+            self.time.load(state.facts.get("measured"))
 
     def _of_version_1(self, state: State) -> dict[str, torch.Tensor]:
         """Return the pruner's state as earlier versions wrote it, among facts and tensors."""
         facts, own = state.facts, self.pruner.state_dict()
-        if len(state.tensors["kept"]) != self.graph.num_units:
+        if len(state.tensors["kept"]) != self.graph.num_units - len(self.graph.branches):
             raise CheckpointError(OTHER_NETWORK)
         names = ("pruning_step", "paused", "ended", "minibatches", "proof")
         return {

@@ -112,7 +112,7 @@ class PruneRequest(PruningRequest):
     ] = None
     budget: Annotated[
         str | None,
-        Option("--budget", "macs=0.5, params=0.4, channels=0.72 or removed=3200.", "prune.budget"),
+        Option("--budget", "latency=0.5, macs=0.5, params=0.4, ...", "prune.budget"),
     ] = None
 
 

@@ -82,6 +82,11 @@ class RunDirectory:
         return self.path / "export"
 
     @property
+    def latency(self) -> Path:
+        """The latency tables of the dense network."""
+        return self.path / "latency"
+
+    @property
     def report(self) -> Path:
         """The measurements."""
         return self.path / "report.json"

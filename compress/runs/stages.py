@@ -6,14 +6,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from compress.config import RunConfig
 from compress.distributed.torchrun import is_main
 from compress.distributed.world import current
 from compress.errors import ConfigError
+from compress.latency.stopwatch import Stopwatch
 from compress.runs.dense import import_dense, train_dense
 from compress.runs.launch import Started, started
 from compress.runs.prune import check_budget, prune
 from compress.runs.request import PruneRequest, RunRequest
 from compress.terminal.console import say
+
+StopwatchFor = Callable[[RunConfig], Stopwatch]
+"""What measures networks as a configuration says, where a budget of time asks for it."""
 
 
 def train_run(request: RunRequest) -> Started:
@@ -27,7 +32,7 @@ def train_run(request: RunRequest) -> Started:
     return on
 
 
-def prune_run(request: PruneRequest) -> Started:
+def prune_run(request: PruneRequest, stopwatch: StopwatchFor | None = None) -> Started:
     """Prune the network of a checkpoint, or go on with a run that does.
 
     Raises:
@@ -38,7 +43,7 @@ def prune_run(request: PruneRequest) -> Started:
     with started(request, [check_budget], request.checkpoint) as on:
         if request.checkpoint is not None and not (on.resumed and is_there(on.run.dense)):
             import_dense(on.config, on.data, on.session, request.checkpoint)
-        prune_stage(on)
+        prune_stage(on, stopwatch)
     return on
 
 
@@ -48,10 +53,11 @@ def train_stage(on: Started) -> None:
     stage(on.run.dense, title, lambda: train_dense(on.config, on.data, on.session))
 
 
-def prune_stage(on: Started) -> None:
+def prune_stage(on: Started, stopwatch: StopwatchFor | None = None) -> None:
     """Prune the dense network, unless the pruned one is there."""
     title = f"pruning to {on.config.prune.budget}"
-    stage(on.run.pruned, title, lambda: prune(on.config, on.data, on.session))
+    timed = stopwatch(on.config) if stopwatch and on.config.prune.budget.kind == "latency" else None
+    stage(on.run.pruned, title, lambda: prune(on.config, on.data, on.session, timed))
 
 
 def stage(result: Path, title: str, work: Callable[[], object]) -> None:

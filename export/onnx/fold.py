@@ -39,6 +39,7 @@ def fold_constants(model: onnx.ModelProto) -> None:
     """
     while _fold(model):
         pass
+    _take_out_zeros(model)
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     read = _read(graph)
@@ -68,6 +69,26 @@ def _fold(model: onnx.ModelProto) -> bool:
         if node.output[0] not in read:
             graph.node.remove(node)
     return found
+
+
+def _take_out_zeros(model: onnx.ModelProto) -> None:
+    """Take out, in place, additions of one number that is zero: what is left of a branch."""
+    from onnx import numpy_helper
+
+    graph = model.graph
+    ends = {value.name for value in graph.output}
+    zeros = {
+        tensor.name
+        for tensor in graph.initializer
+        if not tensor.dims and not numpy_helper.to_array(tensor).any()
+    }
+    instead: dict[str, str] = {}
+    for node in list(graph.node):
+        node.input[:] = [instead.get(name, name) for name in node.input]
+        added = [name for name in node.input if name not in zeros]
+        if node.op_type == "Add" and len(added) == 1 and node.output[0] not in ends:
+            instead[node.output[0]] = added[0]
+            graph.node.remove(node)
 
 
 def _read(graph: onnx.GraphProto) -> set[str]:

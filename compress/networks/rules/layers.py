@@ -183,7 +183,7 @@ def _read(call: Call, x: Value, weight: Value, *, channels: int, at: int) -> Non
 def _site(call: Call, x: Value, weight: Value, channels: int) -> None:
     read = x.dims[channels]
     if weight.name is not None and read is not None and not call.walk.training:
-        call.walk.sites.append((weight.name, read, channels))
+        call.walk.sites.append((call.node, weight.name, read, channels))
 
 
 def _layer(
@@ -204,7 +204,8 @@ def _layer(
         group_width=group_width,
         then=followers(call.node),
     )
-    call.walk.layers.append((weight.name or "", shape, _length(x, at), _length(result, at)))
+    ends = (_length(x, at), _length(result, at))
+    call.walk.layers.append((call.node, weight.name or "", shape, *ends))
 
 
 def _each(call: Call, argument: str, count: int) -> tuple[int, ...]:

@@ -52,7 +52,7 @@ def add(call: Call) -> Value:
     values = call.values
     result = broadcast(call, values, call.shape)
     if is_addition(call, values) and not call.walk.training:
-        call.walk.additions.append(result.dims[1])
+        call.walk.additions.append((call.node, result.dims[1]))
     return result
 
 

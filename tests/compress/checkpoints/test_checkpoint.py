@@ -35,7 +35,7 @@ from compress.checkpoints.checkpoint import (
     structure_of,
 )
 from compress.checkpoints.description import METADATA_KEY, Description, read_description
-from compress.checkpoints.recipe import recipe_from_cuts
+from compress.checkpoints.recipe import recipe_from
 from compress.checkpoints.summary import inspect_checkpoint
 from compress.checkpoints.tensors import read_state_dict
 from compress.errors import CheckpointError, ModelError, OutputError
@@ -189,7 +189,7 @@ def test_a_checkpoint_knows_what_it_holds(pruned: Path) -> None:
     written = checkpoint.description
     update = {"recipe": {}, "structure": None, "tools": {}}
     assert written.model_copy(update=update) == expected
-    assert written.recipe == recipe_from_cuts(cuts_of(graph, kept))
+    assert written.recipe == recipe_from(cuts_of(graph, kept), {})
     assert written.structure == checkpoint.structure == structure_of(graph, kept)
     assert written.tools.keys() == {"compress", "torch", "python"}
     assert checkpoint.classes == expected.classes
@@ -484,9 +484,9 @@ def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 3}, "is of format version 3 and this tool reads 1 and 2"),
-        ({"format_version": 0}, "is of format version 0 and this tool reads 1 and 2"),
-        ({"format_version": "2"}, "is of format version 2 and this tool reads 1 and 2"),
+        ({"format_version": 4}, "is of format version 4 and this tool reads 1 to 3"),
+        ({"format_version": 0}, "is of format version 0 and this tool reads 1 to 3"),
+        ({"format_version": "2"}, "is of format version 2 and this tool reads 1 to 3"),
         ({"format_version": None}, "is of format version None"),
         ({"surprise": 1}, "header that cannot be understood"),
         ({"classes": "ten"}, "header that cannot be understood"),

@@ -32,7 +32,7 @@ from compress.checkpoints.checkpoint import (
 )
 from compress.checkpoints.description import METADATA_KEY, Description, read_description
 from compress.checkpoints.library import load, save
-from compress.checkpoints.recipe import Recipe, recipe_from_cuts
+from compress.checkpoints.recipe import Recipe, recipe_from
 from compress.checkpoints.summary import inspect_checkpoint
 from compress.errors import CheckpointError, CompressError, ConfigError, ModelError, OutputError
 from compress.networks.analysis import analyse
@@ -73,7 +73,7 @@ def pruned_own(seed: int = 0) -> tuple[nn.Module, Recipe]:
     cuts = cuts_of(graph, kept)
     names = {cut.tensor for cut in cuts}
     assert {"norm.running_mean", "ramp", "width", "last.weight"} <= names
-    return shrink(model, graph, kept), recipe_from_cuts(cuts)
+    return shrink(model, graph, kept), recipe_from(cuts, {})
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_a_child_named_module_is_no_prefix(tmp_path: Path) -> None:
     graph = analyse(model, Example(INPUTS))
     kept = random_mask(graph, 1)
     smaller = shrink(model, graph, kept)
-    save(smaller, tmp_path / "a.safetensors", recipe=recipe_from_cuts(cuts_of(graph, kept)))
+    save(smaller, tmp_path / "a.safetensors", recipe=recipe_from(cuts_of(graph, kept), {}))
     assert same(load(tmp_path / "a.safetensors", build=Outer), smaller)
     shown = inspect_checkpoint(tmp_path / "a.safetensors")
     (norm,) = (entry for entry in shown["tensors"] if entry["name"] == "norm.weight")

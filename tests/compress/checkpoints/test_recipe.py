@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from networks import NETWORKS
 from torch import nn
 
-from compress.checkpoints.recipe import cuts_from_recipe, mask_from_groups, recipe_from_cuts
+from compress.checkpoints.recipe import cuts_from_recipe, mask_from_groups, recipe_from
 from compress.errors import CheckpointError
 from compress.networks.analysis import analyse
 from compress.networks.cuts import Cut, apply_cuts_, cuts_of
@@ -76,7 +76,7 @@ def as_table(cuts: tuple[Cut, ...]) -> dict[tuple[str, int], tuple[int, list[int
 def test_cuts_survive_json(case: tuple[str, Mask]) -> None:
     name, kept = case
     cuts = cuts_of(graph_of(name), kept)
-    recipe = json.loads(json.dumps(recipe_from_cuts(cuts)))
+    recipe = json.loads(json.dumps(recipe_from(cuts, {})))
     assert as_table(cuts_from_recipe(dense(name), recipe)) == as_table(cuts)
 
 
@@ -85,7 +85,7 @@ def test_cuts_survive_json(case: tuple[str, Mask]) -> None:
 def test_what_a_recipe_cuts_has_the_shapes_of_the_shrunk_network(case: tuple[str, Mask]) -> None:
     name, kept = case
     graph, network = graph_of(name), copy.deepcopy(dense(name))
-    apply_cuts_(network, cuts_from_recipe(network, recipe_from_cuts(cuts_of(graph, kept))))
+    apply_cuts_(network, cuts_from_recipe(network, recipe_from(cuts_of(graph, kept), {})))
     smaller = shrink(dense(name), graph, kept)
     shapes, expected = ({k: v.shape for k, v in m.state_dict().items()} for m in (network, smaller))
     assert shapes == expected
@@ -99,7 +99,7 @@ def test_what_a_recipe_cuts_has_the_shapes_of_the_shrunk_network(case: tuple[str
 def test_a_recipe_by_hand() -> None:
     """Channels 0, 2 and 5 of eight; the flatten behind has nine positions of each."""
     graph = graph_of("Plain")
-    recipe = recipe_from_cuts(cuts_of(graph, without(graph, "features.3", [0, 2, 5])))
+    recipe = recipe_from(cuts_of(graph, without(graph, "features.3", [0, 2, 5])), {})
     positions = [9 * channel + position for channel in (1, 3, 4, 6, 7) for position in range(9)]
     assert recipe == {
         "kept": {
@@ -114,14 +114,14 @@ def test_a_recipe_by_hand() -> None:
             "hidden.in_features": {"0": "1"},
         },
     }
-    assert recipe_from_cuts(cuts_of(graph, graph.everything())) == {}
+    assert recipe_from(cuts_of(graph, graph.everything()), {}) == {}
     assert cuts_from_recipe(dense("Plain"), {}) == ()
 
 
 def test_whole_groups_by_hand() -> None:
     """Two of the four groups go, and two of the eight behind for each."""
     graph = graph_of("Grouped")
-    recipe = recipe_from_cuts(cuts_of(graph, without(graph, "stem", [1, 3])))
+    recipe = recipe_from(cuts_of(graph, without(graph, "stem", [1, 3])), {})
     kept, cuts = recipe["kept"], recipe["cuts"]
     assert kept[cuts["grouped.groups"]["0"]] == {"size": 4, "indices": [0, 2]}
     assert kept[cuts["widen.groups"]["0"]] == {"size": 8, "indices": [0, 1, 4, 5]}
@@ -138,7 +138,7 @@ def test_whole_groups_by_hand() -> None:
 def test_places_within_groups_by_hand() -> None:
     """Two groups of eight lose their places 1 and 6: the weight has six inputs left."""
     graph = graph_of("FewGroups")
-    recipe = recipe_from_cuts(cuts_of(graph, without(graph, "stem", [1, 6])))
+    recipe = recipe_from(cuts_of(graph, without(graph, "stem", [1, 6])), {})
     kept, cuts = recipe["kept"], recipe["cuts"]
     assert cuts["grouped.weight"].keys() == {"1"}
     assert kept[cuts["grouped.weight"]["1"]] == {"size": 8, "indices": [0, 2, 3, 4, 5, 7]}
@@ -161,7 +161,7 @@ def test_zero_padding_by_hand(gone: list[int], front: list[int], back: list[int]
     A side of which nothing is left is no tensor, so it may be empty.
     """
     graph = graph_of("resnet20")
-    recipe = recipe_from_cuts(cuts_of(graph, without(graph, "layer2.0.conv2", list(gone))))
+    recipe = recipe_from(cuts_of(graph, without(graph, "layer2.0.conv2", list(gone))), {})
     kept, cuts = recipe["kept"], recipe["cuts"]
     for side, left in (("front", front), ("back", back)):
         place = cuts.get(f"layer2.0.shortcut.{side}")

@@ -274,7 +274,7 @@ def test_every_network_is_understood(name: str) -> None:
         "input": "network input",
         classifier: "network output",
     }
-    units = np.concatenate([g.units for g in graph.groups])
+    units = np.concatenate([g.units for g in (*graph.groups, *graph.branches)])
     assert sorted(units.tolist()) == list(range(graph.num_units))
     # No layer escapes: whatever writes channels belongs to a group.
     writers = {site.weight.removesuffix(".weight") for site in graph.read_sites}

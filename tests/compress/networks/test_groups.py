@@ -8,6 +8,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,10 @@ def coupled_sides(graph: ChannelGraph, group: Group) -> set[tuple[str, str]]:
 
 
 def as_json(graph: ChannelGraph) -> str:
-    return json.dumps(dataclasses.asdict(graph), default=lambda array: array.tolist())
+    def plain(value: Any) -> Any:
+        return sorted(value) if isinstance(value, frozenset) else value.tolist()
+
+    return json.dumps(dataclasses.asdict(graph), default=plain)
 
 
 def shrinks_exactly(model: nn.Module, graph: ChannelGraph, size: int) -> None:
@@ -205,7 +209,7 @@ def test_every_resnet_is_understood(name: str) -> None:
     assert not graph.unknown
     assert {g.name for g in graph.groups if g.frozen} == {"input", "fc"}
     assert len({g.name for g in graph.groups}) == len(graph.groups)
-    units = np.concatenate([g.units for g in graph.groups])
+    units = np.concatenate([g.units for g in (*graph.groups, *graph.branches)])
     assert sorted(units.tolist()) == list(range(graph.num_units))
     if name in ORIGINAL:
         prunable = {g.name: g.size * g.width for g in graph.prunable}

@@ -25,15 +25,8 @@ from compress.networks.analysis import analyse
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.models import build_model
 from compress.pruning.decision import decide, prunable
-from compress.pruning.masking import (
-    Candidate,
-    CostFunction,
-    Scores,
-    candidates,
-    goal_for,
-    prune_to,
-    smallest,
-)
+from compress.pruning.goal import goal_for
+from compress.pruning.masking import Candidate, CostFunction, Scores, candidates, prune_to, smallest
 
 COSTS = {"macs": cost.macs, "params": cost.params, "channels": cost.channels}
 NAMES = ("resnet20", "resnext50_32x4d", "Dense", "Grouped", "Separable", "Plain")

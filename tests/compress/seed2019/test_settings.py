@@ -26,7 +26,8 @@ from compress.networks.groups import ChannelGraph
 from compress.networks.models import build_model
 from compress.pruning.decision import prunable
 from compress.pruning.given import read_importance
-from compress.pruning.masking import candidates, goal_for, prune_to
+from compress.pruning.goal import goal_for
+from compress.pruning.masking import candidates, prune_to
 from compress.seed2019.settings import OriginalSettings, gate_group
 
 SHIPPED: dict[str, Any] = {

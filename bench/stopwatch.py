@@ -1,0 +1,95 @@
+"""The stopwatch of runs whose budget is time: tables, and networks measured as the gate judges."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bench.measuring.latency import Call, measure_latency
+from bench.statistics.latency_ratios import median
+from compress.config import BenchConfig, RunConfig
+from compress.latency.stopwatch import Comparison, Size
+from compress.terminal.console import say
+from export.latency.building import Plan, Profile
+from export.latency.command import profiled, table_name
+from export.latency.serving import Network, Serving, runner_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compress.latency.table import LatencyTable
+    from compress.networks.groups import ChannelGraph
+
+
+@dataclass(frozen=True)
+class RuntimeStopwatch:
+    """Measures in the runtime that a configuration names; a ``Stopwatch``.
+
+    Attributes:
+        serving: the runtime, and how it is asked.
+        multiple: widths of a table are multiples of it.
+        bench: how long and how precisely two networks are measured.
+        seed: of inputs and order.
+    """
+
+    serving: Serving
+    multiple: int
+    bench: BenchConfig
+    seed: int = 0
+
+    def table(
+        self, model: nn.Module, graph: ChannelGraph, size: Size, folder: Path
+    ) -> LatencyTable:
+        """See ``Stopwatch``."""
+        profile = Profile(model, graph, size, Plan(multiple=self.multiple))
+        say(f"latency table for {self.serving.runtime}, batch {self.serving.batch}")
+        path = folder / table_name(self.serving)
+        table = profiled(profile, self.serving, path, overwrite=False).table
+        error = table.error
+        say(f"it predicts networks within {error.mean:.1%}, at worst {error.largest:.1%}")
+        return table
+
+    def compare(self, dense: nn.Module, pruned: nn.Module, size: Size) -> Comparison:
+        """See ``Stopwatch``."""
+        rng, serving = np.random.default_rng(self.seed), self.serving
+        images = rng.standard_normal((serving.batch, *size)).astype(np.float32)
+        slots = {"reference": dense, "pruned": pruned, "control": dense}
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(TemporaryDirectory()))
+            calls = {
+                name: Call(
+                    stack.enter_context(
+                        runner_of(Network(network, size), serving, folder / f"{name}.onnx")
+                    ),
+                    {"input": images},
+                )
+                for name, network in slots.items()
+            }
+            found = measure_latency(
+                calls, batch_size=serving.batch, config=self.bench, seed=self.seed
+            )
+        dense_ms, pruned_ms = (median(found.samples_ms[name]) for name in ("reference", "pruned"))
+        ratio = found.ratio
+        return Comparison(dense_ms, pruned_ms, ratio.ratio, ratio.low, ratio.high)
+
+
+def stopwatch_for(config: RunConfig) -> RuntimeStopwatch:
+    """Return what measures as a run's configuration says.
+
+    Raises:
+        ConfigError: a runtime that is none, or that no table is measured for.
+    """
+    prune = config.prune
+    serving = Serving(
+        runtime=prune.latency_runtime,  # type: ignore[arg-type]  # it refuses what is none
+        precision="fp32" if config.export.precision == "int8" else config.export.precision,
+        batch=prune.latency_batch,
+        threads=prune.latency_threads,
+        target=config.export.target,
+    )
+    return RuntimeStopwatch(serving, prune.channel_multiple, config.bench, config.seed)
