@@ -40,8 +40,8 @@ from compress.latency.fitted import (
     Place,
     Published,
     TableDocument,
-    read_table,
     shapes,
+    table_from,
 )
 from compress.latency.grid import Grid, never_falling, pack
 from compress.latency.times import network_milliseconds
@@ -447,7 +447,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     counts = covered(rows)
     grids = levelled(fitted_grids(rows, counts, options.iterations))
     numbers = packed(grids, counts)
-    raw = read_table("fit", document({}, UNCORRECTED).model_dump_json(), numbers)
+    raw = table_from("fit", document({}, UNCORRECTED).model_dump_json(), numbers)
     correction, published = comparison(raw, options.blocks)
     table = document(held_out(rows, counts, options.iterations), correction, published)
     show(table, len(numbers))

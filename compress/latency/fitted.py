@@ -298,10 +298,10 @@ def shipped_table(name: str) -> FittedTable:
     with resources.as_file(folder / f"{name}.json") as path:
         document = path.read_text(encoding="utf-8")
     with resources.as_file(folder / f"{name}.safetensors") as path:
-        return read_table(name, document, path.read_bytes())
+        return table_from(name, document, path.read_bytes())
 
 
-def read_table(name: str, document: str, numbers: bytes) -> FittedTable:
+def table_from(name: str, document: str, numbers: bytes) -> FittedTable:
     """Return a table from its two files.
 
     Raises:

@@ -11,7 +11,7 @@ import pytest
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from compress.errors import TableError
-from compress.latency.fitted import FittedTable, read_table, shipped_names, shipped_table
+from compress.latency.fitted import FittedTable, shipped_names, shipped_table, table_from
 from compress.latency.times import network_milliseconds
 from compress.networks.analysis import analyse
 from compress.networks.groups import LayerShape
@@ -182,7 +182,7 @@ def test_a_damaged_table_is_refused() -> None:
     numbers = (FOLDER / "v100.safetensors").read_bytes()
     for text, data in (("{}", numbers), ("[", numbers), (document, numbers[:99]), (document, b"")):
         with pytest.raises(TableError, match="v100 is damaged"):
-            read_table("v100", text, data)
+            table_from("v100", text, data)
 
 
 @pytest.mark.slow
