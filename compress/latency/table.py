@@ -8,8 +8,6 @@ network it is a straight line and the whole is a sum over layers: ``around`` giv
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 from compress.errors import TableError
 from compress.files.atomic import write_json
 from compress.files.documents import parsed_json
+from compress.latency.fingerprint import AGAIN, Fingerprint, network_digest
 from compress.networks.groups import ChannelGraph, LayerCall, LayerShape, Mask
 
 SCHEMA_VERSION = 1
@@ -29,47 +28,9 @@ MOST_BYTES = 2**26
 """Largest file; that of a ResNet-152 has a hundredth of it."""
 WEIGHT_BYTES = 4.0
 """Of one weight; a curve over bytes is measured in this unit, whatever the precision."""
-AGAIN = "measure it again with compress profile"
 
 Widths = NDArray[np.int64]
 Milliseconds = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fingerprint:
-    """What a table was measured on; it holds for nothing else."""
-
-    machine: str
-    """Name of the processor or the GPU."""
-    runtime: str
-    version: str
-    """Of the runtime's library."""
-    precision: str
-    batch: int
-    threads: int
-    """Of the runtime on the CPU."""
-    network: str
-    """Digest of its layers and their dense widths; see ``network_digest``."""
-
-    def require(self, other: Fingerprint, what: str) -> None:
-        """Refuse to serve another purpose.
-
-        Args:
-            other: of what is asked for.
-            what: name of the table, for the message.
-
-        Raises:
-            TableError: naming the first fact that differs.
-        """
-        for each in fields(self):
-            mine, asked = getattr(self, each.name), getattr(other, each.name)
-            if mine == asked:
-                continue
-            if each.name == "network":
-                raise TableError(f"{what} was measured for another network: {AGAIN}")
-            raise TableError(
-                f"{what} was measured for {each.name} {mine} and {asked} is asked for: {AGAIN}"
-            )
 
 
 @dataclass(frozen=True)
@@ -158,6 +119,8 @@ class LatencyTable:
     error: Error
     spread: float
     """Share by which two halves of the measurements differ; 90 % of the networks differ by less."""
+    multiple: int
+    """The widths of its grids are multiples of it, but for those that never shrink."""
     dense_ms: float
     """Milliseconds of the dense network, measured."""
     dense_weights: float
@@ -237,13 +200,6 @@ def network_weight_bytes(layers: Sequence[LayerCall], kept: Mask) -> float:
     return total
 
 
-def network_digest(graph: ChannelGraph) -> str:
-    """Return a digest of the layers of a dense network: their shapes, and both widths of each."""
-    everything = graph.everything()
-    facts = [[asdict(layer.shape), *layer.widths(everything)] for layer in graph.layers]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
 def write_table(table: LatencyTable, path: Path) -> None:
     """Write a table, whole or not at all.
 
@@ -258,6 +214,7 @@ def document_of(table: LatencyTable) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "fingerprint": asdict(table.fingerprint),
+        "channel_multiple": table.multiple,
         "fixed_ms": table.intercept,
         "layers": [
             {
@@ -336,6 +293,7 @@ def _table_of(document: Mapping[str, Any]) -> LatencyTable:
         curve=Curve(*(tuple(map(_number, weights[key])) for key in ("bytes", "ms"))),
         error=Error(tuple((_number(a), _number(b)) for a, b in document["error"]["pairs_ms"])),
         spread=_number(document["spread"]),
+        multiple=int(_number(document["channel_multiple"])),
         dense_ms=_number(dense["ms"]),
         dense_weights=_number(dense["weight_bytes"]),
     )

@@ -20,7 +20,7 @@ from compress.networks import cost
 from compress.networks.groups import ChannelGraph, LayerShape, Mask
 from export.latency.correction import Networks, fitted_correction
 from export.latency.partial import Partial
-from export.latency.rounds import MOST_SPREAD, Effort, Measured, require_quiet
+from export.latency.rounds import MOST_SPREAD, Effort, Measured, Told, require_quiet
 from export.latency.serving import Network, Serving, measure_ms
 from export.latency.stairs import fitted_stairs
 from export.latency.widths import Span, random_mask, sampled, smallest_mask, spans_of
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from compress.terminal.progress import Progress
 
-Measure = Callable[[Sequence[Network]], Measured]
-"""Measures networks against each other."""
+Measure = Callable[[Sequence[Network], Told], Measured]
+"""Measures networks against each other, and tells the share that is done."""
 
 LEAST_SHARE = 0.2
 """Of its time by itself: no correction makes a layer cheaper."""
@@ -134,6 +134,7 @@ class Profile:
             curve=correction.curve,
             error=Error(()),
             spread=partial.spread,
+            multiple=self.plan.multiple,
             dense_ms=ms["network 0"],
             dense_weights=network_weight_bytes(self.graph.layers, self.graph.everything()),
         )
@@ -228,28 +229,37 @@ def build_table(
     }
     kept = Partial.at(partial, plan)
     effort = profile.plan.effort
-    run = measure or (lambda networks: measure_ms(networks, serving, effort))
+    run = measure or (lambda networks, told: measure_ms(networks, serving, effort, told=told))
     parts = list(profile.parts())
-    whole = sum(_cost(job, serving) for part in parts for job in part)
-    done = 0.0
-    for part in parts:
+    costs = [sum(_cost(job, serving) for job in part) for part in parts]
+    for number, part in enumerate(parts):
+        step = "layers" if number < len(profile.spans) else "networks"
+        before, own = sum(costs[:number]) / sum(costs), costs[number] / sum(costs)
+        tell = _telling(progress, step, before, own)
         missing = [job for job in part if job.key not in kept.ms]
         if missing:
-            _measure_part(missing, profile.reference, run, kept)
-        done += sum(_cost(job, serving) for job in part)
-        if progress is not None:
-            progress(
-                "networks" if part[-1].key.startswith(("network", "held")) else "layers",
-                done / whole,
-            )
+            _measure_part(missing, profile.reference, run, tell, kept)
+        tell(1.0)
     return profile.table(serving, kept)
 
 
-def _measure_part(jobs: Sequence[Job], reference: Job, measure: Measure, kept: Partial) -> None:
+def _telling(progress: Progress | None, step: str, before: float, part: float) -> Told:
+    """Return what tells the share of all by that of one part."""
+
+    def tell(share: float) -> None:
+        if progress is not None:
+            progress(step, before + part * share)
+
+    return tell
+
+
+def _measure_part(
+    jobs: Sequence[Job], reference: Job, measure: Measure, tell: Told, kept: Partial
+) -> None:
     networks = [job.build() for job in (reference, *jobs)]
-    found = measure(networks)
+    found = measure(networks, tell)
     if found.spread > MOST_SPREAD:  # once more: whoever disturbed it may be gone
-        found = measure(networks)
+        found = measure(networks, tell)
     require_quiet(found.spread)
     keys = [job.key for job in jobs]
     kept.add(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compress.errors import CheckpointError, ConfigError, InterruptedRunError, TableError
-from compress.latency.table import Fingerprint, LatencyTable, read_table, write_table
+from compress.latency.fingerprint import Fingerprint
+from compress.latency.table import LatencyTable, read_table, write_table
 from export.latency.building import Plan, Profile, build_table
 from export.latency.serving import Serving
 
@@ -98,7 +99,7 @@ def profiled(profile: Profile, serving: Serving, path: Path, *, overwrite: bool)
     from compress.terminal.progress import percent_bar
 
     if not overwrite:
-        found = _kept(path, serving.fingerprint(profile.graph), say)
+        found = _kept(path, serving.fingerprint(profile.graph), profile.plan.multiple, say)
         if found is not None:
             return Profiled(found, path, measured=False)
     partial = path.with_name(f"{path.stem}.partial.json")
@@ -114,13 +115,19 @@ def table_name(serving: Serving) -> str:
     return f"{serving.runtime}-{serving.precision}-b{serving.batch}-t{serving.threads}.json"
 
 
-def _kept(path: Path, fingerprint: Fingerprint, say: Any) -> LatencyTable | None:
-    """Return the table that lies there, if it holds here."""
+def _kept(
+    path: Path, fingerprint: Fingerprint, multiple: int, say: Callable[[str], None]
+) -> LatencyTable | None:
+    """Return the table that lies there, if it holds here and is no coarser than asked."""
     if not path.exists():
         return None
     try:
         table = read_table(path)
         table.fingerprint.require(fingerprint, str(path))
+        if multiple % table.multiple:
+            raise TableError(
+                f"{path} has widths in multiples of {table.multiple} and {multiple} is asked for"
+            )
     except TableError as error:
         say(f"measuring again: {error}")
         return None

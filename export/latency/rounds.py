@@ -27,6 +27,8 @@ Rounds = NDArray[np.float64]
 """(rounds, networks), milliseconds per call."""
 Timer = Callable[[], float]
 """Makes one call and returns its milliseconds."""
+Told = Callable[[float], None]
+"""Told the share that is done."""
 
 BLOCK_MS = 2.0
 """Least work in the timed calls of one visit."""
@@ -44,7 +46,7 @@ class Effort:
     """Rounds."""
     spread: float = 0.01
     """Share by which two halves of the rounds may differ at the end."""
-    seconds: float = math.inf
+    seconds: float = 60.0
     """No further round is begun after so long, once there are the fewest."""
 
 
@@ -58,13 +60,20 @@ class Measured:
     """Share by which two halves of the rounds differ; 90 % of the networks differ by less."""
 
 
-def measured(timers: Sequence[Timer], effort: Effort | None = None, *, seed: int = 0) -> Measured:
+def measured(
+    timers: Sequence[Timer],
+    effort: Effort | None = None,
+    *,
+    seed: int = 0,
+    told: Told | None = None,
+) -> Measured:
     """Time networks in turn.
 
     Args:
         timers: one for each.
         effort: how long it may take.
         seed: of the order within rounds.
+        told: after each round, the share of the most rounds that is done.
     """
     effort = effort or Effort()
     rng, began = np.random.default_rng(seed), time.monotonic()
@@ -76,6 +85,8 @@ def measured(timers: Sequence[Timer], effort: Effort | None = None, *, seed: int
             for index in rng.permutation(len(timers)):
                 found[index] = _block(timers[index], counts[index])
         rounds.append(found)
+        if told is not None:
+            told(len(rounds) / effort.most)
         if len(rounds) < effort.fewest or len(rounds) % 2:
             continue
         late = time.monotonic() - began > effort.seconds
@@ -123,7 +134,7 @@ def _calls_for(timer: Timer) -> int:
 
 def _block(timer: Timer, count: int) -> float:
     timer()  # it pays for the caches that the other networks left cold
-    return float(np.median([timer() for _ in range(count)]))
+    return min(timer() for _ in range(count))  # disturbance only adds
 
 
 @contextmanager

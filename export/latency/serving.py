@@ -14,8 +14,8 @@ import numpy as np
 
 from compress.config.targets import Target, load_target
 from compress.errors import ConfigError, EnvironmentUnfitError
-from compress.latency.table import Fingerprint, network_digest
-from export.latency.rounds import Effort, Measured, measured, timer_of
+from compress.latency.fingerprint import Fingerprint, network_digest
+from export.latency.rounds import Effort, Measured, Told, measured, timer_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from compress.networks.groups import ChannelGraph
     from export.runners import Runner
 
+_OPENING = 0.3  # share of the time that exporting and loading takes
 PRECISIONS = ("fp32", "fp16")
 """In which tables are measured; INT8 needs images to calibrate every network."""
 
@@ -95,7 +96,12 @@ class Network(NamedTuple):
 
 
 def measure_ms(
-    networks: Sequence[Network], serving: Serving, effort: Effort | None = None, *, seed: int = 0
+    networks: Sequence[Network],
+    serving: Serving,
+    effort: Effort | None = None,
+    *,
+    seed: int = 0,
+    told: Told | None = None,
 ) -> Measured:
     """Measure networks against each other, as the export writes them, in turn in this process.
 
@@ -104,12 +110,14 @@ def measure_ms(
         serving: what serves them.
         effort: how long it may take.
         seed: of images and order.
+        told: the share that is done.
 
     Raises:
         ModelError: a network cannot be exported or served.
         EnvironmentUnfitError: the runtime or its device is not there.
     """
     rng = np.random.default_rng(seed)
+    tell = told or (lambda share: None)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         timers = []
@@ -118,7 +126,10 @@ def measure_ms(
             shape = (serving.batch, *network.input_size)
             feeds = {"input": rng.standard_normal(shape).astype(np.float32)}
             timers.append(timer_of(runner, feeds, threads=serving.threads))
-        return measured(timers, effort, seed=seed)
+            tell(_OPENING * (number + 1) / len(networks))
+        return measured(
+            timers, effort, seed=seed, told=lambda share: tell(_OPENING + (1 - _OPENING) * share)
+        )
 
 
 def runner_of(network: Network, serving: Serving, path: Path) -> Runner:

@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from compress.errors import TableError
+from compress.latency.fingerprint import Fingerprint, network_digest
 from compress.latency.table import (
     Curve,
     Error,
-    Fingerprint,
     Grid,
     LatencyTable,
     document_of,
-    network_digest,
     network_weight_bytes,
     read_table,
     write_table,
@@ -60,6 +59,7 @@ TABLE = LatencyTable(
     curve=Curve(),
     error=Error(((1.02, 1.0), (0.96, 1.0))),
     spread=0.01,
+    multiple=8,
     dense_ms=3.0,
     dense_weights=1000.0,
 )
@@ -132,6 +132,7 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
         ("fixed_ms", "fast"),
         ("fixed_ms", None),
         ("dense", 3.0),
+        ("channel_multiple", None),
         ("weights", {"bytes": [0, 0], "ms": [0, 0]}),
         ("error", {}),
         ("fingerprint", {"machine": "a CPU"}),

@@ -21,7 +21,7 @@ from compress.networks.groups import ChannelGraph
 from compress.networks.shrink import shrink
 from export.latency.alone import Alone
 from export.latency.building import Plan, Profile, build_table
-from export.latency.rounds import Measured
+from export.latency.rounds import Measured, Told
 from export.latency.serving import Network, Serving
 from export.latency.widths import random_mask, smallest_mask, spans_of
 
@@ -85,7 +85,8 @@ class Clock:
     def __init__(self, parts: float = math.inf, noise: float = 0.0) -> None:
         self.parts, self.noise, self.networks = parts, noise, 0
 
-    def __call__(self, networks: Sequence[Network]) -> Measured:
+    def __call__(self, networks: Sequence[Network], told: Told) -> Measured:
+        told(0.5)
         if self.parts == 0:
             raise KeyboardInterrupt
         self.parts -= 1

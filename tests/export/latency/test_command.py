@@ -26,7 +26,7 @@ from compress.networks.models import build_model
 from compress.networks.shrink import shrink
 from compress.runs.rundirectory import RunDirectory
 from export.latency.building import Plan
-from export.latency.rounds import Effort, Measured
+from export.latency.rounds import Effort, Measured, Told
 from export.latency.serving import Network, Serving, measure_ms
 from export.latency.widths import smallest_mask
 
@@ -48,7 +48,9 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many networks each part measured; nothing is really run."""
     found: list[int] = []
 
-    def stand_in(networks: Sequence[Network], serving: Serving, effort: Effort) -> Measured:
+    def stand_in(
+        networks: Sequence[Network], serving: Serving, effort: Effort, told: Told
+    ) -> Measured:
         found.append(len(networks))
         sizes = [sum(p.numel() for p in network.model.parameters()) for network in networks]
         return Measured(tuple(0.01 + 1e-6 * size for size in sizes), 0.0)
@@ -124,6 +126,9 @@ def test_what_lies_there_of_something_else_is_measured_again(
     assert "measuring again" in again.stderr
     assert "was measured for machine another" in again.stderr
     assert read_table(path).fingerprint == table.fingerprint
+    for multiple, said in ((16, "before and holds"), (4, "multiples of 8 and 4 is asked for")):
+        assert said in invoke("profile", file, "--channel-multiple", str(multiple)).stderr
+    assert read_table(path).multiple == 4
 
 
 def test_a_stopped_profile_says_how_to_go_on(
@@ -131,10 +136,10 @@ def test_a_stopped_profile_says_how_to_go_on(
 ) -> None:
     stand_in, path = building.measure_ms, tmp_path / "t.json"
 
-    def stopped(*arguments: Any) -> Measured:
+    def stopped(*arguments: Any, **more: Any) -> Measured:
         if len(parts) == 2:
             raise KeyboardInterrupt
-        return stand_in(*arguments)
+        return stand_in(*arguments, **more)
 
     monkeypatch.setattr(building, "measure_ms", stopped)
     refused(*LENET, "--output", path, code=130, says="t.partial.json, and the same command goes on")
