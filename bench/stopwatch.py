@@ -13,6 +13,7 @@ import numpy as np
 from bench.measuring.latency import Call, measure_latency
 from bench.statistics.latency_ratios import median
 from compress.config import BenchConfig, RunConfig
+from compress.latency.fitted import shipped_names
 from compress.latency.stopwatch import Comparison, Size
 from compress.terminal.console import say
 from export.latency.building import Plan, Profile
@@ -78,16 +79,19 @@ class RuntimeStopwatch:
         return Comparison(dense_ms, pruned_ms, ratio.ratio, ratio.low, ratio.high)
 
 
-def stopwatch_for(config: RunConfig) -> RuntimeStopwatch:
-    """Return what measures as a run's configuration says.
+def stopwatch_for(config: RunConfig) -> RuntimeStopwatch | None:
+    """Return what measures as a run's configuration says; None where a shipped table is believed.
 
     Raises:
         ConfigError: a runtime that is none, or that no table is measured for.
     """
     prune = config.prune
+    if str(prune.latency_table) in shipped_names():
+        say(f"time is predicted by the table {prune.latency_table} and not measured")
+        return None
     serving = Serving(
         runtime=prune.latency_runtime,  # type: ignore[arg-type]  # it refuses what is none
-        precision="fp32" if config.export.precision == "int8" else config.export.precision,
+        precision=prune.latency_precision,  # type: ignore[arg-type]  # it refuses int8
         batch=prune.latency_batch,
         threads=prune.latency_threads,
         target=config.export.target,

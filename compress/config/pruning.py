@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from compress.files.documents import Section
 
@@ -106,13 +106,16 @@ class PruneConfig(Section):
     """``macs=0.5``, ``params=0.4``, ``channels=0.72``, ``latency=0.5`` (shares), ``latency=4.2ms``
     or ``removed=3200``."""
     latency_table: Path | None = None
-    """Latency table that a latency budget is planned with; measured if none is given."""
+    """Latency table that a latency budget is planned with: a file, or the name of one that is
+    shipped, as ``v100``; measured if none is given."""
     latency_cache: Path | None = None
     """Folder of the tables that are measured; by default in the run directory."""
     latency_runtime: str = "onnxruntime-cpu"
     """What serves the network whose time is the budget: measured in it."""
     latency_batch: int = Field(default=1, ge=1)
     """Images of a call whose time is the budget."""
+    latency_precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    """In which the network is served; in a configuration that says nothing, the export's."""
     latency_threads: int = Field(default=1, ge=1)
     """Threads of a runtime on the CPU whose time is the budget."""
     latency_rounds: int = Field(default=3, ge=0)
@@ -201,8 +204,9 @@ class PruneConfig(Section):
 
     @field_validator("importance_from", "latency_table", "latency_cache")
     @classmethod
-    def _wherever_it_is_resumed(cls, value: Path | None) -> Path | None:
-        return value and value.absolute()
+    def _wherever_it_is_resumed(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        shipped = info.field_name == "latency_table" and value and value.parts == (value.stem,)
+        return value if shipped else value and value.absolute()
 
     @field_validator("criterion", mode="before")
     @classmethod

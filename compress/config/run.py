@@ -99,12 +99,14 @@ def _lay_over(document: dict[str, Any], setting: str) -> None:
 
 
 def _rounded(config: RunConfig) -> RunConfig:
-    """Round widths as the target wants, unless the configuration says how."""
-    target = load_target(config.export.target)
-    if "channel_multiple" in config.prune.model_fields_set:
-        return config
-    multiple = target.rounding(config.export.precision)
-    prune = config.prune.model_copy(update={"channel_multiple": multiple})
+    """Prune for the target and precision of the export, unless the configuration says how."""
+    target, given = load_target(config.export.target), config.prune.model_fields_set
+    wanted = {
+        "channel_multiple": target.rounding(config.export.precision),
+        "latency_precision": config.export.precision,
+    }
+    missing = {key: value for key, value in wanted.items() if key not in given}
+    prune = config.prune.model_copy(update=missing)
     return config.model_copy(update={"prune": prune})
 
 

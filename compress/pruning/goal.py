@@ -10,6 +10,7 @@ from pathlib import Path
 
 from compress.config import Budget, PruneConfig
 from compress.errors import BudgetError, ConfigError
+from compress.latency.fitted import shipped_names, shipped_table
 from compress.latency.table import read_table
 from compress.latency.times import LocalTimes, Times, network_milliseconds
 from compress.networks import cost
@@ -95,6 +96,8 @@ def times_for(
         return None
     if not isinstance(path, str | Path):
         return path
+    if str(path) in shipped_names():
+        return shipped_table(str(path)).times(config.latency_precision, config.latency_batch)
     found = read_table(Path(path))
     found.require_network(graph, str(path))
     return found

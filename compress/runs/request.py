@@ -103,6 +103,9 @@ class PruningRequest(RunRequest):
     precision: Precision = None
 
 
+RUNTIME, BATCH, TABLE = (f"prune.latency_{key}" for key in ("runtime", "batch", "table"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruneRequest(PruningRequest):
     """What ``compress prune`` is asked for."""
@@ -113,6 +116,17 @@ class PruneRequest(PruningRequest):
     budget: Annotated[
         str | None,
         Option("--budget", "latency=0.5, macs=0.5, params=0.4, ...", "prune.budget"),
+    ] = None
+    runtime: Annotated[
+        str | None,
+        Option("--runtime", "What serves a network whose time is the budget.", RUNTIME),
+    ] = None
+    batch: Annotated[
+        int | None, Option("--batch", "Images of a call, for a budget of time.", BATCH)
+    ] = None
+    latency_table: Annotated[
+        Path | None,
+        Option("--latency-table", "For a budget of time: a file, or v100; else measured.", TABLE),
     ] = None
 
 

@@ -17,7 +17,7 @@ from compress.runs.prune import check_budget, prune
 from compress.runs.request import PruneRequest, RunRequest
 from compress.terminal.console import say
 
-StopwatchFor = Callable[[RunConfig], Stopwatch]
+StopwatchFor = Callable[[RunConfig], Stopwatch | None]
 """What measures networks as a configuration says, where a budget of time asks for it."""
 
 
