@@ -13,6 +13,7 @@ from bench.judging.baseline import change_against, require_same_model
 from bench.limits import AnyLimits, Limits, limits_of, require_baseline, require_judgeable
 from bench.measuring.discovery import any_subjects, missing_facts, subjects
 from bench.measuring.inputs import RANDOM_INPUTS, Inputs
+from bench.measuring.prediction import predict
 from bench.measuring.session import Plan, Source, measure
 from bench.measuring.sources import GivenData, dataset_inputs, given_specs
 from bench.measuring.wiring import Wiring
@@ -176,7 +177,18 @@ def compare_run(
         limits=limits,
         stored=stored,
     )
-    return comparison.report(progress)
+    report = comparison.report(progress)
+    prediction, notes = predict(
+        report.target,
+        precision=config.export.precision,
+        files=(
+            run.path / "dense.safetensors" if other is None else other / "pruned.safetensors",
+            run.path / "pruned.safetensors",
+        ),
+        batch_sizes=[found.batch_size for found in report.comparison.latency],
+        permission=permission,
+    )
+    return report.model_copy(update={"prediction": prediction, "notes": (*report.notes, *notes)})
 
 
 @dataclass(frozen=True, kw_only=True)

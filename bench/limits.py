@@ -66,7 +66,7 @@ class AgreementLimits(Judged):
 
 
 class LatencyLimits(Judged):
-    """On the machine of the report."""
+    """On the machine of the report, but for what is predicted."""
 
     max_ratio: float | None = Field(default=None, gt=0)
     """Largest ratio of latencies, pruned over reference."""
@@ -79,8 +79,11 @@ class LatencyLimits(Judged):
     """Largest median of the pruned network, in milliseconds."""
     p99_ms: float | None = Field(default=None, gt=0)
     """Largest 99th percentile of the pruned network, in milliseconds."""
+    predicted_max_ratio: float | None = Field(default=None, gt=0)
+    """Largest ratio that a latency table predicts on the target; only predictions are judged by it,
+    and by no other limit."""
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
-    """Batch sizes that are judged; default every measured one."""
+    """Batch sizes that are judged; default every measured one, or every predicted one."""
 
     @model_validator(mode="after")
     def _consistent(self) -> LatencyLimits:

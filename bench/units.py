@@ -68,6 +68,7 @@ def of_limit(key: str) -> Callable[[float], str]:
         "max_top5_drop_pp": points,
         "max_regression_pp": points,
         "max_ratio": ratio,
+        "predicted_max_ratio": ratio,
         "max_regression": ratio,
         "max_median_regression": ratio,
         "median_ms": milliseconds,

@@ -356,11 +356,16 @@ def show_small(networks: int) -> None:
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--networks", type=int, default=400, help="small ones")
     parser.add_argument("--multiple", type=int, default=8, help="of channels, in large ones")
-    options = parsed(parser, arguments, networks=8)
+    return parsed(parser, arguments, networks=8)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare, measure, print."""
+    options = parse(arguments)
     show_small(options.networks)
     print("\n| network | multiple | seconds a step | longest | above the bound | proven |")
     print("|---|---|---|---|---|---|")

@@ -32,11 +32,14 @@ PROGRAMS = {
     "record_tensorrt_api": ('"module"', '"version"', '"names"', '"classes"', '"enums"'),
     "seed2019": ("pruning steps, one every 30", "100 channels", "masked = shrunk", "peak memory"),
     "shards_ahead": ("shards", "epoch, s", "longest wait, s", "fetched ahead"),
+    "v100_resnet50": ("change (predicted)", "MACs", "time, batch 1", "time, batch 32"),
+    "v100_table": ("layers", "rows", "median", "90 %", "bias", "published", "left out"),
 }
 """What each prints: its columns, or the words of its lines."""
 SLOW = (
     *("compare_criteria", "gate_on_this_machine", "imagenet_throughput", "int8_accuracy"),
     *("kill_and_resume", "pruning_cost", "seed2019", "export_matrix", "shards_ahead"),
+    *("v100_resnet50", "v100_table"),
 )
 """They start processes, take whole runs, or build engines."""
 

@@ -96,7 +96,7 @@ def test_no_ignored_pattern_hides_a_file_from_the_wheel() -> None:
         path.relative_to(ROOT)
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.suffix in (".py", ".toml", ".j2", ".css")
+        if path.suffix in (".py", ".toml", ".j2", ".css", ".json", ".safetensors")
     ]
     assert inside
     for path in inside:

@@ -46,6 +46,8 @@ STEADY = 0.02
 
 _ADD_SIZE = "add the batch size to bench.batch_sizes"
 _MEASURE_LONGER = "measure longer (bench.max_seconds) or on a quieter machine"
+_PREDICTED = "predicted_max_ratio"
+_NO_PREDICTION = "only a run whose target comes with a latency table has predictions, as v100 does"
 _OTHER_BASELINE = "name a baseline that holds the batch size"
 _SUBJECTS = {
     "max_ratio": "the latency ratio",
@@ -77,6 +79,7 @@ def judge(report: Report, limits: AnyLimits) -> list[Verdict]:
         *_judge_accuracy(report, known.accuracy),
         *_judge_agreement(report, known.agreement),
         *_judge_latency(report, known.latency),
+        *_judge_predicted(report, known.latency),
         *_judge_ratio("macs", ratios.macs_ratio, known.macs),
         *_judge_ratio("params", ratios.params_ratio, known.params),
         *_judge_ratio("size", ratios.bytes_ratio, known.size),
@@ -184,10 +187,11 @@ def _judge_agreement(report: Report, allowed: AgreementLimits) -> Iterator[Verdi
 def _judge_latency(report: Report, allowed: LatencyLimits) -> Iterator[Verdict]:
     """Yield a verdict for every limit at every batch size that is judged."""
     measured = {comparison.batch_size: comparison for comparison in report.comparison.latency}
+    given = {key: limit for key, limit in allowed.given.items() if key != _PREDICTED}
     for batch_size in allowed.batch_sizes or tuple(measured) or (None,):
         comparison = measured.get(batch_size) if batch_size is not None else None
         why_unfit = unfit(comparison, report.config) if comparison else None
-        for key, limit in allowed.given.items():
+        for key, limit in given.items():
             figure = Figure(
                 name=f"latency.{key}",
                 subject=_SUBJECTS[key],
@@ -201,6 +205,28 @@ def _judge_latency(report: Report, allowed: LatencyLimits) -> Iterator[Verdict]:
                 yield figure.unfit(why_unfit)
             else:
                 yield _judge_figure(figure, key, report, comparison)
+
+
+def _judge_predicted(report: Report, allowed: LatencyLimits) -> Iterator[Verdict]:
+    """Yield a verdict for every batch size that is judged, by predictions and by nothing else."""
+    if allowed.predicted_max_ratio is None:
+        return
+    prediction = report.prediction
+    predicted = {found.batch_size: found for found in prediction.latency} if prediction else {}
+    for batch_size in allowed.batch_sizes or tuple(predicted) or (None,):
+        figure = Figure(
+            name=f"latency.{_PREDICTED}",
+            subject="the latency ratio predicted on the target",
+            limit=allowed.predicted_max_ratio,
+            batch_size=batch_size,
+            allow_skipped=allowed.allow_skipped,
+        )
+        found = predicted.get(batch_size) if batch_size is not None else None
+        if found is None:
+            yield figure.skipped("is not in the report", _NO_PREDICTION)
+        else:
+            assert prediction is not None
+            yield figure.exact(found.ratio, f"a prediction for {prediction.device}, not measured")
 
 
 def _judge_figure(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import zlib
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from bench.statistics.shares import Share
-from compress.config import Runtime
+from compress.config import Precision, Runtime
 from compress.files.documents import Section
 
 Sha256 = str
@@ -71,6 +72,46 @@ class GroupRecord(Section):
     kept: int = Field(ge=0)
     residual: bool = False
     """Whether it is a residual stream."""
+
+
+class PredictedLatency(Section):
+    """Both networks at one batch size, as a latency table has them; nothing of it is measured."""
+
+    batch_size: int = Field(ge=1)
+    reference_ms: float = Field(gt=0)
+    pruned_ms: float = Field(gt=0)
+    ratio: float = Field(gt=0)
+    """Pruned over reference."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> PredictedLatency:
+        if not math.isclose(self.ratio, self.pruned_ms / self.reference_ms, rel_tol=1e-9):
+            raise ValueError("the predicted ratio is not that of its latencies")
+        return self
+
+
+class Prediction(Section):
+    """What a latency table that was not measured here predicts of both networks."""
+
+    device: str
+    runtime: str
+    precision: Precision
+    source: str
+    """Whose measurements the table was fitted to."""
+    layer_error_median: float = Field(ge=0)
+    """Of the relative errors of single layers that the fit did not see."""
+    layer_error_p90: float = Field(ge=0)
+    """Their 90th percentile."""
+    network_error: float = Field(ge=0)
+    """Mean relative error of whole networks of which figures are published."""
+    latency: tuple[PredictedLatency, ...]
+
+    @model_validator(mode="after")
+    def _sound(self) -> Prediction:
+        sizes = [found.batch_size for found in self.latency]
+        if len(set(sizes)) < len(sizes):
+            raise ValueError("a batch size is predicted twice")
+        return self
 
 
 class ValidationSet(Section):

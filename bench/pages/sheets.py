@@ -33,6 +33,7 @@ from compress.terminal.sheet import Row, Sheet
 MOST_LAYERS = 30
 """Rows of a table of layers; what takes less time is summed up."""
 
+PREDICTED = "latency.predicted_max_ratio"
 _MISSES = " *"
 
 
@@ -45,6 +46,8 @@ def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
         measured = known(write, verdict.measured)
         if verdict.interval is not None:
             measured += f" {units.interval(write, *verdict.interval)}"
+        if verdict.name == PREDICTED and verdict.measured is not None:
+            measured += " (predicted)"
         rows.append((verdict.name + where, write(verdict.limit), measured, verdict.status))
     notes = tuple(f"{v.status}: {v.sentence}." for v in verdicts if v.status != "PASS")
     return Sheet("Verdicts", ("judged", "limit", "measured", "verdict"), tuple(rows), notes)

@@ -31,7 +31,7 @@ from compress.errors import CheckpointError
 from compress.files.atomic import staged, write_flushed
 from compress.files.documents import MOST_MISTAKES, parsed_json, shown
 
-_BEFORE = 2  # the schema version that is read besides: it says budgets for limits
+_BEFORE = (2, 3)  # versions that are read besides: 2 says budgets for limits, none has predictions
 MOST_BYTES = 2**24
 """Largest report: that of 50,000 images with a hundred layers takes half a MiB."""
 
@@ -106,16 +106,16 @@ def save_report(report: Report, path: Path) -> None:
 
 
 def load_report(path: Path) -> Report:
-    """Read a report of this or the last schema version, and check every field of it.
+    """Read a report of this or an earlier schema version, from 2 on, and check every field of it.
 
     Raises:
         CheckpointError: missing, truncated, edited, not a report, or of another schema version.
     """
     document = _read(path)
     version = document["schema_version"]
-    if version not in (_BEFORE, SCHEMA_VERSION):
+    if version not in (*_BEFORE, SCHEMA_VERSION):
         raise CheckpointError(
-            f"{path} has schema_version {shown(version)} and this tool reads {_BEFORE} and "
+            f"{path} has schema_version {shown(version)} and this tool reads {_BEFORE[0]} to "
             f"{SCHEMA_VERSION}; measure again with `compress bench`"
         )
     digest = document.pop("sha256", None)

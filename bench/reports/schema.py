@@ -31,6 +31,7 @@ from bench.measuring.records import (
     GroupRecord,
     LayerTimes,
     Outcomes,
+    Prediction,
     Sha256,
     ValidationSet,
 )
@@ -40,7 +41,7 @@ from bench.statistics.shares import MOST_COUNT, PairedDrop, Share
 from compress.config import BenchConfig, Precision
 from compress.files.documents import Section
 
-SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_VERSION: Literal[4] = 4
 
 Against = Literal["dense", "run", "file"]
 """What the reference is: the dense parent, the pruned network of another run, or any file."""
@@ -240,7 +241,7 @@ class Report(Section):
 
     renamed: ClassVar = {"budgets": "limits"}
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     created: AwareDatetime
     """UTC."""
     runtime: str
@@ -256,6 +257,9 @@ class Report(Section):
     validation: ValidationSet
     networks: Networks
     comparison: Comparison
+    prediction: Prediction | None = None
+    """Of the latency on the target, where a table for it comes with the tool; never judged as
+    measured."""
     groups: tuple[GroupRecord, ...] = ()
     """Channel groups of the pruned network, in its order; those that may not be pruned left out."""
     layers: tuple[LayerTimes, ...] = ()

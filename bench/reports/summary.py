@@ -13,7 +13,7 @@ from bench import units
 from compress.terminal.sheet import Row, Sheet, text_lines
 
 if TYPE_CHECKING:  # a report prints itself by this module
-    from bench.measuring.records import LayerFigures, LayerRecord, LayerTimes
+    from bench.measuring.records import LayerFigures, LayerRecord, LayerTimes, Prediction
     from bench.reports.schema import NetworkRecord, Report
     from bench.statistics.shares import PairedDrop, Share
 
@@ -60,9 +60,11 @@ def comparison_sheet(report: Report) -> Sheet:
         *_answer_rows(report),
         *_cost_rows(report),
         *_latency_rows(report),
+        *_predicted_rows(report),
     )
     names = (reference_name(report), pruned_name(report))
-    return Sheet("Comparison", ("", *names, "change"), rows, report.notes)
+    notes = (*report.notes, *((told_prediction(report.prediction),) if report.prediction else ()))
+    return Sheet("Comparison", ("", *names, "change"), rows, notes)
 
 
 def summary_text(report: Report) -> str:
@@ -74,6 +76,17 @@ def summary_text(report: Report) -> str:
 def told_share(found: Share) -> str:
     """Return a share with its interval."""
     return f"{units.share(found.share)} {units.interval(units.share, found.low, found.high)}"
+
+
+def told_prediction(found: Prediction) -> str:
+    """Say in a sentence that a latency is predicted, from what, and how far that misses."""
+    return (
+        f"What is predicted on {found.device} ({found.runtime}, {found.precision}) was not "
+        "measured: it comes from a table that was fitted to other people's measurements; single "
+        f"layers are missed by {units.share(found.layer_error_median)} in the median and "
+        f"{units.share(found.layer_error_p90)} at the 90th percentile, published whole networks by "
+        f"{units.share(found.network_error)} on average."
+    )
 
 
 def known(write: Callable[[float], str], value: float | None) -> str:
@@ -167,6 +180,14 @@ def _latency_rows(report: Report) -> Iterator[Row]:
         )
         faster = units.interval(units.speed_up, 1 / ratio.high, 1 / ratio.low)
         yield (f"speed-up, batch {size}", "", "", f"{units.speed_up(comparison.speed_up)} {faster}")
+
+
+def _predicted_rows(report: Report) -> Iterator[Row]:
+    for found in report.prediction.latency if report.prediction else ():
+        assert report.prediction is not None
+        times = (units.milliseconds(ms) for ms in (found.reference_ms, found.pruned_ms))
+        where = f"predicted on {report.prediction.device}, batch {found.batch_size}"
+        yield where, *times, f"{units.times(found.ratio)} (predicted)"
 
 
 def _medians(network: NetworkRecord) -> dict[int, float]:

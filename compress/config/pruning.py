@@ -107,6 +107,8 @@ class PruneConfig(Section):
     or ``removed=3200``."""
     latency_table: Path | None = None
     """Latency table that a latency budget is planned with; measured if none is given."""
+    latency_cache: Path | None = None
+    """Folder of the tables that are measured; by default in the run directory."""
     latency_runtime: str = "onnxruntime-cpu"
     """What serves the network whose time is the budget: measured in it."""
     latency_batch: int = Field(default=1, ge=1)
@@ -197,7 +199,7 @@ class PruneConfig(Section):
             return self.budget.kind == "latency" and self.can_score_blocks
         return self.blocks
 
-    @field_validator("importance_from", "latency_table")
+    @field_validator("importance_from", "latency_table", "latency_cache")
     @classmethod
     def _wherever_it_is_resumed(cls, value: Path | None) -> Path | None:
         return value and value.absolute()

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.networks.groups import ChannelGraph
+from compress.oracle.blocks import ESTIMATES
 from compress.oracle.correlation import COEFFICIENTS, Values
 from compress.runs.plots import (
     BLUE,
@@ -137,6 +138,8 @@ def _sheets(document: Mapping[str, Any]) -> list[Sheet]:
             (name, *(_number(found[name][scope]) for scope in SCOPE_TITLES)) for name in names
         )
         sheets.append(Sheet(MEANING[coefficient], header, rows, _notes(found)))
+    if document.get("blocks"):
+        sheets.append(_block_sheet(document["blocks"]))
     if document["pairs"]:
         sheets.append(_pair_sheet(document["pairs"]))
     return sheets
@@ -154,6 +157,34 @@ def _notes(found: Mapping[str, Any]) -> tuple[str, ...]:
     if left_out:
         notes.append(f"Left out of the mean, for the same reason: {left_out} layers.")
     return tuple(notes)
+
+
+def _block_sheet(blocks: Mapping[str, Any]) -> Sheet:
+    rows = tuple(
+        (
+            block["name"],
+            f"{block['loss_change']:+.3g}",
+            f"{block['loss_change'] ** 2:.3g}",
+            *(f"{block[name]:.3g}" for name in ESTIMATES),
+        )
+        for block in blocks["blocks"]
+    )
+    notes = [
+        f"{title}: Spearman {_number(found['spearman'])}, the squared change is "
+        f"{_times(found['scale'])} it (median)."
+        for name, title in ESTIMATES.items()
+        for found in (blocks["estimates"][name],)
+    ]
+    notes.append(
+        f"Of single channels the squared change is {_times(blocks['channel_scale'])} taylor-gate's "
+        "importance: estimates of blocks that lie far from this are of another currency."
+    )
+    header = ("block", "change of the loss", "squared", *ESTIMATES)
+    return Sheet("Blocks: the change of the loss, and what foresees it", header, rows, tuple(notes))
+
+
+def _times(scale: float | None) -> str:
+    return UNDEFINED if scale is None else f"{scale:.3g} times"
 
 
 def _pair_sheet(pairs: Mapping[str, Any]) -> Sheet:

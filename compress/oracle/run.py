@@ -17,6 +17,12 @@ from compress.errors import InterruptedRunError, ModelError
 from compress.files.atomic import write_atomically, write_json
 from compress.networks.groups import ChannelGraph
 from compress.networks.trial import tried_graph
+from compress.oracle.blocks import (
+    block_changes,
+    block_estimates,
+    blocks_document,
+    scale_of,
+)
 from compress.oracle.changes import (
     ChangeLog,
     Job,
@@ -166,6 +172,7 @@ def _measured(work: _Work, rows: list[str]) -> dict[str, Any]:
             name: {c: asdict(agreement(values, changes, spans, c)) for c in COEFFICIENTS}
             for name, values in importances.items()
         },
+        "blocks": _blocks(work, changes, importances),
         "pairs": _pairs(work, changes, importances),
     }
     _write(work, document, changes, importances)
@@ -211,6 +218,33 @@ def _importances(work: _Work, rows: list[str]) -> dict[str, Values]:
                 check_stop=work.check_stop,
             )
     return found
+
+
+def _blocks(work: _Work, changes: Values, importances: dict[str, Values]) -> dict[str, Any] | None:
+    """Measure what blocks are worth, and what tells it."""
+    graph, sample = work.graph, work.sample
+    with bar("removing blocks", len(graph.removable)) as shown:
+
+        def after_block(done: int) -> None:
+            shown.at(done)
+            work.check_stop()
+
+        found = block_changes(
+            work.context,
+            sample.images,
+            sample.labels,
+            batch_size=work.config.data.eval_batch_size,
+            after_block=after_block,
+        )
+    if not len(found):
+        return None
+    batch_size = min(work.batch_size, len(sample.images))
+    estimates = block_estimates(work.context, sample.images, sample.labels, batch_size=batch_size)
+    scale = None
+    if "taylor-gate" in importances:
+        units = np.concatenate([group.units for group in graph.prunable])
+        scale = scale_of(importances["taylor-gate"][units], changes[units])
+    return blocks_document(graph, found, estimates, scale)
 
 
 def _pairs(work: _Work, singles: Values, importances: dict[str, Values]) -> dict[str, Any] | None:

@@ -113,14 +113,22 @@ def _time_goal(
         return network_milliseconds(graph, times, graph.closed(kept))
 
     def choose(scores: Scores, kept: Mask, limit: float) -> Mask:
-        near, most = kept, limit
+        found, near, most = None, times, limit
         for _ in range(MOST_LOCAL):
-            local = times.around(graph, near) if isinstance(times, LocalTimes) else times
-            near = graph.closed(choose_within(graph, local, scores, kept, allowed, most))
-            if (found := cost_of(near)) <= limit:
-                return near
-            most *= limit / found * (1 - TIGHTER)  # a sum over layers holds near a network only
-        raise BudgetError(f"no choice of widths is known to take {limit:.4g} ms")
+            mask = graph.closed(choose_within(graph, near, scores, kept, allowed, most))
+            reached = cost_of(mask)
+            if found is not None and (mask == found).all():
+                break
+            if reached <= limit:
+                found, most = mask, limit
+            else:
+                most *= limit / reached * (1 - TIGHTER)
+            if not isinstance(times, LocalTimes):
+                break
+            near = times.around(graph, mask)
+        if found is None:
+            raise BudgetError(f"no choice of widths is known to take {limit:.4g} ms")
+        return found
 
     dense = cost_of(graph.everything())
     limit = budget.value if budget.absolute else budget.value * dense

@@ -55,7 +55,7 @@ def run_times(
             f"the budget {config.prune.budget} needs a latency table, and nothing measures one "
             "here: set prune.latency_table"
         )
-    return stopwatch.table(model, graph, size, run.latency)
+    return stopwatch.table(model, graph, size, config.prune.latency_cache or run.latency)
 
 
 class TimeBudget:
@@ -92,7 +92,7 @@ class TimeBudget:
     def calibrates(self) -> bool:
         """Whether it is time for the first measurement."""
         settings, at = self.pruner.settings, self.pruner.at
-        due = at.step - settings.start_after >= math.ceil(CALIBRATED_AT * settings.steps)
+        due = at.step - settings.start_after >= math.floor(CALIBRATED_AT * settings.steps)
         return self.stopwatch is not None and due and at.limit is None and not self.pruner.done
 
     def measure(self) -> dict[str, Any]:

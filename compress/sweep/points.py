@@ -151,7 +151,11 @@ def prepare_point(files: SweepFiles, budget: Budget, config: RunConfig) -> RunDi
     run = files.run(name_of(budget))
     if run.dense.is_file():
         return run
-    run.begin(point_config(config, budget))
+    asked = point_config(config, budget)
+    if budget.kind == "latency" and asked.prune.latency_cache is None:  # one table serves all
+        cached = {"latency_cache": (files.path / "latency").absolute()}
+        asked = asked.model_copy(update={"prune": asked.prune.model_copy(update=cached)})
+    run.begin(asked)
     accuracy = dense_accuracy(files.dense)
     event = {"event": "dense", "checkpoint": files.dense.dense.name, **accuracy}
     write_atomically(run.history, json.dumps(event) + "\n")

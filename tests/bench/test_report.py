@@ -60,7 +60,7 @@ def test_round_trip(report: Report, tmp_path: Path) -> None:
 def test_the_document_says_what_it_is(report: Report, tmp_path: Path) -> None:
     save_report(report, tmp_path / "report.json")
     document = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert document["schema_version"] == 3
+    assert document["schema_version"] == 4
     assert document["created"] == "2026-01-02T03:04:05Z"
     assert document["pruning"] == {"criterion": "taylor-gate"}
     assert document["validation"] == {
@@ -142,7 +142,9 @@ def test_a_report_of_version_2_is_read_and_judged(tmp_path: Path) -> None:
     assert (document["schema_version"], "limits" in document) == (2, False)
     found = load_report(stored)
     assert found.limits is not None
-    assert found.limits.model_dump(mode="json") == document["budgets"]
+    today = {**document["budgets"]}
+    today["latency"] = {**today["latency"], "predicted_max_ratio": None}
+    assert found.limits.model_dump(mode="json") == today
     assert [(v.name, v.batch_size, v.status, v.measured) for v in judge(found, found.limits)] == [
         ("accuracy.max_drop_pp", None, "INCONCLUSIVE", 1.0),
         ("latency.max_ratio", 1, "PASS", 0.6498035259104695),
@@ -152,9 +154,20 @@ def test_a_report_of_version_2_is_read_and_judged(tmp_path: Path) -> None:
     ]
     save_report(found, tmp_path / "report.json")
     again = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert (again["schema_version"], "budgets" in again) == (3, False)
-    assert again["limits"] == document["budgets"]
+    assert (again["schema_version"], "budgets" in again) == (4, False)
+    assert again["limits"] == today
     assert load_report(tmp_path / "report.json") == found
+
+
+def test_a_report_of_version_3_is_read_and_has_no_prediction() -> None:
+    stored = ROOT / "tests" / "fixtures" / "v3" / "report.json"
+    document = json.loads(stored.read_text(encoding="utf-8"))
+    assert (document["schema_version"], "prediction" in document) == (3, False)
+    found = load_report(stored)
+    assert found.prediction is None
+    assert found.networks.pruned.latency[0].summary.median_ms == pytest.approx(
+        document["networks"]["pruned"]["latency"][0]["summary"]["median_ms"]
+    )
 
 
 def test_an_edited_report_of_version_2_is_refused(tmp_path: Path) -> None:
@@ -191,7 +204,7 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
         (lambda text: '{"a": 1}', "not a report of `compress bench`"),
         (
             damaged(lambda d: d.update(schema_version=1)),
-            "schema_version 1 and this tool reads 2 and",
+            "schema_version 1 and this tool reads 2 to 4",
         ),
         (damaged(lambda d: d["networks"].pop("reference")), "damaged report: networks.reference"),
         (damaged(lambda d: d.update(extra=1)), "damaged report: extra"),

@@ -115,10 +115,15 @@ print(len(sys.argv) - 1)
 """
 
 
+NETWORKS = {"export.latency.alone"}
+"""Modules that define networks of torch; others import them when they are needed."""
+
+
 def test_importing_loads_no_framework() -> None:
     """One process imports every module of the package: what none of all loads, not one loads."""
     files = sorted((ROOT / "export").rglob("[a-z]*.py"))
-    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
+    names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files)
+    modules = [name for name in names if name not in NETWORKS]
     done = subprocess.run(
         [sys.executable, "-c", IMPORTING, *modules], cwd=ROOT, capture_output=True, text=True
     )

@@ -576,6 +576,7 @@ def test_the_signature_names_every_setting_with_its_default() -> None:
         assert parameters[name].default == expected
     assert "settings" not in parameters
     own = {"model", "example", "optimizer", "copies", "callback", "patience", "seed", "graph"}
+    own |= {"table"}
     assert parameters.keys() == own | PruneConfig.model_fields.keys()
 
 

@@ -327,7 +327,7 @@ class TestRefused:
             ((*GRID, "--kind", "macs"), 2, "--kind, --lowest, --tolerance and --points belong"),
             (("--budget", "macs"), 2, "a budget is written KIND=VALUE"),
             (("--budget", "macs=half"), 2, "budgets.0.value = 'half'"),
-            (("--budget", "mac=0.5"), 2, "'macs', 'params', 'channels' or 'removed'"),
+            (("--budget", "mac=0.5"), 2, "'macs', 'params', 'channels', 'removed' or 'latency'"),
             (("--max-drop", "-1"), 2, "search.max_drop = -1.0"),
             (("--max-drop", "nan"), 2, "search.max_drop"),
             (("--max-drop", "1", "--kind", "removed"), 2, "search.kind = 'removed'"),

@@ -1,0 +1,82 @@
+"""What the shipped table of the V100 predicts of smaller forms of ResNet-50, as a Markdown table.
+
+    python benchmarks/v100_resnet50.py [--precision fp16] [--batch 1 32] [--size 224]
+    python benchmarks/v100_resnet50.py --smoke
+
+Shares of the dense network's MACs and predicted time, speed-ups in brackets. Nothing is measured
+here: docs/v100.md says where the table comes from and how far it misses.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from smoke import parsed
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from compress.latency.fitted import shipped_table
+from compress.latency.times import network_milliseconds
+from compress.networks.analysis import analyse
+from compress.networks.cost import macs
+from compress.networks.groups import ChannelGraph, Mask
+
+DENSE = (3, 4, 6, 3)
+CHANGES: tuple[tuple[str, tuple[int, ...], float, float], ...] = (
+    ("all widths x 0.75", DENSE, 0.75, 0.75),
+    ("all widths x 0.5", DENSE, 0.5, 0.5),
+    ("inner widths x 0.5", DENSE, 1.0, 0.5),
+    ("inner widths x 0.25", DENSE, 1.0, 0.25),
+    ("blocks 2,2,3,2", (2, 2, 3, 2), 1.0, 1.0),
+    ("blocks 2,2,2,2, inner x 0.75", (2, 2, 2, 2), 1.0, 0.75),
+    ("blocks 1,1,1,1", (1, 1, 1, 1), 1.0, 1.0),
+)
+"""Name, blocks of each stage, share kept of the outer widths, and of those inside blocks."""
+
+
+def narrowed(graph: ChannelGraph, outer: float, inner: float) -> Mask:
+    """Return the mask that keeps such shares of the widths between blocks and inside them."""
+    kept = graph.everything()
+    for group in graph.prunable:
+        inside = group.name.startswith("layer") and not group.residual
+        share = inner if inside else outer
+        kept[group.units[round(share * group.size) :]] = False
+    return kept
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--precision", default="fp16", choices=("fp32", "fp16", "int8"))
+    parser.add_argument("--batch", type=int, nargs="+", default=(1, 32))
+    parser.add_argument("--size", type=int, default=224)
+    return parsed(parser, arguments, size=32)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    columns = [shipped_table("v100").times(options.precision, batch) for batch in options.batch]
+    graphs: dict[Sequence[int], ChannelGraph] = {}
+    for blocks in {blocks for _, blocks, _, _ in CHANGES}:
+        graphs[blocks] = analyse(ResNet(Bottleneck, list(blocks)), (3, options.size, options.size))
+
+    def figures(blocks: Sequence[int], outer: float, inner: float) -> list[float]:
+        graph = graphs[blocks]
+        kept = narrowed(graph, outer, inner)
+        return [macs(graph, kept), *(network_milliseconds(graph, t, kept) for t in columns)]
+
+    dense = figures(DENSE, 1.0, 1.0)
+    pairs = zip(options.batch, dense[1:], strict=True)
+    times = ", ".join(f"{ms:.2f} ms at batch {batch}" for batch, ms in pairs)
+    print(f"Dense, predicted on a V100 in {options.precision}: {times}.\n")
+    heads = (f"time, batch {batch}" for batch in options.batch)
+    print(f"| change (predicted) | MACs | {' | '.join(heads)} |")
+    print(f"|---|---:|{'---:|' * len(columns)}")
+    for name, blocks, outer, inner in CHANGES:
+        now = figures(blocks, outer, inner)
+        shares = [one / other for one, other in zip(now, dense, strict=True)]
+        cells = (f"{share:.2f} ({1 / share:.2f}x)" for share in shares[1:])
+        print(f"| {name} | {shares[0]:.2f} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

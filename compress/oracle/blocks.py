@@ -1,0 +1,169 @@
+"""The true importance of blocks: what the loss becomes without each branch, and who foresees it.
+
+Channels and blocks compete for what is removed, so their importance must be of one currency: the
+squared change of the loss (Molchanov et al. 2019, equation 2) that it stands for. Three estimates
+are compared: the squared branch gate, the sum of the squared gates of the channels that the branch
+adds, and the sum of the importance of the channels that are in no other place.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch.nn import functional as F
+
+from compress.criteria import bind
+from compress.criteria.scoring import Context
+from compress.networks import cost
+from compress.networks.cuts import tensor_of
+from compress.networks.groups import Branch, ChannelGraph
+from compress.networks.shrink import mask_
+from compress.oracle.correlation import FEWEST, Values
+from compress.pruning.importance import Importance
+
+ESTIMATES = {
+    "gate": "squared branch gate",
+    "summed": "squared gates of the channels that it adds, summed",
+    "inner": "importance of the channels inside, summed",
+}
+
+
+@torch.no_grad()
+def block_changes(
+    context: Context,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    batch_size: int,
+    after_block: Callable[[int], None] = lambda done: None,
+) -> Values:
+    """Return the change of the mean cross-entropy without each branch that may go, (branches,).
+
+    Args:
+        context: of the dense network.
+        images: (N, C, H, W), normalised.
+        labels: (N,).
+        batch_size: images of a forward pass.
+        after_block: told how many are measured; may raise.
+    """
+    model, graph = copy.deepcopy(context.model).eval(), context.graph
+
+    def loss(network: torch.nn.Module) -> float:
+        total = 0.0
+        for start in range(0, len(images), batch_size):
+            part = slice(start, start + batch_size)
+            logits = network(images[part].to(context.device))
+            wanted = labels[part].to(context.device)
+            total += float(F.cross_entropy(logits, wanted, reduction="sum"))
+        return total / len(images)
+
+    dense, changes = loss(model), []
+    for branch in graph.removable:
+        kept = graph.everything()
+        kept[branch.unit] = False
+        masked = copy.deepcopy(model)
+        mask_(masked, graph, graph.closed(kept))
+        changes.append(loss(masked) - dense)
+        after_block(len(changes))
+    return np.array(changes)
+
+
+def block_estimates(
+    context: Context, images: torch.Tensor, labels: torch.Tensor, *, batch_size: int
+) -> dict[str, Values]:
+    """Return what each of ``ESTIMATES`` says of the branches that may go, (branches,) each.
+
+    Args:
+        context: of the dense network; ``blocks`` must be set.
+        images: (N, C, H, W), normalised.
+        labels: (N,).
+        batch_size: images of a minibatch, over which squares are averaged.
+    """
+    model = copy.deepcopy(context.model).eval().requires_grad_(True)
+    graph, branches = context.graph, context.graph.removable
+    inside = Context(model, graph, seed=context.seed, blocks=True)
+    scoring, importance = bind("taylor-gate", inside), Importance(graph.num_units, momentum=0)
+    summed = np.zeros(len(branches))
+    for start in range(0, len(images) - batch_size + 1, batch_size):
+        part = slice(start, start + batch_size)
+        model.zero_grad()
+        logits = model(images[part].to(context.device))
+        F.cross_entropy(logits, labels[part].to(context.device)).backward()  # type: ignore[no-untyped-call]
+        importance.add(scoring.score(1.0))
+        summed += [_of_channels(model, branch) for branch in branches]
+    minibatches = max(1, importance.minibatches)
+    units = importance.close_interval()
+    channels = graph.num_units - len(graph.branches)
+    return {
+        "gate": units[[branch.unit for branch in branches]],
+        "summed": summed / minibatches,
+        "inner": np.array([units[b.inner[b.inner < channels]].sum() for b in branches]),
+    }
+
+
+@torch.no_grad()
+def _of_channels(model: torch.nn.Module, branch: Branch) -> float:
+    """Return the squares of the parts that the channels of a branch's output have in its gate."""
+    parts: dict[int, torch.Tensor] = {}
+    for name in branch.gate.weights:
+        weight = tensor_of(model, name)
+        if weight.grad is None:
+            continue
+        part = (weight * weight.grad).reshape(max(weight.shape), -1).sum(1)
+        parts[len(part)] = parts.get(len(part), torch.zeros_like(part)) + part
+    return sum(float(part.square().sum()) for part in parts.values())
+
+
+def blocks_document(
+    graph: ChannelGraph,
+    changes: Values,
+    estimates: dict[str, Values],
+    channel_scale: float | None,
+) -> dict[str, Any] | None:
+    """Return what is told of the blocks; None of a network without any.
+
+    Args:
+        graph: the channel graph.
+        changes: (branches,) change of the loss.
+        estimates: (branches,) by name.
+        channel_scale: of the channels: see ``scale_of``.
+    """
+    if not len(changes):
+        return None
+    saved = cost.macs_saved(graph, graph.everything())
+    return {
+        "blocks": [
+            {
+                "name": branch.name,
+                "loss_change": float(change),
+                "macs": int(saved[branch.unit]),
+                **{name: float(values[place]) for name, values in estimates.items()},
+            }
+            for place, (branch, change) in enumerate(zip(graph.removable, changes, strict=True))
+        ],
+        "channel_scale": channel_scale,
+        "estimates": {
+            name: {
+                "spearman": _spearman(values, changes),
+                "scale": scale_of(values, changes),
+            }
+            for name, values in estimates.items()
+        },
+    }
+
+
+def scale_of(importance: Values, changes: Values) -> float | None:
+    """Return the median of squared change over importance: 1 where it estimates the square."""
+    known = importance > 0
+    return float(np.median(changes[known] ** 2 / importance[known])) if known.any() else None
+
+
+def _spearman(importance: Values, changes: Values) -> float | None:
+    if len(changes) < FEWEST or np.ptp(importance) == 0 or np.ptp(changes) == 0:
+        return None
+    return float(stats.spearmanr(importance, changes**2).statistic)
