@@ -26,7 +26,7 @@ COMMANDS = {
     "train": "config set output model data resume overwrite json",
     "prune": (
         "config set output model data resume overwrite json checkpoint budget criterion target "
-        "precision"
+        "precision runtime batch latency-table"
     ),
     "export": "target precision batch engine triton set output model data json",
     "profile": (

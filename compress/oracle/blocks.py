@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from compress.criteria import bind
 from compress.criteria.scoring import Context
+from compress.criteria.taylor import BLOCK_SCALE
 from compress.networks import cost
 from compress.networks.cuts import tensor_of
 from compress.networks.groups import Branch, ChannelGraph
@@ -100,7 +101,7 @@ def block_estimates(
     units = importance.close_interval()
     channels = graph.num_units - len(graph.branches)
     return {
-        "gate": units[[branch.unit for branch in branches]],
+        "gate": units[[branch.unit for branch in branches]] / BLOCK_SCALE,
         "summed": summed / minibatches,
         "inner": np.array([units[b.inner[b.inner < channels]].sum() for b in branches]),
     }

@@ -16,7 +16,6 @@ from compress.latency.table import (
     network_weight_bytes,
 )
 from compress.latency.times import network_milliseconds
-from compress.networks import cost
 from compress.networks.groups import ChannelGraph, LayerShape, Mask
 from export.latency.correction import Networks, fitted_correction
 from export.latency.partial import Partial
@@ -156,6 +155,7 @@ class Profile:
             yield _layer_job(number, shape, read, read, 0)
 
     def _network_job(self, key: str, mask: Mask) -> Job:
+        from compress.networks import cost
         from compress.networks.shrink import shrink
 
         return Job(
