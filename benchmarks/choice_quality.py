@@ -30,11 +30,12 @@ from compress.config import PruneConfig
 from compress.errors import BudgetError
 from compress.latency.times import Milliseconds, Times, network_milliseconds
 from compress.networks.analysis import analyse
-from compress.networks.groups import Branch, ChannelGraph, Group, LayerCall, LayerShape, Mask, Units
+from compress.networks.groups import Branch, ChannelGraph, Group, Mask, Units
+from compress.networks.layers import LayerCall, LayerShape
 from compress.networks.models import build_model
 from compress.networks.programs import Gate
+from compress.pruning.choice.widths import Chooser
 from compress.pruning.masking import Candidate, Scores, candidates, prune_to
-from compress.pruning.widths import Chooser
 
 Rng = np.random.Generator
 

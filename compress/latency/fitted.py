@@ -25,7 +25,7 @@ from compress.errors import TableError, nearest
 from compress.files.documents import Section, parsed_json
 from compress.latency.grid import BEYOND, Grid, interpolated, unpack
 from compress.latency.times import Milliseconds
-from compress.networks.groups import LayerShape
+from compress.networks.layers import LayerShape
 
 SCHEMA_VERSION: Literal[1] = 1
 FIRST = 3

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.latency.times import Milliseconds, Times
-from compress.networks.groups import LayerShape
+from compress.networks.layers import LayerShape
 
 _BITS = 32
 

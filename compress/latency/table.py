@@ -21,7 +21,8 @@ from compress.errors import TableError
 from compress.files.atomic import write_json
 from compress.files.documents import parsed_json
 from compress.latency.fingerprint import AGAIN, Fingerprint, network_digest
-from compress.networks.groups import ChannelGraph, LayerCall, LayerShape, Mask
+from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.layers import LayerCall, LayerShape
 
 SCHEMA_VERSION = 1
 MOST_BYTES = 2**26

@@ -7,7 +7,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.networks.groups import ChannelGraph, LayerShape, Mask
+from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.layers import LayerShape
 
 Milliseconds = NDArray[np.float64]
 

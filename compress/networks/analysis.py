@@ -12,7 +12,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from torch import fx, nn
 
 from compress.errors import ModelError
+from compress.networks.branch_units import branch_units
 from compress.networks.branches import Found, branches_of
 from compress.networks.capture import Captured, Example, capture, source_of
 from compress.networks.cuts import tensor_of
@@ -28,15 +28,13 @@ from compress.networks.groups import (
     Axis,
     Branch,
     ChannelGraph,
-    Group,
-    LayerCall,
     ReadSite,
     Term,
     Units,
     gone_from,
 )
+from compress.networks.layers import LayerCall
 from compress.networks.partition import NETWORK_INPUT, components, groups_of
-from compress.networks.programs import Gate
 from compress.networks.rules import RULES
 from compress.networks.rules.pointwise import pointwise
 from compress.networks.walk import (
@@ -255,7 +253,7 @@ class _Analysis:
         )
         residual = {unit for a in additions for unit in a.units.tolist()}
         groups = groups_of(axes[: len(named)], frozen=frozen, residual=residual, fewest=fewest)
-        branches = self._branches(axes, groups, channels)
+        branches = branch_units(self.found, axes, groups, self.evaluated.named, first=channels)
         return ChannelGraph(
             axes=axes,
             groups=groups,
@@ -321,46 +319,6 @@ class _Analysis:
             for node in found.nodes:
                 needs[node] += (channels + number,)
         return needs
-
-    def _branches(
-        self, axes: Sequence[Axis], groups: Sequence[Group], channels: int
-    ) -> tuple[Branch, ...]:
-        """Return the branches, each with what is nowhere else."""
-        names = {group.name for group in groups}
-        branches: list[Branch] = []
-        for number, found in enumerate(self.found):
-            name = found.module
-            while name in names:
-                name += "#branch" if name == found.module else "'"
-            names.add(name)
-            branch = Branch(
-                name,
-                channels + number,
-                found.module,
-                found.body,
-                found.addition,
-                found.stays,
-                found.gate or Gate(()),
-                frozen=None if found.gate else "no weights alone tell the gradient of its gate",
-            )
-            gone = gone_from({found.module: branch.program})
-            shared = any(
-                gone(name) and any(user not in found.nodes for user in node.users)
-                for node, name in self.evaluated.named.items()
-            )
-            if shared and branch.frozen is None:
-                branch = replace(branch, frozen="what stays uses weights of it")
-            own = (np.unique(axis.units) for axis in axes if gone(axis.tensor))
-            others = (axis.units for axis in axes if not gone(axis.tensor))
-            within = [
-                channels + other
-                for other, inner in enumerate(self.found)
-                if other != number and inner.nodes < found.nodes
-            ]
-            empty = np.zeros(0, np.int64)
-            inner = np.setdiff1d(np.concatenate([empty, *own]), np.concatenate([empty, *others]))
-            branches.append(replace(branch, inner=np.append(inner, within).astype(np.int64)))
-        return tuple(branches)
 
     def _params(self, unit_of: Units, branches: Sequence[Branch]) -> Iterable[Term]:
         goes = [(b.unit, gone_from({b.module: b.program})) for b in branches]

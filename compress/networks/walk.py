@@ -16,7 +16,8 @@ import torch
 from torch import fx, nn
 
 from compress.networks.capture import module_of
-from compress.networks.groups import LayerShape, Units
+from compress.networks.groups import Units
+from compress.networks.layers import LayerShape
 
 Atoms = Units
 Dim = Atoms | None

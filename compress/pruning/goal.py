@@ -15,8 +15,8 @@ from compress.latency.table import read_table
 from compress.latency.times import LocalTimes, Times, network_milliseconds
 from compress.networks import cost
 from compress.networks.groups import ChannelGraph, Mask
+from compress.pruning.choice.widths import Chooser, choose_within
 from compress.pruning.masking import Candidate, CostFunction, Scores, smallest
-from compress.pruning.widths import Chooser, choose_within
 
 MOST_LOCAL = 5
 """Choices with a table that is a sum over layers near one network only, until one is within."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from compress.errors import TableError
 from compress.latency.table import weight_bytes
-from compress.networks.groups import LayerShape
+from compress.networks.layers import LayerShape
 from export.latency.widths import HOT_BYTES
 
 IMAGE_CHANNELS = 8

@@ -16,7 +16,8 @@ from compress.latency.table import (
     network_weight_bytes,
 )
 from compress.latency.times import network_milliseconds
-from compress.networks.groups import ChannelGraph, LayerShape, Mask
+from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.layers import LayerShape
 from export.latency.correction import Networks, fitted_correction
 from export.latency.partial import Partial
 from export.latency.rounds import MOST_SPREAD, Effort, Measured, Told, require_quiet

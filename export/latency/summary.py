@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compress.latency.table import Grid, LatencyTable, Widths
-from compress.networks.groups import LayerShape
+from compress.networks.layers import LayerShape
 from compress.terminal.sheet import Row, Sheet, fill
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from compress.latency.table import Widths, weight_bytes
-from compress.networks.groups import ChannelGraph, LayerCall, LayerShape, Mask
+from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.layers import LayerCall, LayerShape
 
 MOST_POINTS = 64
 """Of an axis of the grid; a wide layer has them at a multiple of the channel multiple."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compress.networks.groups import LayerShape
+from compress.networks.layers import LayerShape
 from compress.networks.rules.registry import rule
 from compress.networks.walk import Call, Dim, Hint, Value, followers
 

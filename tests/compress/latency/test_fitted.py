@@ -14,7 +14,7 @@ from compress.errors import TableError
 from compress.latency.fitted import FittedTable, shipped_names, shipped_table, table_from
 from compress.latency.times import network_milliseconds
 from compress.networks.analysis import analyse
-from compress.networks.groups import LayerShape
+from compress.networks.layers import LayerShape
 
 FOLDER = resources.files("configs") / "latency"
 MEASURED = (  # rows of the source that configs/latency/NOTICE names, by eye from all over it

@@ -26,7 +26,7 @@ from compress.latency.table import (
 )
 from compress.latency.times import network_milliseconds
 from compress.networks.analysis import analyse
-from compress.networks.groups import LayerShape
+from compress.networks.layers import LayerShape
 
 FACTS = Fingerprint(
     machine="a CPU",

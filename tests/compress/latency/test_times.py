@@ -12,7 +12,7 @@ import torchvision
 from compress.latency.times import network_milliseconds
 from compress.networks import cost
 from compress.networks.analysis import analyse
-from compress.networks.groups import LayerShape
+from compress.networks.layers import LayerShape
 
 
 class MultiplyAdds:

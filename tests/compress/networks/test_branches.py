@@ -163,7 +163,7 @@ def resnext() -> nn.Module:
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "excited": (lambda: Head(Excited(), Excited()), ["blocks.0", "blocks.1"]),
-    "scaled": (lambda: Head(Scaled()), ["blocks.0", "blocks.0#branch"]),
+    "scaled": (lambda: Head(Scaled()), ["blocks.0", "blocks.0#2"]),
     "ghost": (lambda: Head(Ghost(), Ghost()), ["blocks.0", "blocks.1"]),
     "root": (InRoot, ["first"]),
     "parts": (Parts, []),
@@ -357,7 +357,7 @@ def test_both_branches_of_a_module_go_one_after_the_other() -> None:
     model = network("scaled")
     graph = analyse(model, SIZE)
     images = torch.randn(2, *SIZE)
-    first = without(graph, "blocks.0#branch")
+    first = without(graph, "blocks.0#2")
     block, stem = model.blocks[0], torch.relu(model.stem(images))
     expected = model.fc((stem + block.gamma1 * block.conv(stem)).mean((2, 3)))
     smaller = shrink_(model, graph, first)
@@ -367,7 +367,7 @@ def test_both_branches_of_a_module_go_one_after_the_other() -> None:
         "0.conv.weight",
         "0.conv.bias",
     ]
-    shrink_(model, smaller, without(graph, "blocks.0", "blocks.0#branch"))
+    shrink_(model, smaller, without(graph, "blocks.0", "blocks.0#2"))
     torch.testing.assert_close(model(images), model.fc(stem.mean((2, 3))))
     assert not list(model.blocks.parameters())
 

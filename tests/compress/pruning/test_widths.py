@@ -18,10 +18,11 @@ from compress.latency.remembered import Remembered
 from compress.latency.times import network_milliseconds
 from compress.networks import cost
 from compress.networks.analysis import analyse
-from compress.networks.groups import Branch, ChannelGraph, LayerShape, Mask
+from compress.networks.groups import Branch, ChannelGraph, Mask
+from compress.networks.layers import LayerShape
 from compress.pruning import lagrange, widths
+from compress.pruning.choice.widths import Chooser, choose_within
 from compress.pruning.masking import Candidate, candidates, prune_to
-from compress.pruning.widths import Chooser, choose_within
 
 
 class MultiplyAdds:

@@ -26,7 +26,8 @@ from compress.latency.times import Times, network_milliseconds
 from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.capture import Example
-from compress.networks.groups import ChannelGraph, LayerShape, Mask
+from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.layers import LayerShape
 from compress.pruning.goal import goal_for
 from compress.pruning.masking import candidates
 from compress.runs.prune import check_budget, prune

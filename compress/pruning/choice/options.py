@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.latency.times import Times
-from compress.networks.groups import LayerShape, Mask, Units
-from compress.pruning.elimination import MOST_JOINT, RULE, TIME, Choice, Table, Values
+from compress.networks.groups import Mask, Units
+from compress.networks.layers import LayerShape
+from compress.pruning.choice.elimination import MOST_JOINT, RULE, TIME, Choice, Table, Values
 from compress.pruning.masking import Candidate, Scores, chunk_bounds
 
 Counts = NDArray[np.int64]

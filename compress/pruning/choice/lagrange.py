@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress.pruning.elimination import (
+from compress.pruning.choice.elimination import (
     LOSS,
     MOST_JOINT,
     TIME,

@@ -17,11 +17,11 @@ import numpy as np
 from compress.errors import BudgetError
 from compress.latency.remembered import Remembered
 from compress.latency.times import Times, network_milliseconds
-from compress.networks.groups import Branch, ChannelGraph, LayerShape, Mask
-from compress.pruning.elimination import TIME, Choice, Factor, Table, plan
-from compress.pruning.lagrange import Problem, Solution
-from compress.pruning.masking import Candidate, Scores
-from compress.pruning.options import (
+from compress.networks.groups import Branch, ChannelGraph, Mask
+from compress.networks.layers import LayerShape
+from compress.pruning.choice.elimination import TIME, Choice, Factor, Table, plan
+from compress.pruning.choice.lagrange import Problem, Solution
+from compress.pruning.choice.options import (
     Channels,
     Counts,
     Ladder,
@@ -31,6 +31,7 @@ from compress.pruning.options import (
     ladder_of,
     unless_gone,
 )
+from compress.pruning.masking import Candidate, Scores
 
 RESOLUTIONS = (256, 128, 64, 32, 16, 8)
 """Widths of a group that are tried at first; fewer where tables would be too large."""

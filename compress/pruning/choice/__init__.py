@@ -1,0 +1,1 @@
+"""Widths and branches chosen together under a limit of time."""
