@@ -130,7 +130,7 @@ class TestRun:
 
     def test_budget_holds(self, run: Path) -> None:
         report = json.loads((run / "report.json").read_text())
-        assert report["schema_version"] == 3
+        assert report["schema_version"] == 4
         assert report["comparison"]["macs_ratio"] <= 0.5
 
     def test_result_loads_in_python(self, run: Path) -> None:

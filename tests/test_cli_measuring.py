@@ -216,7 +216,7 @@ class TestBenchAndGate:
             (lambda whole: whole[:3000], "is cut short"),
             (lambda whole: b"", "is cut short"),
             (lambda whole: b"[]", "not a report"),
-            (lambda whole: whole.replace(b'"schema_version": 3', b'"schema_version": 9'), "9"),
+            (lambda whole: whole.replace(b'"schema_version": 4', b'"schema_version": 9'), "9"),
             (lambda whole: whole.replace(b'"created"', b'"creatd"'), "damaged"),
         ],
     )

@@ -3,13 +3,15 @@
 Channels and blocks compete for what is removed, so their importance must be of one currency: the
 squared change of the loss (Molchanov et al. 2019, equation 2) that it stands for. Three estimates
 are compared: the squared branch gate, the sum of the squared gates of the channels that the branch
-adds, and the sum of the importance of the channels that are in no other place.
+adds, and the sum of the importance of the channels that are in no other place. What goes instead of
+a block is no single channel but a good part of some groups, so the less important half of every
+group is removed as well, and set against the sum of its importance.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from compress.criteria.scoring import Context
 from compress.criteria.taylor import BLOCK_SCALE
 from compress.networks import cost
 from compress.networks.cuts import tensor_of
-from compress.networks.groups import Branch, ChannelGraph
+from compress.networks.groups import Branch, ChannelGraph, Mask
 from compress.networks.shrink import mask_
 from compress.oracle.correlation import FEWEST, Values
 from compress.pruning.importance import Importance
@@ -34,7 +36,6 @@ ESTIMATES = {
 }
 
 
-@torch.no_grad()
 def block_changes(
     context: Context,
     images: torch.Tensor,
@@ -45,12 +46,60 @@ def block_changes(
 ) -> Values:
     """Return the change of the mean cross-entropy without each branch that may go, (branches,).
 
+    Args: see ``loss_changes``; ``after_block`` is told how many are measured, and may raise.
+    """
+    masks = []
+    for branch in context.graph.removable:
+        kept = context.graph.everything()
+        kept[branch.unit] = False
+        masks.append(context.graph.closed(kept))
+    return loss_changes(
+        context, masks, images, labels, batch_size=batch_size, after_each=after_block
+    )
+
+
+def half_changes(
+    context: Context,
+    importance: Values,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    batch_size: int,
+) -> tuple[Values, Values]:
+    """Return what half of each group is worth: by the sum of its importance, and the true change.
+
+    Args: see ``loss_changes``; ``importance`` is that of every unit, in whose order they go.
+    """
+    masks, sums = [], []
+    for group in context.graph.prunable:
+        least = group.units[np.argsort(importance[group.units])][: group.size // 2]
+        kept = context.graph.everything()
+        kept[least] = False
+        masks.append(kept)
+        sums.append(importance[least].sum())
+    changes = loss_changes(context, masks, images, labels, batch_size=batch_size)
+    return np.array(sums), changes
+
+
+@torch.no_grad()
+def loss_changes(
+    context: Context,
+    masks: Sequence[Mask],
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    batch_size: int,
+    after_each: Callable[[int], None] = lambda done: None,
+) -> Values:
+    """Return the change of the mean cross-entropy under each mask, (masks,).
+
     Args:
         context: of the dense network.
+        masks: the units that are kept.
         images: (N, C, H, W), normalised.
         labels: (N,).
         batch_size: images of a forward pass.
-        after_block: told how many are measured; may raise.
+        after_each: told how many are measured; may raise.
     """
     model, graph = copy.deepcopy(context.model).eval(), context.graph
 
@@ -64,13 +113,11 @@ def block_changes(
         return total / len(images)
 
     dense, changes = loss(model), []
-    for branch in graph.removable:
-        kept = graph.everything()
-        kept[branch.unit] = False
+    for kept in masks:
         masked = copy.deepcopy(model)
-        mask_(masked, graph, graph.closed(kept))
+        mask_(masked, graph, kept)
         changes.append(loss(masked) - dense)
-        after_block(len(changes))
+        after_each(len(changes))
     return np.array(changes)
 
 
@@ -124,7 +171,7 @@ def blocks_document(
     graph: ChannelGraph,
     changes: Values,
     estimates: dict[str, Values],
-    channel_scale: float | None,
+    scales: Mapping[str, float | None],
 ) -> dict[str, Any] | None:
     """Return what is told of the blocks; None of a network without any.
 
@@ -132,7 +179,7 @@ def blocks_document(
         graph: the channel graph.
         changes: (branches,) change of the loss.
         estimates: (branches,) by name.
-        channel_scale: of the channels: see ``scale_of``.
+        scales: of channels alone, and of halves of groups: see ``scale_of``.
     """
     if not len(changes):
         return None
@@ -147,7 +194,7 @@ def blocks_document(
             }
             for place, (branch, change) in enumerate(zip(graph.removable, changes, strict=True))
         ],
-        "channel_scale": channel_scale,
+        "scales": dict(scales),
         "estimates": {
             name: {
                 "spearman": _spearman(values, changes),

@@ -175,10 +175,12 @@ def _block_sheet(blocks: Mapping[str, Any]) -> Sheet:
         for name, title in ESTIMATES.items()
         for found in (blocks["estimates"][name],)
     ]
-    notes.append(
-        f"Of single channels the squared change is {_times(blocks['channel_scale'])} taylor-gate's "
-        "importance: estimates of blocks that lie far from this are of another currency."
-    )
+    if scales := blocks["scales"]:
+        notes.append(
+            f"Of single channels the squared change is {_times(scales['channels'])} taylor-gate's "
+            f"importance, of the lesser half of a group {_times(scales['halves'])} its sum: the "
+            "currency in which blocks and channels compete."
+        )
     header = ("block", "change of the loss", "squared", *ESTIMATES)
     return Sheet("Blocks: the change of the loss, and what foresees it", header, rows, tuple(notes))
 

@@ -21,6 +21,7 @@ from compress.oracle.blocks import (
     block_changes,
     block_estimates,
     blocks_document,
+    half_changes,
     scale_of,
 )
 from compress.oracle.changes import (
@@ -240,11 +241,20 @@ def _blocks(work: _Work, changes: Values, importances: dict[str, Values]) -> dic
         return None
     batch_size = min(work.batch_size, len(sample.images))
     estimates = block_estimates(work.context, sample.images, sample.labels, batch_size=batch_size)
-    scale = None
+    scales: dict[str, float | None] = {}
     if "taylor-gate" in importances:
+        importance = importances["taylor-gate"]
         units = np.concatenate([group.units for group in graph.prunable])
-        scale = scale_of(importances["taylor-gate"][units], changes[units])
-    return blocks_document(graph, found, estimates, scale)
+        halves = half_changes(
+            work.context,
+            importance,
+            sample.images,
+            sample.labels,
+            batch_size=work.config.data.eval_batch_size,
+        )
+        scales["channels"] = scale_of(importance[units], changes[units])
+        scales["halves"] = scale_of(*halves)
+    return blocks_document(graph, found, estimates, scales)
 
 
 def _pairs(work: _Work, singles: Values, importances: dict[str, Values]) -> dict[str, Any] | None:

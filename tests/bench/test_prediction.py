@@ -149,6 +149,7 @@ def described(architecture: str) -> Description:
     )
 
 
+@pytest.mark.slow
 def test_both_networks_are_predicted_from_their_own_graphs(files: tuple[Path, Path]) -> None:
     found, notes = predict("v100", precision="fp16", files=files, batch_sizes=(1, 8, 256))
     assert found is not None

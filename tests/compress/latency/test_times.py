@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import some_slow
 
 from compress.latency.times import network_milliseconds
 from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.layers import LayerShape
+
+LAYERED = ["resnet18", "mobilenet_v2", "resnext50_32x4d", "efficientnet_b0"]
 
 
 class MultiplyAdds:
@@ -25,7 +28,7 @@ class MultiplyAdds:
         return np.asarray(each * written * read / shape.groups_at(int(read)), dtype=np.float64)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "resnext50_32x4d", "efficientnet_b0"])
+@pytest.mark.parametrize("name", some_slow(LAYERED, LAYERED[1:]))
 def test_layers_hold_every_multiply_add_of_a_network(name: str) -> None:
     torch.manual_seed(0)
     graph = analyse(torchvision.models.get_model(name), (3, 64, 64))

@@ -379,6 +379,7 @@ def test_of_a_module_that_becomes_zero_no_addition_is_left_in_onnx(tmp_path: Pat
     assert nodes_of(tmp_path, smaller) == {"Conv": 2, "Add": 1, "ReduceMean": 1, "Gemm": 1}
 
 
+@pytest.mark.slow
 def test_of_a_branch_nothing_is_left_in_onnx(tmp_path: Path) -> None:
     model = torchvision.models.resnet18(num_classes=5).eval()
     graph = tried_graph(model, (3, 32, 32))

@@ -20,7 +20,7 @@ from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.groups import Branch, ChannelGraph, Mask
 from compress.networks.layers import LayerShape
-from compress.pruning import lagrange, widths
+from compress.pruning.choice import lagrange, widths
 from compress.pruning.choice.widths import Chooser, choose_within
 from compress.pruning.masking import Candidate, candidates, prune_to
 
