@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.config import Budget, PruneConfig
-from compress.errors import BudgetError, ConfigError
+from compress.errors import BudgetError, ConfigError, TableError, nearest
 from compress.latency.fitted import shipped_names, shipped_table
 from compress.latency.table import read_table
 from compress.latency.times import LocalTimes, Times, network_milliseconds
@@ -98,6 +98,10 @@ def times_for(
         return path
     if str(path) in shipped_names():
         return shipped_table(str(path)).times(config.latency_precision, config.latency_batch)
+    if not Path(path).exists() and Path(path).name == str(path) and not Path(path).suffix:
+        raise TableError(
+            f"no latency table is named {str(path)!r}: {nearest(str(path), shipped_names())}"
+        )
     found = read_table(Path(path))
     found.require_network(graph, str(path))
     return found

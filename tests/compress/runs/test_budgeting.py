@@ -106,6 +106,7 @@ def test_a_budget_of_time_is_a_share_or_milliseconds(
         ({"budget": "latency=0.5", "step_size": 4}, "step_size removes channels"),
         ({"budget": "latency=0.5"}, "needs a latency table: measure one with compress profile"),
         ({"budget": "latency=0.5", "latency_table": "none.json"}, "cannot read the latency table"),
+        ({"budget": "latency=0.5", "latency_table": "v10"}, "no latency table is named 'v10': did"),
     ],
 )
 def test_what_no_budget_of_time_can_be(settings: dict[str, Any], message: str) -> None:
