@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import nn
 
-    from compress.latency.times import Times
+    from compress.latency.table import LatencyTable
     from compress.networks.groups import ChannelGraph
 
 Size = tuple[int, int, int]
@@ -32,7 +32,9 @@ class Comparison:
 class Stopwatch(Protocol):
     """Measures what a budget of time is about, in the runtime that will serve."""
 
-    def table(self, model: nn.Module, graph: ChannelGraph, size: Size, folder: Path) -> Times:
+    def table(
+        self, model: nn.Module, graph: ChannelGraph, size: Size, folder: Path
+    ) -> LatencyTable:
         """Return the latency table of a dense network, measured unless it is in the folder.
 
         Raises:

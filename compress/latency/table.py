@@ -268,13 +268,13 @@ def read_table(path: Path) -> LatencyTable:
             f"{AGAIN}"
         )
     try:
-        return _table_of(document)
+        return table_of(document)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise TableError(f"{path} is damaged: {AGAIN}") from error
 
 
-def _table_of(document: Mapping[str, Any]) -> LatencyTable:
-    """Return the table of a document.
+def table_of(document: Mapping[str, Any]) -> LatencyTable:
+    """Return the table of a document that ``document_of`` made.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: it is none.

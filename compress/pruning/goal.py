@@ -15,7 +15,7 @@ from compress.latency.table import read_table
 from compress.latency.times import LocalTimes, Times, network_milliseconds
 from compress.networks import cost
 from compress.networks.groups import ChannelGraph, Mask
-from compress.pruning.choice.widths import Chooser, choose_within
+from compress.pruning.choice.widths import Chooser
 from compress.pruning.masking import Candidate, CostFunction, Scores, smallest
 
 MOST_LOCAL = 5
@@ -119,10 +119,12 @@ def _time_goal(
     def cost_of(kept: Mask) -> float:
         return network_milliseconds(graph, times, graph.closed(kept))
 
+    whole = Chooser(graph, times, allowed)
+
     def choose(scores: Scores, kept: Mask, limit: float) -> Mask:
-        found, near, most = None, times, limit
+        found, chooser, most = None, whole, limit
         for _ in range(MOST_LOCAL):
-            mask = graph.closed(choose_within(graph, near, scores, kept, allowed, most))
+            mask = graph.closed(chooser.choose(scores, kept, most).mask)
             reached = cost_of(mask)
             if found is not None and (mask == found).all():
                 break
@@ -132,14 +134,14 @@ def _time_goal(
                 most *= limit / reached * (1 - TIGHTER)
             if not isinstance(times, LocalTimes):
                 break
-            near = times.around(graph, mask)
+            chooser = Chooser(graph, times.around(graph, mask), allowed)
         if found is None:
             raise BudgetError(f"no choice of widths is known to take {limit:.4g} ms")
         return found
 
     dense = cost_of(graph.everything())
     limit = budget.value if budget.absolute else budget.value * dense
-    closest = Chooser(graph, times, allowed).fastest(graph.everything())
+    closest = whole.fastest(graph.everything())
     if closest > limit:
         raise BudgetError(
             f"the budget {budget} cannot be reached: it is {limit:.4g} ms, and the fastest choice "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from compress.config import RunConfig
 from compress.distributed.world import World
 from compress.errors import BudgetError, ConfigError
 from compress.latency.stopwatch import Comparison, Size, Stopwatch
+from compress.latency.table import document_of, table_of
 from compress.latency.times import Times
 from compress.networks.groups import ChannelGraph
 from compress.networks.shrink import shrink
@@ -38,8 +40,11 @@ def run_times(
     size: Size,
     run: RunDirectory,
     stopwatch: Stopwatch | None,
+    world: World,
 ) -> Times | None:
     """Return the latency table of a run whose budget is time: a file, or measured.
+
+    One process measures for all, and all plan with the same numbers.
 
     Raises:
         ConfigError: there is neither a file nor anything that measures.
@@ -55,7 +60,13 @@ def run_times(
             f"the budget {config.prune.budget} needs a latency table, and nothing measures one "
             "here: set prune.latency_table"
         )
-    return stopwatch.table(model, graph, size, config.prune.latency_cache or run.latency)
+    folder = config.prune.latency_cache or run.latency
+    if world.alone:
+        return stopwatch.table(model, graph, size, folder)
+    text = ""
+    if world.main:
+        text = json.dumps(document_of(stopwatch.table(model, graph, size, folder)))
+    return table_of(json.loads(world.text_from_first(text)))
 
 
 class TimeBudget:

@@ -130,7 +130,7 @@ class _PruneRun:
         if config.finetune.distill:
             teacher = copy.deepcopy(dense.model).to(device).requires_grad_(False)
         size, world = dense.input_size, current()
-        times = run_times(config, dense.model, graph, size, session.run, stopwatch)
+        times = run_times(config, dense.model, graph, size, session.run, stopwatch, world)
         before = copy.deepcopy(dense.model) if times is not None else None
         self.model = dense.model.to(device)
         self.trainer = Trainer(

@@ -78,6 +78,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     tasks.append((joined_work.empty_share,))
     tasks.append((joined_loops.pruned,))
     tasks.append((joined_loops.never_wrapped,))
+    tasks.append((joined_work.texts,))
     return together(RANKS, joined_work.several, tasks)
 
 
@@ -89,7 +90,7 @@ def more(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
 
 
 def test_every_rank_did_everything(done: list[list[Any]]) -> None:
-    assert [len(found) for found in done] == [9] * RANKS
+    assert [len(found) for found in done] == [10] * RANKS
 
 
 def require_scores_of_the_joined_minibatch(scores: list[dict[str, Any]], case: Case) -> None:
@@ -257,3 +258,7 @@ def test_every_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert device_name("auto") == device_name("cuda") == "cuda:1"
+
+
+def test_a_text_of_the_first_process_is_everybodys(done: list[list[Any]]) -> None:
+    assert [found[9] for found in done] == [["tables of 0 \N{MICRO SIGN}s", ""]] * RANKS
