@@ -182,8 +182,8 @@ class PruneConfig(Section):
             )
         if self.blocks is True and not self.can_score_blocks:
             raise ValueError(
-                "blocks = true needs criterion = 'taylor-gate' and normalize = 'none': nothing "
-                "else compares blocks with channels"
+                "blocks = true needs criterion = 'taylor-gate', residual_gate = 'read' and "
+                "normalize = 'none': nothing else compares blocks with channels"
             )
         if self.budget.kind == "latency" and self.step_size is not None:
             raise ValueError("step_size removes channels, and a latency budget chooses by time")
@@ -193,7 +193,7 @@ class PruneConfig(Section):
     def can_score_blocks(self) -> bool:
         """Whether the criterion tells what a block is worth beside channels."""
         scored = self.criterion == "taylor-gate" and self.importance_from is None
-        return scored and self.normalize == "none"
+        return scored and self.normalize == "none" and self.residual_gate == "read"
 
     @property
     def with_blocks(self) -> bool:
