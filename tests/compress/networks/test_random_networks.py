@@ -50,7 +50,9 @@ def masks(graph: ChannelGraph, seed: int) -> Iterator[Mask]:
             left = int(generator.integers(group.fewest, group.size + 1))
             left = group.fewest if last or generator.random() < 0.2 else left
             kept[group.units[generator.permutation(group.size)[left:]]] = False
-        yield kept
+        for branch in graph.removable:
+            kept[branch.unit] = generator.random() < 0.6
+        yield graph.closed(kept)
 
 
 def require_exact(model: RandomNetwork, graph: ChannelGraph, example: Example, seed: int) -> None:
