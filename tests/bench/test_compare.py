@@ -688,6 +688,7 @@ def test_run_directories_and_their_files_are_networks_too(run: Path, tmp_path: P
         compare(exports / "dense.onnx", copy, images=digits, **fast)
 
 
+@pytest.mark.slow
 def test_a_sidecar_from_before_groups_were_written(run: Path, tmp_path: Path) -> None:
     old = Path(shutil.copytree(run, tmp_path / "old"))
     for name in ("dense", "pruned"):

@@ -679,7 +679,7 @@ def test_a_network_is_not_touched_by_weights_that_do_not_fit(tmp_path: Path) -> 
 # Recognising a network
 
 
-@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize("name", some_slow(RESNETS))
 def test_every_resnet_is_recognised(name: str) -> None:
     with torch.device("meta"):
         state = build_model(name, num_classes=11).state_dict()

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch_pruning
 from conftest import (
+    LARGE,
     RESNETS,
     as_published,
     built,
@@ -133,6 +134,7 @@ def test_resnet18_by_hand() -> None:
     assert not graph.unknown
 
 
+@pytest.mark.slow
 def test_resnet50_by_hand() -> None:
     graph = small_graph("resnet50")
     blocks = {1: 3, 2: 4, 3: 6, 4: 3}
@@ -203,7 +205,7 @@ ORIGINAL = {"resnet50": 11_392, "resnet101": 20_096}
 """Channels that the research code of Molchanov et al. gates: of all convolutions but the stem."""
 
 
-@pytest.mark.parametrize("name", some_slow(RESNETS))
+@pytest.mark.parametrize("name", some_slow(RESNETS, {*LARGE, "resnet50", "resnext50_32x4d"}))
 def test_every_resnet_is_understood(name: str) -> None:
     _, graph = as_published(name)
     assert not graph.unknown

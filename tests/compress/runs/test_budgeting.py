@@ -72,7 +72,7 @@ class Served(Stairs):
 
 
 def run_of(path: Path, **settings: Any) -> tuple[RunDirectory, RunConfig]:
-    config = config_of("resnet20", steps=8, interval=1, **{"budget": "latency=0.6", **settings})
+    config = config_of("resnet20", steps=6, interval=1, **{"budget": "latency=0.6", **settings})
     return start(path, config), config
 
 

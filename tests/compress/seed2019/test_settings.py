@@ -146,7 +146,7 @@ def test_the_dense_networks_have_the_gates_and_costs_of_the_paper(name: str) -> 
     assert cost.channels(graph, everything) == gates + 64  # the stem
 
 
-@pytest.mark.parametrize("name", REMOVED)
+@pytest.mark.parametrize("name", some_slow(REMOVED, list(REMOVED)[1:]))
 def test_a_named_configuration_leaves_the_channels_that_the_original_leaves(name: str) -> None:
     config = load_config(name)
     model, graph = on_meta(config.model.name)
