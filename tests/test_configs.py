@@ -58,9 +58,7 @@ def test_named_configuration_is_complete(name: str) -> None:
     assert named_files("")[name].startswith("#"), "the first line says what it is for"
 
 
-LARGE_RUNS = [
-    n for n in RUNS if n.startswith("imagenet") or n in ("image-folder", "cifar10-densenet")
-]
+LARGE_RUNS = [n for n in RUNS if n.startswith(("imagenet", "cifar10")) or n == "image-folder"]
 
 
 @pytest.mark.parametrize("name", some_slow(RUNS, LARGE_RUNS))

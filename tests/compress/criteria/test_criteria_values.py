@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import built, lived_in
+from conftest import built, lived_in, some_slow
 from networks import NETWORKS
 from torch import nn
 from torch.nn import functional as F
@@ -283,7 +283,7 @@ def test_taylor_output_behind_a_flatten_averages_over_positions() -> None:
     np.testing.assert_allclose(found[group.units], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet50"])
+@pytest.mark.parametrize("name", some_slow(["resnet20", "resnet50"], ["resnet50"]))
 def test_bn_taylor_equals_the_gate_where_activations_are_relu(name: str) -> None:
     """Scaling all that a channel is written by scales what its readers see, also of a stream."""
     model, graph = built(name)

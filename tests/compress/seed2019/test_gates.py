@@ -176,6 +176,7 @@ def test_the_first_stream_of_basic_blocks_stays_and_is_not_read() -> None:
     assert (result.layer1[0].conv1.weight[:, closed] != 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 @pytest.mark.parametrize(
     "gate", ["layer1.0.gate1", "layer3.1.gate2", "gate_skip64", "gate_skip256"]

@@ -118,6 +118,7 @@ def test_a_layer_of_zeros_keeps_one_channel() -> None:
     assert difference <= 1e-12
 
 
+@pytest.mark.slow
 def test_a_stream_goes_where_every_writer_is_zero_and_is_named_where_one_is_not() -> None:
     model: Any = copy.deepcopy(dense("resnet50"))
     stage = model.layer3
