@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import os
 import platform
-import re
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 from bench.measuring.records import Environment
+from export.latency.serving import cpu_name
 from export.nvml import Gpu, nvml_index, query_gpus
 
 PACKAGES = (
@@ -32,7 +32,7 @@ def fingerprint(*, threads: int) -> Environment:
     """Describe this machine; ``threads`` is what the runtime is given."""
     cores = affinity()
     return Environment(
-        cpu=_cpu_model(),
+        cpu=cpu_name(),
         physical_cores=_physical(_all_cores()),
         logical_cores=os.cpu_count(),
         affinity=cores,
@@ -83,12 +83,6 @@ def _physical(cores: tuple[int, ...], cpus: Path = _CPUS) -> int | None:
     """Count cores that share no execution units, by what the kernel lists as their siblings."""
     siblings = {read_fact(cpus / f"cpu{core}/topology/thread_siblings_list") for core in cores}
     return None if None in siblings else len(siblings)
-
-
-def _cpu_model() -> str | None:
-    text = read_fact(Path("/proc/cpuinfo")) or ""
-    match = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
-    return match.group(1).strip() if match else platform.processor() or None
 
 
 def _load_average() -> float | None:

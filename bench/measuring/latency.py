@@ -8,11 +8,9 @@ the method reports when there is no difference at all.
 
 from __future__ import annotations
 
-import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,6 +23,7 @@ from bench.measuring.records import Conditions
 from bench.statistics.latency_ratios import RatioInterval, median, median_ratio_interval
 from compress.config import BenchConfig
 from compress.errors import DataError
+from export.latency.rounds import collector_off
 
 if TYPE_CHECKING:
     from export.runners import Feeds, Runner
@@ -210,7 +209,7 @@ class _Stopwatch:
 
     def block(self, call: Call, iterations: int) -> _Calls:
         """Time calls one by one."""
-        with _collector_off():
+        with collector_off():
             # Not timed: it pays for the caches that the other network left cold.
             call()
             return self._time(call, iterations)
@@ -256,15 +255,3 @@ def _reach(interval: RatioInterval) -> float:
     """Return how far the interval reaches from the ratio, as a share of it."""
     reach = max(interval.high - interval.ratio, interval.ratio - interval.low)
     return reach / interval.ratio
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    """Keep Python's garbage collector out of a timed block."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

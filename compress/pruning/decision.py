@@ -70,11 +70,7 @@ class Decisions:
         return self._reached
 
     def limit(self, cost: float) -> None:
-        """Let another cost be the limit: a measurement has shown what the budget's stands for.
-
-        Raises:
-            BudgetError: it cannot be reached.
-        """
+        """Let another cost be the limit: a measurement has shown what the budget's stands for."""
         self.goal = replace(self.goal, limit=cost)
         self._counted = None
 

@@ -81,7 +81,7 @@ def measured(
     rounds: list[list[float]] = []
     while len(rounds) < effort.most:
         found = [0.0] * len(timers)
-        with _collector_off():
+        with collector_off():
             for index in rng.permutation(len(timers)):
                 found[index] = _block(timers[index], counts[index])
         rounds.append(found)
@@ -138,7 +138,8 @@ def _block(timer: Timer, count: int) -> float:
 
 
 @contextmanager
-def _collector_off() -> Iterator[None]:
+def collector_off() -> Iterator[None]:
+    """Keep Python's garbage collector out of a timed block."""
     enabled = gc.isenabled()
     gc.disable()
     try:

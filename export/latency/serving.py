@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -78,7 +79,7 @@ class Serving:
             EnvironmentUnfitError: the runtime or its GPU is not there.
         """
         return Fingerprint(
-            machine=cpu_name() if self.on_cpu else _gpu_name(),
+            machine=(cpu_name() or platform.machine()) if self.on_cpu else _gpu_name(),
             runtime=self.runtime,
             version=_version(self.runtime),
             precision=self.precision,
@@ -187,16 +188,14 @@ def _engine(path: Path, serving: Serving, target: Target) -> Path:
     return engine
 
 
-def cpu_name() -> str:
+def cpu_name() -> str | None:
     """Return the name of the processor, as the kernel gives it."""
-    import platform
-
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         text = ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    return found[1].strip() if found else platform.processor() or None
 
 
 def _gpu_name() -> str:
