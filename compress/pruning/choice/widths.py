@@ -56,33 +56,6 @@ class Chosen:
     """No other mask within the limit loses less."""
 
 
-def choose_within(
-    graph: ChannelGraph,
-    times: Times,
-    scores: Scores,
-    kept: Mask,
-    allowed: Sequence[Candidate],
-    limit: float,
-) -> Mask:
-    """Return the mask of least lost importance whose milliseconds are at most ``limit``.
-
-    A group loses its least important chunks. What goes with a branch counts as the branch alone.
-
-    Args:
-        graph: the channel graph, with its layers.
-        times: milliseconds of each layer; or any cost that layers have by their widths.
-        scores: (units,) importance, of branches as well; not negative.
-        kept: the present mask; what is gone stays gone.
-        allowed: the groups that may lose units, and the branches that may go.
-        limit: the most milliseconds.
-
-    Raises:
-        BudgetError: the limit cannot be reached; the message names the fastest found.
-        TableError: the table does not cover one of the layers.
-    """
-    return Chooser(graph, times, allowed).choose(scores, kept, limit).mask
-
-
 class Chooser:
     """The choice for one network and one table, made again at every pruning step.
 
@@ -91,7 +64,7 @@ class Chooser:
 
     Args:
         graph: the channel graph, with its layers.
-        times: milliseconds of each layer.
+        times: milliseconds of each layer; or any cost that layers have by their widths.
         allowed: the groups that may lose units, and the branches that may go.
     """
 
@@ -130,7 +103,15 @@ class Chooser:
         return self._milliseconds(situation.mask(situation.search(-math.inf, 0.0)[0]))
 
     def choose(self, scores: Scores, kept: Mask, limit: float) -> Chosen:
-        """Return the mask of least lost importance within a limit, as ``choose_within`` does.
+        """Return the mask of least lost importance whose milliseconds are at most ``limit``.
+
+        A group loses its least important chunks. What goes with a branch counts as the branch
+        alone.
+
+        Args:
+            scores: (units,) importance, of branches as well; not negative.
+            kept: the present mask; what is gone stays gone.
+            limit: the most milliseconds.
 
         Raises:
             BudgetError: the limit cannot be reached; the message names the fastest found.

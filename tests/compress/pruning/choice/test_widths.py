@@ -21,7 +21,7 @@ from compress.networks.analysis import analyse
 from compress.networks.groups import Branch, ChannelGraph, Mask
 from compress.networks.layers import LayerShape
 from compress.pruning.choice import lagrange, widths
-from compress.pruning.choice.widths import Chooser, choose_within
+from compress.pruning.choice.widths import Chooser
 from compress.pruning.masking import Candidate, candidates, prune_to
 
 
@@ -92,7 +92,9 @@ def test_captured_networks_lose_the_least_as_well(name: str) -> None:
         kept = trial.graph.everything()
         fastest = min(map(trial.milliseconds, trial.masks(kept)))
         limit = (fastest + trial.milliseconds(kept)) / 2
-        mask = choose_within(trial.graph, trial.times, trial.scores, kept, trial.allowed, limit)
+        mask = (
+            Chooser(trial.graph, trial.times, trial.allowed).choose(trial.scores, kept, limit).mask
+        )
         assert trial.milliseconds(mask) <= limit
         assert trial.lost(kept, mask) == pytest.approx(best_of(trial, kept, limit))
 
@@ -166,7 +168,7 @@ def test_where_all_chunks_cost_the_same_the_least_important_go(multiple: int) ->
     for share in (0.9, 0.7, 0.5):
         limit = share * channels(kept)
         expected = prune_to(scores, kept, inner, cost_of=channels, limit=limit)
-        found = choose_within(graph, Written(), scores, kept, inner, limit)
+        found = Chooser(graph, Written(), inner).choose(scores, kept, limit).mask
         assert scores[~found].sum() == pytest.approx(scores[~expected].sum())
         np.testing.assert_array_equal(found, expected)
 
@@ -175,7 +177,7 @@ def test_multiply_adds_are_a_cost_like_milliseconds() -> None:
     graph, allowed, scores = resnet(8)
     kept = graph.everything()
     limit = 0.4 * cost.macs(graph, kept)
-    found = choose_within(graph, MultiplyAdds(), scores, kept, allowed, limit)
+    found = Chooser(graph, MultiplyAdds(), allowed).choose(scores, kept, limit).mask
     assert cost.macs(graph, found) <= limit
     greedy = prune_to(
         scores, kept, allowed, cost_of=lambda m: float(cost.macs(graph, m)), limit=limit
@@ -250,7 +252,7 @@ def test_a_table_that_does_not_cover_a_layer_is_said_so() -> None:
 
     graph, _, scores = resnet(8)
     with pytest.raises(TableError, match="32 channels"):
-        choose_within(graph, Small(), scores, graph.everything(), (), 1.0)
+        Chooser(graph, Small(), ()).choose(scores, graph.everything(), 1.0)
 
 
 def test_a_branch_takes_what_is_in_it_and_counts_alone() -> None:
