@@ -182,8 +182,8 @@ class PruneConfig(Section):
             )
         if self.blocks is True and not self.can_score_blocks:
             raise ValueError(
-                "blocks = true needs criterion = 'taylor-gate', residual_gate = 'read' and "
-                "normalize = 'none': nothing else compares blocks with channels"
+                "blocks = true needs criterion = 'taylor-gate' or 'taylor-parts', residual_gate = "
+                "'read' and normalize = 'none': nothing else compares blocks with channels"
             )
         if self.budget.kind == "latency" and self.step_size is not None:
             raise ValueError("step_size removes channels, and a latency budget chooses by time")
@@ -192,7 +192,8 @@ class PruneConfig(Section):
     @property
     def can_score_blocks(self) -> bool:
         """Whether the criterion tells what a block is worth beside channels."""
-        scored = self.criterion == "taylor-gate" and self.importance_from is None
+        summable = self.criterion in ("taylor-gate", "taylor-parts")
+        scored = summable and self.importance_from is None
         return scored and self.normalize == "none" and self.residual_gate == "read"
 
     @property
@@ -201,6 +202,12 @@ class PruneConfig(Section):
         if self.blocks == "auto":
             return self.budget.kind == "latency" and self.can_score_blocks
         return self.blocks
+
+    @property
+    def scored_by(self) -> str:
+        """The criterion in the form that is needed: where much goes at once, sums are compared."""
+        sums = self.with_blocks or (self.budget.kind == "latency" and self.can_score_blocks)
+        return "taylor-parts" if sums else self.criterion
 
     @field_validator("importance_from", "latency_table", "latency_cache")
     @classmethod

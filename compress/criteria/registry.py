@@ -13,6 +13,7 @@ CRITERIA: dict[str, Callable[[Context], Scoring]] = {
     "taylor-gate": taylor.taylor_gate,
     "taylor-gate-fg": activation.taylor_gate_fg,
     "taylor-gate-so": hessian.taylor_gate_so,
+    "taylor-parts": taylor.taylor_parts,
     "taylor-weight": taylor.taylor_weight,
     "taylor-output": activation.taylor_output,
     "bn-taylor": taylor.bn_taylor,

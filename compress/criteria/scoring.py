@@ -51,8 +51,6 @@ class Context:
     """Random vectors per minibatch for a Hessian's diagonal; 0 computes it exactly."""
     world: World = ALONE
     """The processes that share every minibatch."""
-    blocks: bool = False
-    """Whether branches are scored as well; ``taylor-gate`` alone does."""
 
     @property
     def device(self) -> torch.device:

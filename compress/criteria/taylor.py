@@ -13,11 +13,6 @@ from compress.networks.cuts import tensor_of
 from compress.networks.gates import GatedNetwork
 from compress.networks.groups import Branch, ChannelGraph
 
-BLOCK_SCALE = 10.0
-"""What the squared gate of a branch counts for, beside that of a channel. A branch is no small
-change: the squared change of the loss without one is some 150 times what the first order says,
-where without half of a group it is some 15 times (compress oracle, docs/results.md)."""
-
 
 class FoldedGate:
     """dL/dz of every gate from weights and gradients alone: no hooks, no stored activations.
@@ -27,14 +22,9 @@ class FoldedGate:
     of the BatchNorm before, the gate of Molchanov et al. 2019, for a group with one writer.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, *, blocks: bool = False) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
         self.num_units = graph.num_units
-        self.branches = [BranchGate(model, branch) for branch in graph.removable if blocks]
-        self.readers = [
-            (weight, axis.dim, torch.from_numpy(axis.units).to(weight.device))
-            for axis in graph.readers
-            if isinstance(weight := tensor_of(model, axis.tensor), nn.Parameter)
-        ]
+        self.readers = readers_of(model, graph)
 
     @torch.no_grad()
     def __call__(self) -> torch.Tensor:
@@ -44,9 +34,37 @@ class FoldedGate:
         for weight, dim, units in self.readers:
             if weight.grad is not None:
                 gradient.index_add_(0, units, sum_but(weight * weight.grad, dim))
-        for branch in self.branches:
-            gradient[branch.unit] = branch()
         return gradient
+
+
+class UnsignedParts:
+    """The parts of gate gradients, without their signs: what adds up when much goes at once.
+
+    The gate of a unit is a sum over its readers, that of a branch over the channels of its output,
+    and what goes at once is a sum over gates. Such sums cancel at z = 1, most of all where a
+    BatchNorm behind makes the loss blind to a common factor, and none of it is left when half of a
+    stream or a branch is gone. To first order the loss changes by no more than the absolute parts
+    together, |sum of z_i dL/dz_i| <= sum of |z_i dL/dz_i|; so channels of one reader, channels of a
+    stream and branches are counted in one currency, and in it sums are sums (docs/results.md).
+    """
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
+        self.num_units = graph.num_units
+        self.readers = readers_of(model, graph)
+        self.branches = [BranchGate(model, branch) for branch in graph.removable]
+
+    @torch.no_grad()
+    def __call__(self) -> torch.Tensor:
+        """Return (units,) sums of absolute parts; units that nothing reads get zero."""
+        first, _, _ = self.readers[0]
+        total = torch.zeros(self.num_units, dtype=first.dtype, device=first.device)
+        for weight, dim, units in self.readers:
+            if weight.grad is not None:  # behind a flatten a unit is read at many places
+                read = torch.zeros_like(total)
+                total += read.index_add_(0, units, sum_but(weight * weight.grad, dim)).abs_()
+        for branch in self.branches:
+            total[branch.unit] = branch.parts().abs().sum()
+        return total
 
 
 class BranchGate:
@@ -59,17 +77,46 @@ class BranchGate:
 
     def __init__(self, model: nn.Module, branch: Branch) -> None:
         self.unit = branch.unit
-        self.more = [tensor_of(model, name) for name in branch.gate.weights]
-        self.less = [tensor_of(model, name) for name in branch.gate.less]
+        self.more = [(name, tensor_of(model, name)) for name in branch.gate.weights]
+        self.less = [(name, tensor_of(model, name)) for name in branch.gate.less]
 
-    @torch.no_grad()
     def __call__(self) -> torch.Tensor:
         """Return the gradient, a scalar."""
-        more, less = (
-            sum(torch.vdot(w.flatten(), w.grad.flatten()) for w in weights if w.grad is not None)
-            for weights in (self.more, self.less)
-        )
-        return torch.as_tensor(more - less)
+        return self.parts().sum()
+
+    @torch.no_grad()
+    def parts(self) -> torch.Tensor:
+        """Return what each channel of the output has in the gradient, (channels,).
+
+        What is read on the way is taken off at the layer that writes as many channels.
+        """
+        found: dict[str, torch.Tensor] = {}
+        for name, weight in self.more:
+            if weight.grad is not None:
+                written = next((d for d, length in enumerate(weight.shape) if length > 1), 0)
+                part = sum_but(weight * weight.grad, written)
+                layer = name.rpartition(".")[0]  # whose weight and bias share their channels
+                if layer in found and len(found[layer]) != len(part):
+                    layer = name
+                found[layer] = found[layer] + part if layer in found else part
+        for name, weight in self.less:
+            if weight.grad is not None:
+                read = 1 if weight.dim() > 1 and weight.shape[1] > 1 else 0
+                part = -sum_but(weight * weight.grad, read)
+                layer = next((n for n, known in found.items() if len(known) == len(part)), name)
+                found[layer] = found[layer] + part if layer in found else part
+        return torch.cat(list(found.values())) if found else torch.zeros(1)
+
+
+def readers_of(
+    model: nn.Module, graph: ChannelGraph
+) -> list[tuple[nn.Parameter, int, torch.Tensor]]:
+    """Return the weights that read units, the dimension along which they do, and the units."""
+    return [
+        (weight, axis.dim, torch.from_numpy(axis.units).to(weight.device))
+        for axis in graph.readers
+        if isinstance(weight := tensor_of(model, axis.tensor), nn.Parameter)
+    ]
 
 
 def sum_but(values: torch.Tensor, dim: int) -> torch.Tensor:
@@ -87,7 +134,7 @@ class BlockGate:
     """
 
     def __init__(self, context: Context) -> None:
-        self.folded = FoldedGate(context.model, context.graph, blocks=context.blocks)
+        self.folded = FoldedGate(context.model, context.graph)
         self.network, self.world = (
             GatedNetwork(context.model, context.graph, "residual"),
             context.world,
@@ -146,16 +193,14 @@ def taylor_gate(context: Context) -> Scoring:
     if context.residual_gate == "block":
         block = BlockGate(context)
         return Scoring(block, per_minibatch=True, network=block.network)
-    folded = FoldedGate(context.model, context.graph, blocks=context.blocks)
-    units = [gate.unit for gate in folded.branches]
+    folded = FoldedGate(context.model, context.graph)
+    return Scoring(lambda scale: folded().square(), per_minibatch=True)
 
-    def score(scale: Scale) -> torch.Tensor:
-        scores = folded().square()
-        if units:
-            scores[units] *= BLOCK_SCALE
-        return scores
 
-    return Scoring(score, per_minibatch=True)
+def taylor_parts(context: Context) -> Scoring:
+    """The sum of the absolute parts of the gate gradient of a minibatch; of branches as well."""
+    parts = UnsignedParts(context.model, context.graph)
+    return Scoring(lambda scale: parts(), per_minibatch=True)
 
 
 def taylor_weight(context: Context) -> Scoring:

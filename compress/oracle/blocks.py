@@ -1,11 +1,12 @@
 """The true importance of blocks: what the loss becomes without each branch, and who foresees it.
 
 Channels and blocks compete for what is removed, so their importance must be of one currency: the
-squared change of the loss (Molchanov et al. 2019, equation 2) that it stands for. Three estimates
+squared change of the loss (Molchanov et al. 2019, equation 2) that it stands for. Four estimates
 are compared: the squared branch gate, the sum of the squared gates of the channels that the branch
-adds, and the sum of the importance of the channels that are in no other place. What goes instead of
-a block is no single channel but a good part of some groups, so the less important half of every
-group is removed as well, and set against the sum of its importance.
+adds, the square of the sum of their absolute gates (``taylor-parts``), and the sum of the
+importance of the channels that are in no other place. What goes instead of a block is no single
+channel but a good part of some groups, so the less important half of every group is removed as
+well, and set against the sum of its importance.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from torch.nn import functional as F
 
 from compress.criteria import bind
 from compress.criteria.scoring import Context
-from compress.criteria.taylor import BLOCK_SCALE
+from compress.criteria.taylor import BranchGate
 from compress.networks import cost
-from compress.networks.cuts import tensor_of
-from compress.networks.groups import Branch, ChannelGraph, Mask
+from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shrink import mask_
 from compress.oracle.correlation import FEWEST, Values
 from compress.pruning.importance import Importance
@@ -32,6 +32,7 @@ from compress.pruning.importance import Importance
 ESTIMATES = {
     "gate": "squared branch gate",
     "summed": "squared gates of the channels that it adds, summed",
+    "parts": "absolute gates of the channels that it adds, summed, squared",
     "inner": "importance of the channels inside, summed",
 }
 
@@ -127,44 +128,36 @@ def block_estimates(
     """Return what each of ``ESTIMATES`` says of the branches that may go, (branches,) each.
 
     Args:
-        context: of the dense network; ``blocks`` must be set.
+        context: of the dense network.
         images: (N, C, H, W), normalised.
         labels: (N,).
         batch_size: images of a minibatch, over which squares are averaged.
     """
     model = copy.deepcopy(context.model).eval().requires_grad_(True)
     graph, branches = context.graph, context.graph.removable
-    inside = Context(model, graph, seed=context.seed, blocks=True)
+    inside = Context(model, graph, seed=context.seed)
     scoring, importance = bind("taylor-gate", inside), Importance(graph.num_units, momentum=0)
-    summed = np.zeros(len(branches))
+    gates = [BranchGate(model, branch) for branch in branches]
+    gate, summed, absolute = np.zeros((3, len(branches)))
     for start in range(0, len(images) - batch_size + 1, batch_size):
         part = slice(start, start + batch_size)
         model.zero_grad()
         logits = model(images[part].to(context.device))
         F.cross_entropy(logits, labels[part].to(context.device)).backward()  # type: ignore[no-untyped-call]
         importance.add(scoring.score(1.0))
-        summed += [_of_channels(model, branch) for branch in branches]
+        parts = [one.parts().double().cpu().numpy() for one in gates]
+        gate += [part.sum() ** 2 for part in parts]
+        summed += [np.square(part).sum() for part in parts]
+        absolute += [np.abs(part).sum() for part in parts]
     minibatches = max(1, importance.minibatches)
     units = importance.close_interval()
     channels = graph.num_units - len(graph.branches)
     return {
-        "gate": units[[branch.unit for branch in branches]] / BLOCK_SCALE,
+        "gate": gate / minibatches,
         "summed": summed / minibatches,
+        "parts": (absolute / minibatches) ** 2,
         "inner": np.array([units[b.inner[b.inner < channels]].sum() for b in branches]),
     }
-
-
-@torch.no_grad()
-def _of_channels(model: torch.nn.Module, branch: Branch) -> float:
-    """Return the squares of the parts that the channels of a branch's output have in its gate."""
-    parts: dict[int, torch.Tensor] = {}
-    for name in branch.gate.weights:
-        weight = tensor_of(model, name)
-        if weight.grad is None:
-            continue
-        part = (weight * weight.grad).reshape(max(weight.shape), -1).sum(1)
-        parts[len(part)] = parts.get(len(part), torch.zeros_like(part)) + part
-    return sum(float(part.square().sum()) for part in parts.values())
 
 
 def blocks_document(

@@ -175,11 +175,17 @@ def _block_sheet(blocks: Mapping[str, Any]) -> Sheet:
         for name, title in ESTIMATES.items()
         for found in (blocks["estimates"][name],)
     ]
-    if scales := blocks["scales"]:
+    scales = blocks["scales"]
+    if "halves" in scales:
         notes.append(
             f"Of single channels the squared change is {_times(scales['channels'])} taylor-gate's "
-            f"importance, of the lesser half of a group {_times(scales['halves'])} its sum: the "
-            "currency in which blocks and channels compete."
+            f"importance, of the lesser half of a group {_times(scales['halves'])} its sum."
+        )
+    if "halves_of_parts" in scales:
+        notes.append(
+            f"Of the lesser half of a group it is {_times(scales['halves_of_parts'])} the squared "
+            "sum of taylor-parts, which that of blocks compares with: the currency in which both "
+            "compete."
         )
     header = ("block", "change of the loss", "squared", *ESTIMATES)
     return Sheet("Blocks: the change of the loss, and what foresees it", header, rows, tuple(notes))

@@ -242,18 +242,22 @@ def _blocks(work: _Work, changes: Values, importances: dict[str, Values]) -> dic
     batch_size = min(work.batch_size, len(sample.images))
     estimates = block_estimates(work.context, sample.images, sample.labels, batch_size=batch_size)
     scales: dict[str, float | None] = {}
-    if "taylor-gate" in importances:
-        importance = importances["taylor-gate"]
-        units = np.concatenate([group.units for group in graph.prunable])
-        halves = half_changes(
+    units = np.concatenate([group.units for group in graph.prunable])
+    for name in ("taylor-gate", "taylor-parts"):
+        if name not in importances:
+            continue
+        sums, halves = half_changes(
             work.context,
-            importance,
+            importances[name],
             sample.images,
             sample.labels,
             batch_size=work.config.data.eval_batch_size,
         )
-        scales["channels"] = scale_of(importance[units], changes[units])
-        scales["halves"] = scale_of(*halves)
+        if name == "taylor-gate":
+            scales["channels"] = scale_of(importances[name][units], changes[units])
+            scales["halves"] = scale_of(sums, halves)
+        else:
+            scales["halves_of_parts"] = scale_of(sums**2, halves)
     return blocks_document(graph, found, estimates, scales)
 
 

@@ -201,10 +201,11 @@ def decide(
     if config.step_size is None:
         limit = goal.at(step, config.steps)
         if goal.choose is not None:
-            return kept if goal.cost_of(kept) <= limit else goal.choose(scores, kept, limit)
-        return prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=limit)
+            within = goal.cost_of(kept) <= limit
+            return kept if within else goal.choose(scores, kept, limit, goal.least)
+        return prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=limit, least=goal.least)
     fewest = goal.channels_of(kept) - config.step_size
-    last = prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=goal.limit)
+    last = prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=goal.limit, least=goal.least)
     if goal.channels_of(last) >= fewest:
         return last
     return prune_to(scores, kept, allowed, cost_of=goal.channels_of, limit=fewest)

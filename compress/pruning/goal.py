@@ -21,6 +21,8 @@ from compress.pruning.masking import Candidate, CostFunction, Scores, smallest
 MOST_LOCAL = 5
 """Choices with a table that is a sum over layers near one network only, until one is within."""
 TIGHTER = 1e-3
+ROOM = 0.02
+"""Share of the limit by which a network may lie below it, where finer pieces can do that."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,14 @@ class Goal:
     channels_of: CostFunction
     dense: float
     limit: float
-    choose: Callable[[Scores, Mask, float], Mask] | None = None
-    """The best mask within a limit, where ranking is not enough."""
+    choose: Callable[[Scores, Mask, float, float], Mask] | None = None
+    """The best mask within a limit, where ranking is not enough: of scores, from a mask, with a
+    limit, and not far below another."""
+
+    @property
+    def least(self) -> float:
+        """A cost below which the network was pruned further than was asked."""
+        return self.limit * (1 - ROOM)
 
     def at(self, step: int, steps: int) -> float:
         """Return the limit of a step when the cost falls linearly over all steps."""
@@ -121,10 +129,10 @@ def _time_goal(
 
     whole = Chooser(graph, times, allowed)
 
-    def choose(scores: Scores, kept: Mask, limit: float) -> Mask:
+    def choose(scores: Scores, kept: Mask, limit: float, least: float) -> Mask:
         found, chooser, most = None, whole, limit
         for _ in range(MOST_LOCAL):
-            mask = graph.closed(chooser.choose(scores, kept, most).mask)
+            mask = graph.closed(chooser.choose(scores, kept, most, least).mask)
             reached = cost_of(mask)
             if found is not None and (mask == found).all():
                 break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from compress.networks.groups import ChannelGraph, Mask, Removable, Units
 
 Scores = NDArray[np.float64]
 CostFunction = Callable[[Mask], float]
+
+MOST_FINER = 32
+"""How often at most a large chunk is left out to come closer to the limit."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,12 @@ def prune_to(
     *,
     cost_of: CostFunction,
     limit: float,
+    least: float = 0.0,
 ) -> Mask:
     """Remove the least important chunks of all groups together until the cost fits.
+
+    A chunk with which the cost would fall below ``least`` is left out, and those above it of its
+    group, unless the limit cannot be held otherwise. What the last chunk made needless comes back.
 
     Args:
         scores: importance of every unit; units already removed are ignored.
@@ -78,6 +86,7 @@ def prune_to(
         allowed: where units may be removed.
         cost_of: a cost that never rises when a unit is removed.
         limit: the largest cost allowed.
+        least: costs below are not wanted.
 
     Returns:
         The mask with the fewest removals, in order of importance, whose cost is at most ``limit``.
@@ -85,26 +94,44 @@ def prune_to(
     Raises:
         BudgetError: the cost stays above ``limit`` when everything that may go is gone.
     """
-    units, ends = _ranking(scores, kept, allowed)
+    ranking = _ranking(scores, kept, allowed)
+    best, last = _within(ranking, kept, cost_of, limit)
+    for _ in range(MOST_FINER):
+        if last is None or cost_of(best) >= least:
+            break
+        ranking = ranking.without(last)
+        try:
+            found, last = _within(ranking, kept, cost_of, limit)
+        except BudgetError:
+            break
+        best = max(best, found, key=cost_of)
+    return best
+
+
+def _within(
+    ranking: _Ranking, kept: Mask, cost_of: CostFunction, limit: float
+) -> tuple[Mask, int | None]:
+    """Return a mask within the limit, and which chunk was the last that had to go."""
 
     def without(chunks: int) -> Mask:
-        mask = kept.copy()
-        mask[units[: ends[chunks]]] = False
-        return mask
+        return ranking.mask(kept, chunks)
 
-    fewest, most = 0, len(ends) - 1
-    if cost_of(without(most)) > limit:
+    everything = len(ranking.group)
+    if (closest := cost_of(without(everything))) > limit:
         raise BudgetError(
-            f"the cost cannot fall to {limit:g}: with every group at its floor it is "
-            f"{cost_of(without(most)):g}"
+            f"the cost cannot fall to {limit:g}: with every group at its floor it is {closest:g}"
         )
-    while fewest < most:  # the cost is monotone in the number of chunks removed
-        middle = (fewest + most) // 2
-        if cost_of(without(middle)) <= limit:
-            most = middle
-        else:
-            fewest = middle + 1
-    return without(most)
+    # The cost is monotone in the number of chunks removed.
+    removed = bisect_left(
+        range(everything), True, key=lambda chunks: cost_of(without(chunks)) <= limit
+    )
+    if not removed:
+        return without(0), None
+    last = removed - 1
+    needed = bisect_left(
+        range(last), True, key=lambda chunks: cost_of(ranking.mask(kept, chunks, last)) <= limit
+    )
+    return ranking.mask(kept, needed, last), last
 
 
 def smallest(graph: ChannelGraph, allowed: Iterable[Candidate]) -> Mask:
@@ -115,16 +142,45 @@ def smallest(graph: ChannelGraph, allowed: Iterable[Candidate]) -> Mask:
     return graph.closed(kept)
 
 
-def _ranking(
-    scores: Scores, kept: Mask, allowed: Iterable[Candidate]
-) -> tuple[Units, NDArray[np.int64]]:
-    """Return the removable units, least important chunk first, and where each chunk ends.
+@dataclass(frozen=True)
+class _Ranking:
+    """What may go, in chunks, the least important first."""
 
-    A chunk's importance is the mean of its units'. The first entry of the ends is 0: no chunk.
-    """
-    units, chunks, means = [], [], []
+    units: Units
+    chunk: Units
+    """(units,) the number of each unit's chunk, ascending."""
+    group: Units
+    """(chunks,) the number of each chunk's group."""
+
+    def mask(self, kept: Mask, chunks: int, last: int | None = None) -> Mask:
+        """Return a mask without the first chunks, and without one more and those before it.
+
+        Args:
+            kept: the present mask.
+            chunks: how many go.
+            last: which chunk goes besides, with the less important ones of its group.
+        """
+        gone = np.arange(len(self.group)) < chunks
+        if last is not None:
+            gone[: last + 1] |= self.group[: last + 1] == self.group[last]
+        mask = kept.copy()
+        mask[self.units[gone[self.chunk]]] = False
+        return mask
+
+    def without(self, chunk: int) -> _Ranking:
+        """Return the same without a chunk and the more important ones of its group."""
+        stays = self.group != self.group[chunk]
+        stays[:chunk] = True
+        units = stays[self.chunk]
+        number = np.cumsum(stays) - 1
+        return _Ranking(self.units[units], number[self.chunk[units]], self.group[stays])
+
+
+def _ranking(scores: Scores, kept: Mask, allowed: Iterable[Candidate]) -> _Ranking:
+    """Return what may go. A chunk's importance is the mean of its units'."""
+    units, chunks, means, groups = [], [], [], []
     first_chunk = 0
-    for candidate in allowed:
+    for number, candidate in enumerate(allowed):
         present = candidate.group.units[kept[candidate.group.units]]
         starts = chunk_bounds(len(present), candidate)
         ascending = present[np.argsort(scores[present], kind="stable")][: starts[-1]]
@@ -135,14 +191,18 @@ def _ranking(
             ranks = np.maximum.accumulate(sums / sizes)
             units.append(ascending)
             chunks.append(np.repeat(np.arange(len(sizes)) + first_chunk, sizes))
-            means.append(np.repeat(ranks, sizes))
+            means.append(ranks)
+            groups.append(np.full(len(sizes), number))
             first_chunk += len(sizes)
     if not units:
-        return np.zeros(0, np.int64), np.zeros(1, np.int64)
-    chunk = np.concatenate(chunks)
-    order = np.lexsort((chunk, np.concatenate(means)))
-    last_of_chunk = np.flatnonzero(np.diff(chunk[order], append=-1))
-    return np.concatenate(units)[order], np.append(0, last_of_chunk + 1)
+        return _Ranking(*(np.zeros(0, np.int64) for _ in range(3)))
+    order = np.argsort(np.concatenate(means), kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    chunk = place[np.concatenate(chunks)]
+    sorted_units = np.argsort(chunk, kind="stable")
+    group = np.concatenate(groups)[order]
+    return _Ranking(np.concatenate(units)[sorted_units], chunk[sorted_units], group)
 
 
 def chunk_bounds(present: int, candidate: Candidate) -> NDArray[np.int64]:

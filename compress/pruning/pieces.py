@@ -119,9 +119,11 @@ def choose(
     require_removable(graph, allowed)
     goal = goal_for(graph, config.budget, allowed, times_for(config, graph, table))
     if goal.choose is not None:
-        return goal.choose(scores, before, goal.limit)
+        return goal.choose(scores, before, goal.limit, goal.least)
     order = ranked(scores, before, allowed, graph=graph, config=config)
-    chosen = prune_to(order, before, allowed, cost_of=goal.cost_of, limit=goal.limit)
+    chosen = prune_to(
+        order, before, allowed, cost_of=goal.cost_of, limit=goal.limit, least=goal.least
+    )
     return graph.closed(chosen)
 
 

@@ -65,7 +65,6 @@ def context_of(model: nn.Module, graph: ChannelGraph, config: PruneConfig, seed:
         as_published=config.as_published,
         hessian_samples=config.hessian_samples,
         world=current(),
-        blocks=config.with_blocks,
     )
 
 
@@ -409,7 +408,7 @@ class Pruner:
         """Bind the criterion, and what holds masks, to the present parameters."""
         self._detach()
         context = context_of(self.model, self.graph, self.settings, self.seed)
-        self.scoring: Scoring = bind(self.settings.criterion, context)
+        self.scoring: Scoring = bind(self.settings.scored_by, context)
         self._bound = Bound(self.model, self.graph)
         self._hold = holder(self.model, self.graph, self.at.kept)
         if self.scoring.network is not None and not self._judged:

@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Any
 
@@ -25,8 +25,9 @@ from compress.pruning.goal import times_for
 from compress.pruning.pruner import Pruner
 from compress.runs.rundirectory import RunDirectory
 
-CALIBRATED_AT = 0.85
-"""Share of the pruning steps after which the network is measured for the first time."""
+CALIBRATED_AT = (0.85, 0.95)
+"""Shares of the pruning steps after which the network is measured on the way: early enough to
+turn, and then nearly as it will be."""
 MARGIN = 0.005
 """Share by which a corrected limit lies below what was computed: measurements differ."""
 
@@ -98,13 +99,23 @@ class TimeBudget:
         self.asked = self.budget.value * (1 if self.budget.absolute else goal.dense)
         """Milliseconds, as the table predicts them."""
         self.measured: Comparison | None = None
+        self.calibrated: list[int] = []
+        """The pruning steps after which the network was measured on the way."""
 
     @property
     def calibrates(self) -> bool:
-        """Whether it is time for the first measurement."""
-        settings, at = self.pruner.settings, self.pruner.at
-        due = at.step - settings.start_after >= math.floor(CALIBRATED_AT * settings.steps)
-        return self.stopwatch is not None and due and at.limit is None and not self.pruner.done
+        """Whether it is time to measure on the way."""
+        done, step = self.calibrated, self.pruner.at.step
+        if self.stopwatch is None or self.pruner.done or len(done) == len(CALIBRATED_AT):
+            return False
+        settings = self.pruner.settings
+        due = settings.start_after + math.floor(CALIBRATED_AT[len(done)] * settings.steps)
+        return step >= due and step not in done
+
+    def calibrate(self) -> dict[str, Any]:
+        """Measure on the way; return the facts."""
+        self.calibrated.append(self.pruner.at.step)
+        return self.measure()
 
     def measure(self) -> dict[str, Any]:
         """Measure the network as it is, and correct the limit; return the facts."""
@@ -142,13 +153,16 @@ class TimeBudget:
             facts |= {"measured_share": m.ratio, "measured_interval": [m.low, m.high]}
         return facts
 
-    def state(self) -> list[float] | None:
+    def state(self) -> dict[str, Any]:
         """Return what was measured, to go on from."""
-        return None if self.measured is None else list(astuple(self.measured))
+        measured = None if self.measured is None else list(astuple(self.measured))
+        return {"measured": measured, "calibrated": self.calibrated}
 
-    def load(self, state: Sequence[float] | None) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state`` returned."""
-        self.measured = None if state is None else Comparison(*state)
+        if (measured := state["measured"]) is not None:
+            self.measured = Comparison(*measured)
+        self.calibrated = list(state["calibrated"])
 
     def missed(self) -> BudgetError:
         """Return the error of a network that is finished and too slow."""

@@ -100,7 +100,7 @@ def check_budget(config: RunConfig, data: ImageData) -> None:
         allowed = prunable(model, graph, config.prune)  # the rest is known when it is measured
     else:
         allowed = Decisions(model, graph, config.prune, times=times).allowed
-    scoring = bind(config.prune.criterion, context_of(model, graph, config.prune, config.seed))
+    scoring = bind(config.prune.scored_by, context_of(model, graph, config.prune, config.seed))
     if config.prune.importance_from is not None:
         read_importance(config.prune.importance_from, graph, allowed)
     elif config.compute.compiled and scoring.network is not None:
@@ -216,7 +216,7 @@ class _PruneRun:
             loss = trainer.mean_loss()
         pruner.step(loss)
         if self.time is not None and self.time.calibrates:
-            facts = recorded(self.time.measure())
+            facts = recorded(self.time.calibrate())
             self.session.record("latency", step=trainer.step_index, **facts)
 
     def _record(self, event: str, facts: Mapping[str, Any]) -> None:
@@ -285,7 +285,7 @@ class _PruneRun:
             "step": self.trainer.step_index,
             "hold": self.trainer.hold,
             "accuracy": self.accuracy,
-            "measured": self.time.state() if self.time else None,
+            "time": self.time.state() if self.time else None,
         }
         pruner = {f"pruner.{name}": t for name, t in self.pruner.state_dict().items()}
         return State(phase, facts, {**pruner, **self.trainer.state()})
@@ -308,7 +308,8 @@ class _PruneRun:
         self.trainer.load_state(state.tensors)
         self.accuracy = state.facts["accuracy"]
         if self.time is not None:
-            self.time.load(state.facts.get("measured"))
+            earlier: dict[str, Any] = {"measured": state.facts.get("measured"), "calibrated": []}
+            self.time.load(state.facts.get("time", earlier))
 
     def _of_version_1(self, state: State) -> dict[str, torch.Tensor]:
         """Return the pruner's state as earlier versions wrote it, among facts and tensors."""

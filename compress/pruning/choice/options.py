@@ -41,12 +41,14 @@ class Ladder:
         return len(self.ends)
 
 
-def ladder_of(candidate: Candidate, scores: Scores, kept: Mask) -> Ladder:
-    """Return the options of a group at a mask."""
+def ladder_of(candidate: Candidate, scores: Scores, kept: Mask, held: Mask) -> Ladder:
+    """Return the options of a group at a mask; its chunks end before a unit that is held."""
     units = candidate.group.units
     present = np.flatnonzero(kept[units])
+    places = present[np.argsort(scores[units[present]], kind="stable")]
     ends = chunk_bounds(len(present), candidate)
-    places = present[np.argsort(scores[units[present]], kind="stable")][: ends[-1]]
+    ends = ends[ends <= np.argmax(np.append(held[units[places]], True))]
+    places = places[: ends[-1]]
     lost = np.append(0.0, np.cumsum(scores[units[places]]))
     return Ladder(units[places], places, ends, lost[ends])
 

@@ -8,8 +8,10 @@ branch one (there or gone), and every layer a factor of those that it reads, wri
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,6 +42,8 @@ HELD_RESOLUTION = 16
 MOST_WORK = 2**24
 """Entries of all tables of one elimination, which takes about 50 ms."""
 ROUNDING = 1e-9
+MOST_TRIES = 32
+"""Choices made at most to come closer to a limit."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,9 @@ class Chooser:
         if scores is None:
             scores = np.zeros(self.graph.num_units)
         situation = _Situation(self, scores, kept)
-        return self._milliseconds(situation.mask(situation.search(-math.inf, 0.0)[0]))
+        return self.milliseconds(situation.mask(situation.search(-math.inf, 0.0)[0]))
 
-    def choose(self, scores: Scores, kept: Mask, limit: float) -> Chosen:
+    def choose(self, scores: Scores, kept: Mask, limit: float, least: float = 0.0) -> Chosen:
         """Return the mask of least lost importance whose milliseconds are at most ``limit``.
 
         A group loses its least important chunks. What goes with a branch counts as the branch
@@ -112,16 +116,36 @@ class Chooser:
             scores: (units,) importance, of branches as well; not negative.
             kept: the present mask; what is gone stays gone.
             limit: the most milliseconds.
+            least: fewer than these are not wanted: nothing goes in one piece that takes more time
+                with it, unless the limit cannot be held otherwise.
 
         Raises:
             BudgetError: the limit cannot be reached; the message names the fastest found.
             TableError: the table does not cover one of the layers.
         """
         situation = _Situation(self, scores, kept)
+        first = self._chosen(situation, limit)
+        # What is slow enough lacks a piece of each choice that is not: always the least loss first.
+        waiting, tries, best = [(first.lost, 0, first, situation)], 1, first
+        while waiting:
+            _, _, found, situation = heapq.heappop(waiting)
+            if found.milliseconds >= least:
+                return found
+            best = max(best, found, key=lambda chosen: chosen.milliseconds)
+            for finer in situation.without_one(found.mask):
+                if tries == MOST_TRIES:
+                    break
+                tries += 1
+                with suppress(BudgetError):
+                    chosen = self._chosen(finer, limit)
+                    heapq.heappush(waiting, (chosen.lost, tries, chosen, finer))
+        return best
+
+    def _chosen(self, situation: _Situation, limit: float) -> Chosen:
         for most in (limit, limit * (1 - ROUNDING)):  # sums in another order may be above it
             choice, solution = situation.search(most, self.price)
             mask = situation.mask(choice)
-            found = self._milliseconds(mask)
+            found = self.milliseconds(mask)
             if found <= limit:
                 self.price = solution.price
                 point = solution.point
@@ -132,7 +156,8 @@ class Chooser:
             "channel_multiple"
         )
 
-    def _milliseconds(self, mask: Mask) -> float:
+    def milliseconds(self, mask: Mask) -> float:
+        """Return what a network takes, as the table says."""
         return network_milliseconds(self.graph, self.times, mask)
 
 
@@ -140,13 +165,22 @@ class _Situation:
     """What may be chosen from one mask with one set of scores.
 
     Variables are the branches that are there, then the groups that may lose something.
+
+    Args:
+        chooser: of the network.
+        scores: (units,) importance.
+        kept: the mask.
+        held: (units,) what may not go, though it is there and may go by the limits.
     """
 
-    def __init__(self, chooser: Chooser, scores: Scores, kept: Mask) -> None:
-        self.chooser, self.kept = chooser, kept
-        self.branches = [branch for branch in chooser.branches if kept[branch.unit]]
+    def __init__(
+        self, chooser: Chooser, scores: Scores, kept: Mask, held: Mask | None = None
+    ) -> None:
+        self.chooser, self.scores, self.kept = chooser, scores, kept
+        self.held = np.zeros_like(kept) if held is None else held
+        self.branches = [b for b in chooser.branches if kept[b.unit] and not self.held[b.unit]]
         self.branch_of = {branch.unit: v for v, branch in enumerate(self.branches)}
-        ladders = [ladder_of(candidate, scores, kept) for candidate in chooser.allowed]
+        ladders = [ladder_of(candidate, scores, kept, self.held) for candidate in chooser.allowed]
         groups = [g for g, ladder in enumerate(ladders) if len(ladder) > 1]
         self.variable_of = {g: v for v, g in enumerate(groups, len(self.branches))}
         self.ladders = [ladders[g] for g in groups]
@@ -185,6 +219,24 @@ class _Situation:
         for ladder, option in zip(self.ladders, choice[len(self.branches) :], strict=True):
             mask[ladder.units[: ladder.ends[option]]] = False
         return mask
+
+    def without_one(self, mask: Mask) -> Iterator[_Situation]:
+        """Yield the same without the last piece of each group, or one branch, of a choice.
+
+        Args:
+            mask: the choice.
+        """
+        gone = [branch for branch in self.branches if not mask[branch.unit]]
+        pieces = [branch.unit for branch in gone]
+        inner = np.concatenate([np.zeros(0, np.int64), *(branch.inner for branch in gone)])
+        for ladder in self.ladders:
+            option = np.searchsorted(ladder.ends, np.count_nonzero(~mask[ladder.units]))
+            if option and ladder.units[0] not in inner:
+                pieces.append(int(ladder.units[ladder.ends[option - 1]]))
+        for unit in pieces:
+            held = self.held.copy()
+            held[unit] = True
+            yield _Situation(self.chooser, self.scores, self.kept, held)
 
     def search(self, limit: float, price: float) -> tuple[Choice, Solution]:
         """Return the best choice within a limit, or the fastest found where there is none.

@@ -87,6 +87,7 @@ SQUARE: Loss = lambda logits: logits.square().mean() / 32  # noqa: E731
 # With f = logit^2 / 32: f' = 16 / 16 = 1, f'' = 1/16: dL/dz = (15, 1), h = (15^2, 1) / 16.
 BY_HAND = [
     ("taylor-gate", IDENTITY, [225, 1]),
+    ("taylor-parts", IDENTITY, [15, 1]),
     ("taylor-gate-fg", IDENTITY, [225, 1]),
     ("taylor-gate-so", IDENTITY, [225, 1]),
     ("taylor-gate-so", SQUARE, [(-15 + 225 / 32) ** 2, (-1 + 1 / 32) ** 2]),
@@ -299,6 +300,40 @@ def test_bn_taylor_equals_the_gate_where_activations_are_relu(name: str) -> None
     np.testing.assert_allclose(norm[units], gate[units], rtol=1e-6, atol=1e-9 * gate.max())
 
 
+@pytest.mark.parametrize("name", ["resnet20", "Dense", "Separable", "vgg11_bn_cifar"])
+def test_parts_are_what_each_reader_has_in_a_gate(name: str) -> None:
+    """By hooks: |x dL/dx| of what every layer reads, summed over all but the unit."""
+    if name in NETWORKS:
+        model = lived_in(NETWORKS[name]()).double().eval()
+        graph, size = analyse(model, (3, 12, 12)), 12
+    else:
+        (model, graph), size = built(name), 32
+        model = model.double()
+    read: dict[str, torch.Tensor] = {}
+
+    def watch(layer: str) -> Callable[..., tuple[torch.Tensor]]:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            read[layer] = inputs[0].clone().requires_grad_()
+            read[layer].retain_grad()
+            return (read[layer],)
+
+        return hook
+
+    for layer in {axis.layer for axis in graph.readers}:
+        model.get_submodule(layer).register_forward_pre_hook(watch(layer))
+    images = torch.randn(4, 3, size, size, dtype=torch.float64)
+    found = scores_of("taylor-parts", model, graph, images, cross_entropy(torch.arange(4)))
+    expected = np.zeros(graph.num_units)
+    for axis in graph.readers:
+        x = read[axis.layer]
+        assert x.grad is not None
+        channels = (x * x.grad).detach().transpose(0, 1).flatten(1).sum(1).numpy()
+        expected += np.abs(np.bincount(axis.units, channels, minlength=graph.num_units))
+    channels = np.concatenate([group.units for group in graph.groups])
+    np.testing.assert_allclose(found[channels], expected[channels], rtol=1e-8, atol=1e-12)
+    assert (found[[branch.unit for branch in graph.removable]] > 0).all()
+
+
 @pytest.mark.parametrize(
     ("name", "streams"),
     [
@@ -349,7 +384,7 @@ def test_published_block_gate_divides_everything() -> None:
 
 
 def test_numbers_name_the_criteria() -> None:
-    assert set(CRITERION_NUMBERS.values()) == set(CRITERIA)
+    assert {*CRITERION_NUMBERS.values(), "taylor-parts"} == set(CRITERIA)
 
 
 @pytest.mark.parametrize("name", ["bn-scale", "bn-taylor"])

@@ -281,11 +281,13 @@ def test_an_input_that_others_read_is_not_changed_in_place() -> None:
 
 
 class Gates(TorchFunctionMode):
-    """Multiply one side of each addition of activations by a factor: the definition of its gate."""
+    """Multiply one side of each addition of activations by factors: the definition of its gate."""
 
-    def __init__(self, gates: torch.Tensor, side: int) -> None:
+    def __init__(self, side: int) -> None:
         super().__init__()
-        self.gates, self.side, self.seen = gates, side, 0
+        self.side = side
+        self.gates: list[torch.Tensor] = []
+        """One factor for each channel."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -296,8 +298,9 @@ class Gates(TorchFunctionMode):
             and args[0].shape == args[1].shape
         ):
             sides = list(args)
-            sides[self.side] = sides[self.side] * self.gates[self.seen]
-            self.seen += 1
+            shape = (sides[self.side].shape[1], 1, 1)
+            self.gates.append(torch.ones(shape, dtype=torch.float64, requires_grad=True))
+            sides[self.side] = sides[self.side] * self.gates[-1]
             return sides[0] + sides[1]
         return func(*args, **(kwargs or {}))
 
@@ -319,14 +322,15 @@ def test_the_folded_gate_of_a_branch_is_the_gradient_of_its_factor(
             module.eval()  # two passes are compared
     graph = analyse(model, SIZE)
     images, labels = torch.randn(4, *SIZE).double(), torch.tensor([0, 1, 2, 3])
-    gates = torch.ones(len(graph.branches), dtype=torch.float64, requires_grad=True)
-    with Gates(gates, side) as mode:
+    with Gates(side) as mode:
         loss = F.cross_entropy(copy.deepcopy(model)(images), labels)
-    (expected,) = torch.autograd.grad(loss, gates)
-    assert mode.seen == len(graph.branches)
+    expected = torch.autograd.grad(loss, mode.gates)
+    assert len(expected) == len(graph.branches)
     F.cross_entropy(model(images), labels).backward()
-    found = torch.stack([BranchGate(model, branch)() for branch in graph.branches])
-    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+    for branch, of_channels in zip(graph.branches, expected, strict=True):
+        gate = BranchGate(model, branch)
+        torch.testing.assert_close(gate(), of_channels.sum(), rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(gate.parts(), of_channels.flatten(), rtol=1e-8, atol=1e-12)
 
 
 def test_optimizers_forget_what_is_gone_and_training_goes_on() -> None:

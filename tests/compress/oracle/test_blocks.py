@@ -11,7 +11,7 @@ from conftest import lived_in
 from torch.nn import functional as F
 
 from compress.criteria.scoring import Context
-from compress.criteria.taylor import BLOCK_SCALE, BranchGate
+from compress.criteria.taylor import BranchGate
 from compress.networks.analysis import analyse
 from compress.networks.models import build_model
 from compress.networks.shrink import shrink
@@ -54,22 +54,19 @@ def test_the_change_is_that_of_the_network_without_the_block(context: Context) -
 def test_estimates_are_those_of_the_definition(context: Context) -> None:
     found = block_estimates(context, IMAGES, LABELS, batch_size=6)
     assert found.keys() == ESTIMATES.keys()
-    gates, summed = [], []
+    gates, summed, absolute = [], [], []
     for part in (slice(0, 6), slice(6, 12)):
         model = copy.deepcopy(context.model)
         F.cross_entropy(model(IMAGES[part]), LABELS[part]).backward()
         gates.append([float(BranchGate(model, b)()) ** 2 for b in context.graph.removable])
         norms = [model.get_submodule(b.module).bn2 for b in context.graph.removable]
-        summed.append(
-            [
-                float((n.weight * n.weight.grad + n.bias * n.bias.grad).detach().square().sum())
-                for n in norms
-            ]
-        )
+        parts = [(n.weight * n.weight.grad + n.bias * n.bias.grad).detach() for n in norms]
+        summed.append([float(part.square().sum()) for part in parts])
+        absolute.append([float(part.abs().sum()) for part in parts])
     np.testing.assert_allclose(found["gate"], np.mean(gates, 0), rtol=1e-4)
     np.testing.assert_allclose(found["summed"], np.mean(summed, 0), rtol=1e-4)
+    np.testing.assert_allclose(found["parts"], np.mean(absolute, 0) ** 2, rtol=1e-4)
     assert (found["inner"] > 0).all()
-    assert BLOCK_SCALE != 1  # which the estimate must be without
 
 
 def test_half_of_a_group_goes_at_once(context: Context) -> None:

@@ -66,6 +66,27 @@ def greedy(
     return mask, before
 
 
+def give_back(
+    mask: Mask,
+    before: Mask,
+    kept: Mask,
+    scores: Scores,
+    allowed: tuple[Candidate, ...],
+    cost_of: CostFunction,
+    limit: float,
+) -> None:
+    """Put back what the last chunk made needless, the most important first."""
+    last = set(np.flatnonzero(before & ~mask).tolist())
+    for chunk in reversed(chunks_of(scores, kept, allowed)):
+        group = next(c.group for c in allowed if chunk[0] in c.group.units)
+        if mask[chunk].all() or last & set(group.units.tolist()):
+            continue
+        mask[chunk] = True
+        if cost_of(mask) > limit:
+            mask[chunk] = False
+            return
+
+
 @st.composite
 def limits(draw: st.DrawFn, graph: ChannelGraph) -> PruneConfig:
     names = [group.name for group in graph.prunable]
@@ -108,6 +129,8 @@ def test_prune_to_is_the_greedy_choice(
     graph, config, allowed, scores, kept, cost_of, limit = case
     result = prune_to(scores, kept, allowed, cost_of=cost_of, limit=limit)
     expected, before = greedy(scores, kept, allowed, cost_of, limit)
+    if before is not None:
+        give_back(expected, before, kept, scores, allowed, cost_of, limit)
     assert np.array_equal(result, expected)
     assert cost_of(result) <= limit
     assert before is None or cost_of(before) > limit  # one chunk less is too much
@@ -128,6 +151,27 @@ def test_prune_to_is_the_greedy_choice(
         for width in group.widths:  # once it loses anything a width is a multiple
             ragged = present * width % config.channel_multiple
             assert not ragged or present == int(kept[group.units].sum())
+
+
+def test_a_chunk_that_goes_far_below_the_limit_is_left_out_where_others_do() -> None:
+    graph = small_graph("resnet20")
+    allowed = candidates(graph, PruneConfig(channel_multiple=8))
+    stream = next(g for g in graph.prunable if g.name == "conv1")
+    scores = np.random.default_rng(0).random(graph.num_units)
+    scores[stream.units] = 0.0
+    kept, dense = graph.everything(), cost.macs(graph, graph.everything())
+
+    def share(mask: Mask) -> float:
+        return cost.macs(graph, mask) / dense
+
+    far = prune_to(scores, kept, allowed, cost_of=share, limit=0.97)
+    assert share(far) < 0.9
+    assert far.sum() == len(far) - 8
+    near = prune_to(scores, kept, allowed, cost_of=share, limit=0.97, least=0.95)
+    assert 0.95 <= share(near) <= 0.97
+    assert near[stream.units].all()
+    only = tuple(c for c in allowed if c.group is stream)
+    assert (prune_to(scores, kept, only, cost_of=share, limit=0.97, least=0.95) == far).all()
 
 
 @settings(max_examples=40, deadline=None)

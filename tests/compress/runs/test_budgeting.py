@@ -120,15 +120,19 @@ def test_a_share_of_the_time_is_met_and_not_ranked_for() -> None:
     graph = analyse(Block().eval(), (3, 8, 8))
     scores = np.random.default_rng(0).random(graph.num_units)
     settings: dict[str, Any] = {"min_channels": 4, "channel_multiple": 4, "min_share": 0}
-    kept = compress.choose(graph, scores, table=Stairs(), budget="latency=0.55", **settings)
+    config = PruneConfig(budget="latency=0.55", **settings)
+    goal = goal_for(graph, config.budget, candidates(graph, config), Stairs())
+    assert goal.choose is not None
+    kept = goal.choose(scores, graph.everything(), goal.limit, 0.0)
     dense = network_milliseconds(graph, Stairs(), graph.everything())
     assert network_milliseconds(graph, Stairs(), kept) <= 0.55 * dense
-    best = min(
-        lost_of(graph, scores, each)
-        for each in masks_of(graph, scores)
-        if within(graph, each, 0.55 * dense)
-    )
+    reached = [each for each in masks_of(graph, scores) if within(graph, each, 0.55 * dense)]
+    best = min(lost_of(graph, scores, each) for each in reached)
     assert lost_of(graph, scores, kept) == pytest.approx(best)
+    # What is chosen for a budget is as near to it as multiples of four allow.
+    near = compress.choose(graph, scores, table=Stairs(), budget="latency=0.55", **settings)
+    times = [network_milliseconds(graph, Stairs(), each) for each in reached]
+    assert network_milliseconds(graph, Stairs(), near) == pytest.approx(max(times))
     with pytest.raises(BudgetError, match=r"the fastest choice takes .* which is latency=0\.\d+"):
         compress.choose(graph, scores, table=Stairs(), budget="latency=0.001", **settings)
 
@@ -175,7 +179,7 @@ def test_a_sum_over_layers_that_holds_near_a_network_only_is_taken_anew() -> Non
     config = PruneConfig(budget="latency=0.4", min_channels=1, min_share=0)
     goal = goal_for(graph, config.budget, candidates(graph, config), Local())
     assert goal.choose is not None
-    kept = goal.choose(np.ones(graph.num_units), graph.everything(), goal.limit)
+    kept = goal.choose(np.ones(graph.num_units), graph.everything(), goal.limit, 0.0)
     assert 0.8 * goal.limit < network_milliseconds(graph, Local(), kept) <= goal.limit
 
 
@@ -228,6 +232,9 @@ def test_the_measured_time_ends_within_the_budget_and_not_far_below(
     prune(config, DATA, Session(run), served)
     events = history(run, "latency")
     assert [event["measured_share"] for event in events] == pytest.approx(served.seen, rel=1e-4)
+    steps = [event["step"] for event in history(run, "prune_step")]
+    assert events[0]["step"] == steps[4]  # 85 % of six, and 95 % too
+    assert events[1]["step"] >= steps[5]
     last = events[-1]
     assert 0.55 < last["measured_interval"][1] <= 0.6
     description = read_description(run.pruned)

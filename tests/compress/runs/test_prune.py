@@ -223,8 +223,11 @@ def test_a_budget_that_holds_already_prunes_nothing(tmp_path: Path) -> None:
 
 
 def greedy(scores: np.ndarray, kept: Mask, graph: ChannelGraph, floor: int, limit: float) -> Mask:
-    """Remove the unit of least score, one after the other, until the MACs fit."""
-    kept = kept.copy()
+    """Remove the unit of least score, one after the other, until the MACs fit.
+
+    What the last one made needless comes back, the most important first.
+    """
+    kept, gone = kept.copy(), []
     while cost.macs(graph, kept) > limit:
         free = [
             int(unit)
@@ -232,7 +235,15 @@ def greedy(scores: np.ndarray, kept: Mask, graph: ChannelGraph, floor: int, limi
             for unit in group.units
             if kept[unit] and kept[group.units].sum() > floor
         ]
-        kept[min(free, key=lambda unit: scores[unit])] = False
+        gone.append(min(free, key=lambda unit: scores[unit]))
+        kept[gone[-1]] = False
+    for unit in reversed(gone[:-1]):
+        if any({unit, gone[-1]} <= set(group.units.tolist()) for group in graph.prunable):
+            continue
+        kept[unit] = True
+        if cost.macs(graph, kept) > limit:
+            kept[unit] = False
+            break
     return kept
 
 

@@ -85,6 +85,46 @@ def test_of_hundreds_of_networks_none_loses_a_hundredth_more_than_it_must() -> N
     assert max(quality.gap for quality in found) <= 0.01
 
 
+def test_a_choice_that_is_not_far_below_the_limit_is_found_and_loses_the_least_of_those() -> None:
+    """Against all masks: where one lies in the window, nearly always one of the best of them."""
+    found, regrets = [], []
+    for seed in range(48):
+        trial = trial_of(seed)
+        kept = trial.graph.everything()
+        times, lost = np.array(
+            [(trial.milliseconds(mask), trial.lost(kept, mask)) for mask in trial.masks(kept)]
+        ).T
+        limit = times.min() + 0.5 * (times.max() - times.min())
+        within = (times >= 0.97 * limit) & (times <= limit)
+        chooser = Chooser(trial.graph, trial.times, trial.allowed)
+        chosen = chooser.choose(trial.scores, kept, limit, 0.97 * limit)
+        assert chosen.milliseconds <= limit * (1 + 1e-9)
+        if within.any():
+            found.append(chosen.milliseconds >= 0.97 * limit)
+            if found[-1]:
+                regrets.append(trial.lost(kept, chosen.mask) / lost[within].min())
+    assert len(found) > 20
+    assert np.mean(found) > 0.9
+    assert np.mean(np.array(regrets) <= 1.01) > 0.9
+
+
+def test_what_takes_too_much_time_in_one_piece_goes_where_nothing_else_can() -> None:
+    graph, allowed, scores = resnet(8)
+    stream = next(g for g in graph.prunable if g.name == "conv1")
+    scores[stream.units] = 0.0  # as if half of it were worth nothing
+    chooser, kept = Chooser(graph, MultiplyAdds(), allowed), graph.everything()
+    dense = network_milliseconds(graph, MultiplyAdds(), kept)
+    far = chooser.choose(scores, kept, 0.97 * dense)
+    assert not far.mask[stream.units].all()
+    assert far.milliseconds < 0.9 * dense
+    near = chooser.choose(scores, kept, 0.97 * dense, 0.94 * dense)
+    assert near.mask[stream.units].all()
+    assert 0.94 * dense <= near.milliseconds <= 0.97 * dense
+    alone = [c for c in allowed if c.group is stream]
+    only = Chooser(graph, MultiplyAdds(), alone).choose(scores, kept, 0.97 * dense, 0.94 * dense)
+    assert only.mask.tolist() == far.mask.tolist()
+
+
 @pytest.mark.parametrize("name", ["Dense", "Separable"])
 def test_captured_networks_lose_the_least_as_well(name: str) -> None:
     for seed in range(2):
