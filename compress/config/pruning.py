@@ -148,6 +148,9 @@ class PruneConfig(Section):
     """Random vectors per minibatch that estimate a Hessian's diagonal; 0 computes it exactly."""
     channel_multiple: int = Field(default=1, ge=1)
     """Widths stay multiples of this number; in a configuration that says nothing, the target's."""
+    relax_multiple: bool = False
+    """Whether the multiple is halved where the budget, if not of time, cannot be reached with it;
+    in a configuration that does not say the multiple, it is."""
     min_channels: int = Field(default=4, ge=1)
     """No group is pruned below this many channels."""
     min_share: float = Field(default=0.1, ge=0, le=1)
