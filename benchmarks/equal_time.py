@@ -19,7 +19,8 @@ import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -38,7 +39,7 @@ from compress.checkpoints.permission import Permission
 from compress.config import RunConfig
 from compress.data.batches import ImageData, TrainBatches
 from compress.data.datasets import load_data
-from compress.latency.times import Times
+from compress.latency.times import Times, network_milliseconds
 from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.capture import Example
@@ -73,6 +74,11 @@ WAYS = (
     *(Way(name, *at) for name in ("macs", "torch-pruning") for at in ((0.08, 4), (0.04, 4))),
 )
 """Widths in multiples of eight cannot reach small MACs: there, of four."""
+STYLES: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("o", {"color": "#0b5394", "alpha": 0.6}, "-"),
+    ("s", {"color": "#b45f06", "alpha": 0.6}, "--"),
+    ("^", {"color": "#444444", "alpha": 0.6}, ":"),
+)
 SMOKE = (Way("latency", 0.9, 8), Way("macs", 0.6, 8), Way("torch-pruning", 0.6, 8))
 
 
@@ -90,6 +96,8 @@ class Point:
     """Share of the dense network's, measured."""
     low: float
     high: float
+    predicted: float
+    """What the latency table says of that share."""
     top1: float
 
 
@@ -137,6 +145,10 @@ class Race:
         found = self.stopwatch.compare(self.dense, model, self.checkpoint.input_size)
         smaller = analyse(model, self.checkpoint.input_size)
         macs = cost.macs(smaller, smaller.everything())
+        milliseconds = [
+            network_milliseconds(graph, table, graph.everything())
+            for graph in (smaller, self.graph)
+        ]
         return Point(
             way.name,
             self.seed,
@@ -145,6 +157,7 @@ class Race:
             macs / cost.macs(self.graph, self.graph.everything()),
             len(self.graph.removable) - len([b for b in smaller.removable if not b.gone]),
             *(found.ratio, found.low, found.high),
+            milliseconds[0] / milliseconds[1],
             accuracy_of(model, self.data, self.config).top1,
         )
 
@@ -321,12 +334,60 @@ def tell(points: Sequence[Point], seeds: Sequence[int]) -> None:
         print(f"| {share:g} | {' | '.join(cells)} |")
 
 
+def plot_accuracy(path: Path, points: Sequence[Point]) -> None:
+    """Draw top-1 over the share of the dense time: every network, and the means of each way."""
+    with figure(path) as axes:
+        for way, style in zip(dict.fromkeys(p.way for p in points), STYLES, strict=False):
+            mine = [p for p in points if p.way == way]
+            axes.plot([p.time for p in mine], [p.top1 for p in mine], style[0], **style[1], ms=4)
+            asked = dict.fromkeys((p.budget, p.multiple) for p in mine)
+            same = [[p for p in mine if (p.budget, p.multiple) == at] for at in asked]
+            means = sorted(
+                (statistics.mean(p.time for p in s), statistics.mean(p.top1 for p in s))
+                for s in same
+            )
+            axes.plot(*zip(*means, strict=True), style[2], color=style[1]["color"], label=way)
+        axes.set_xlabel("measured time, share of the dense network's")
+        axes.set_ylabel("top-1, %")
+        axes.legend(frameon=False)
+
+
+def plot_prediction(path: Path, points: Sequence[Point]) -> None:
+    """Draw what the table predicts over what was measured."""
+    with figure(path) as axes:
+        most = max(max(p.time, p.predicted) for p in points) * 1.05
+        axes.plot([0, most], [0, most], color="0.7", linewidth=1, zorder=0)
+        for way, style in zip(dict.fromkeys(p.way for p in points), STYLES, strict=False):
+            mine = [p for p in points if p.way == way]
+            axes.plot(
+                [p.time for p in mine], [p.predicted for p in mine], style[0], **style[1], label=way
+            )
+        axes.set_xlabel("measured time, share of the dense network's")
+        axes.set_ylabel("predicted by the latency table")
+        axes.legend(frameon=False)
+
+
+@contextmanager
+def figure(path: Path) -> Iterator[Any]:
+    """Yield the axes of a small figure, which is written at the end."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(6, 4), layout="constrained")
+    axes = drawn.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    yield axes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(path, metadata={"Date": None})
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="run directories")
     parser.add_argument("--data", help="data set, default that of the run")
     parser.add_argument("--output", type=Path, help="of the points; default none are kept")
     parser.add_argument("--ways", help="comma-separated, default all three")
+    parser.add_argument("--plots", type=Path, help="folder for two pictures; default none")
     parser.add_argument("--steps", type=int, default=30, help="pruning steps")
     parser.add_argument("--interval", type=int, default=5, help="minibatches between them")
     parser.add_argument("--epochs", type=int, default=2, help="of finetuning")
@@ -370,6 +431,9 @@ def race(options: argparse.Namespace, runs: Sequence[Path]) -> None:
                 with file.open("a") as lines:
                     lines.write(json.dumps(asdict(points[-1])) + "\n")
         tell(points, range(len(runs)))
+        if options.plots:
+            plot_accuracy(options.plots / "accuracy-over-time.svg", points)
+            plot_prediction(options.plots / "predicted-over-measured.svg", points)
 
 
 def _lines(file: Path) -> list[str]:

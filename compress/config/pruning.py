@@ -82,6 +82,7 @@ SEED2019_PRUNE: dict[str, Any] = {
     "channel_multiple": 1,
     "hessian_samples": 0,
     "residual_gate": "block",
+    "rank": "importance",
     "as_published": True,
     "min_channels": 1,
     "min_share": 0.0,
@@ -94,7 +95,11 @@ class PruneConfig(Section):
 
     renamed: ClassVar = {"recipe": "preset"}
     presets: ClassVar = {"seed2019": SEED2019_PRUNE}
-    added_to_presets: ClassVar = {"first_interval_extra": 0, "hessian_samples": 4}
+    added_to_presets: ClassVar = {
+        "first_interval_extra": 0,
+        "hessian_samples": 4,
+        "rank": "importance",
+    }
 
     preset: Literal["default", "seed2019"] = "default"
     """``seed2019`` sets what the research code of Molchanov et al. 2019 does; explicit keys win."""
@@ -140,8 +145,9 @@ class PruneConfig(Section):
     """Score once: the importance of the first interval decides every pruning step."""
     normalize: Literal["none", "l2"] = "none"
     """``l2`` divides the importance of a group by its L2 norm before groups are compared."""
-    rank: Literal["importance", "importance-per-mac"] = "importance"
-    """What is compared: the importance, or its ratio to the MACs that the removal saves."""
+    rank: Literal["auto", "importance", "importance-per-mac"] = "auto"
+    """What is compared: the importance, or its ratio to the MACs that the removal saves; ``auto``:
+    that ratio where MACs are the budget, and nothing else corrects the importance."""
     flops_regularization: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Importance taken off for every MAC that the removal of a channel saves."""
     hessian_samples: int = Field(default=4, ge=0)
@@ -198,6 +204,14 @@ class PruneConfig(Section):
         summable = self.criterion in ("taylor-gate", "taylor-parts")
         scored = summable and self.importance_from is None
         return scored and self.normalize == "none" and self.residual_gate == "read"
+
+    @property
+    def ranks_per_mac(self) -> bool:
+        """Whether importance is compared by the MACs that a removal saves."""
+        if self.rank != "auto":
+            return self.rank == "importance-per-mac"
+        corrected = self.normalize != "none" or self.flops_regularization > 0
+        return self.budget.kind == "macs" and self.step_size is None and not corrected
 
     @property
     def with_blocks(self) -> bool:
