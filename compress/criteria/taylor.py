@@ -14,9 +14,9 @@ from compress.networks.gates import GatedNetwork
 from compress.networks.groups import Branch, ChannelGraph
 
 BLOCK_SCALE = 2.0
-"""What the parts of a branch count for, beside those of channels. The more goes at once, the less of
-it the first order says: without a branch the loss changes by up to twice as much for its parts as
-without half of a group, and pruned networks keep most accuracy with it (docs/results.md)."""
+"""What the parts of a branch count for, beside those of channels. The more goes at once, the less
+of it the first order says: without a branch the loss changes by up to twice as much for its parts
+as without half of a group, and so pruned networks keep most accuracy (docs/results.md)."""
 
 
 class FoldedGate:
