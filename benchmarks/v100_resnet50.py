@@ -3,25 +3,36 @@
     python benchmarks/v100_resnet50.py [--precision fp16] [--batch 1 32] [--size 224]
     python benchmarks/v100_resnet50.py --smoke
 
-Shares of the dense network's MACs and predicted time, speed-ups in brackets. Nothing is measured
-here: docs/v100.md says where the table comes from and how far it misses.
+Shares of the dense network's MACs and predicted time, speed-ups in brackets; then what is chosen
+for a budget of predicted time, with and without blocks. Nothing is measured here: docs/v100.md says
+where the table comes from and how far it misses. Importance is that of a network with random weights
+on random images: it shows what the choice can do, and not what a trained network needs.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
+import torch
 from smoke import parsed
+from torch import nn
+from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from compress.config import PruneConfig
 from compress.latency.fitted import shipped_table
-from compress.latency.times import network_milliseconds
+from compress.latency.times import Times, network_milliseconds
 from compress.networks.analysis import analyse
-from compress.networks.cost import macs
+from compress.networks.cost import channels, macs
 from compress.networks.groups import ChannelGraph, Mask
+from compress.pruning.choice.widths import Chooser
+from compress.pruning.masking import Scores, candidates
+from compress.pruning.pieces import importance
 
 DENSE = (3, 4, 6, 3)
+MINIBATCHES = 4
 CHANGES: tuple[tuple[str, tuple[int, ...], float, float], ...] = (
     ("all widths x 0.75", DENSE, 0.75, 0.75),
     ("all widths x 0.5", DENSE, 0.5, 0.5),
@@ -44,11 +55,44 @@ def narrowed(graph: ChannelGraph, outer: float, inner: float) -> Mask:
     return kept
 
 
+def choices(
+    graph: ChannelGraph, scores: Scores, times: Times, share: float
+) -> Iterator[tuple[str, ...]]:
+    """Yield rows of what is chosen for a share of the time, with blocks and without."""
+    everything = graph.everything()
+    dense = macs(graph, everything), network_milliseconds(graph, times, everything)
+    for name, blocks in (("blocks and channels", True), ("channels only", False)):
+        settings = PruneConfig(budget=f"latency={share}", channel_multiple=8, blocks=blocks)
+        chooser = Chooser(graph, times, candidates(graph, settings))
+        # What cannot be reached is as near to it as it can be.
+        limit = max(share * dense[1], chooser.fastest(everything, scores) * (1 + 1e-9))
+        kept = graph.closed(chooser.choose(scores, everything, limit, least=0.98 * limit).mask)
+        now = macs(graph, kept), network_milliseconds(graph, times, kept)
+        left = [one / other for one, other in zip(now, dense, strict=True)]
+        gone = sum(not kept[branch.unit] for branch in graph.removable)
+        width = channels(graph, kept) / channels(graph, everything)
+        saved = (1 - left[1]) / (1 - left[0])
+        yield name, f"{gone}", f"{width:.2f}", f"{left[0]:.2f}", f"{left[1]:.3f}", f"{saved:.2f}"
+
+
+def importance_of(model: nn.Module, graph: ChannelGraph, size: int) -> Scores:
+    """Return what adds up, from a few minibatches of random images and labels."""
+    total = np.zeros(graph.num_units)
+    for _ in range(MINIBATCHES):
+        model.zero_grad()
+        logits = model(torch.randn(8, 3, max(size // 2, 32), max(size // 2, 32)))
+        loss = F.cross_entropy(logits, torch.randint(0, 1000, (8,)))
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += importance(model, graph, "taylor-parts")
+    return total / MINIBATCHES
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--precision", default="fp16", choices=("fp32", "fp16", "int8"))
     parser.add_argument("--batch", type=int, nargs="+", default=(1, 32))
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--budget", type=float, default=0.5, help="share of the time")
     return parsed(parser, arguments, size=32)
 
 
@@ -76,6 +120,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shares = [one / other for one, other in zip(now, dense, strict=True)]
         cells = (f"{share:.2f} ({1 / share:.2f}x)" for share in shares[1:])
         print(f"| {name} | {shares[0]:.2f} | {' | '.join(cells)} |")
+    print("\n| batch | chosen | blocks gone | channels | MACs | time | saved time / saved MACs |")
+    print("|---:|---|---:|---:|---:|---:|---:|")
+    torch.manual_seed(0)
+    model = ResNet(Bottleneck, list(DENSE)).train()
+    scores = importance_of(model, graphs[DENSE], options.size)
+    for batch, table in zip(options.batch, columns, strict=True):
+        for row in choices(graphs[DENSE], scores, table, options.budget):
+            print(f"| {batch} | {' | '.join(row)} |")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PROGRAMS = {
     "choice_quality": ("networks", "exact", "largest gap", "greedy", "seconds a step", "bound"),
     "compare_criteria": ("budget", "criterion", "MACs", "masked", "after BatchNorm", "finetuned"),
+    "equal_time": ("way", "multiple", "blocks gone", "share of the dense time", "torch-pruning"),
     "export_matrix": ("network", "precision", "ONNX MB", "error", "engine MB", "build s"),
     "gate_error_rates": ("noise", "FAIL", "PASS", "interval holds", "FAIL at 1.03", "2 pp: FAIL"),
     "gate_on_this_machine": ("ratio", "at least", "at most", "verdict", "one more layer"),
@@ -32,14 +33,19 @@ PROGRAMS = {
     "record_tensorrt_api": ('"module"', '"version"', '"names"', '"classes"', '"enums"'),
     "seed2019": ("pruning steps, one every 30", "100 channels", "masked = shrunk", "peak memory"),
     "shards_ahead": ("shards", "epoch, s", "longest wait, s", "fetched ahead"),
-    "v100_resnet50": ("change (predicted)", "MACs", "time, batch 1", "time, batch 32"),
+    "v100_resnet50": (
+        "change (predicted)",
+        "time, batch 32",
+        "channels only",
+        "saved time / saved",
+    ),
     "v100_table": ("layers", "rows", "median", "90 %", "bias", "published", "left out"),
 }
 """What each prints: its columns, or the words of its lines."""
 SLOW = (
     *("compare_criteria", "gate_on_this_machine", "imagenet_throughput", "int8_accuracy"),
     *("kill_and_resume", "pruning_cost", "seed2019", "export_matrix", "shards_ahead"),
-    *("v100_resnet50", "v100_table"),
+    *("v100_resnet50", "v100_table", "equal_time"),
 )
 """They start processes, take whole runs, or build engines."""
 
