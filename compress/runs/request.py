@@ -145,7 +145,9 @@ class SweepRequest(PruningRequest):
         float | None,
         Option("--max-drop", "Search the smallest network within this top-1 drop, in pp."),
     ] = None
-    kind: Annotated[str | None, Option("--kind", "Of the search: macs, params or channels.")] = None
+    kind: Annotated[
+        str | None, Option("--kind", "Of the search: macs, params, channels, latency.")
+    ] = None
     lowest: Annotated[
         float | None, Option("--lowest", "Of the search: least share; default 0.1.")
     ] = None

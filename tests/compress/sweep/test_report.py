@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from compress.config import Budget, load_config
-from compress.sweep.report import PointState, draw_sweep, sweep_csv, sweep_document, sweep_sheet
+from compress.sweep.picture import draw_sweep
+from compress.sweep.report import PointState, sweep_csv, sweep_document, sweep_sheet
 from compress.sweep.request import Goal
 
 
@@ -23,9 +24,9 @@ def found_document(**changes: Any) -> dict[str, Any]:
     """Return the document of three points: one beaten, one failed."""
     budgets = [Budget(kind="macs", value=share) for share in (0.8, 0.6, 0.2)]
     points = [
-        PointState("macs-0.8", "macs=0.8", measured(0.8, 90.0), None, 12.34),
-        PointState("macs-0.6", "macs=0.6", measured(0.6, 91.5), None, 10.0),
-        PointState("macs-0.2", "macs=0.2", None, "out of memory", 1.0),
+        PointState("macs-0.8", budgets[0], measured(0.8, 90.0), None, 12.34),
+        PointState("macs-0.6", budgets[1], measured(0.6, 91.5), None, 10.0),
+        PointState("macs-0.2", budgets[2], None, "out of memory", 1.0),
     ]
     asked = Goal(budgets=tuple(budgets), config=load_config())
     options = {"accuracy": {"top1": 92.0, "top5": 99.5}, "points": points, **changes}

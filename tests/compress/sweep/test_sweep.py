@@ -29,9 +29,9 @@ from compress.runs.dense import fresh_network
 from compress.runs.lock import locked
 from compress.runs.prune import check_budget
 from compress.sweep import run as sweep_run
+from compress.sweep.picture import plot_sweep
 from compress.sweep.plan import Search
 from compress.sweep.points import SweepFiles, name_of, point_config
-from compress.sweep.report import plot_sweep
 from compress.sweep.request import Goal, split_budgets
 from compress.sweep.run import least_share
 
