@@ -11,6 +11,7 @@ from compress.runs.plots import FAINT
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.path import Path
     from matplotlib.transforms import Bbox
 
 SIZE = 7
@@ -41,13 +42,20 @@ class _Place:
     direction: tuple[int, int]
     box: Bbox
     """In pixels."""
+    line: Path
+    """From the point to the words, in pixels; drawn where they are not right beside it."""
+
+    @property
+    def joined(self) -> bool:
+        """Whether the line is drawn."""
+        return self.distance > DISTANCES[0]
 
 
 def place_labels(figure: Figure, labels: Sequence[tuple[Axes, Sequence[Label]]]) -> None:
     """Write words beside points where they hide neither points nor other words.
 
-    Of several free places the nearest counts, one on a curve only if there is no other. Words for
-    which there is none are left out.
+    Of several free places the nearest counts, one on a curve or a bar only if there is no other.
+    Words for which there is none are left out.
 
     Args:
         figure: everything else is drawn on it.
@@ -66,23 +74,39 @@ def _place_in(axes: Axes, labels: Sequence[Label], scale: float) -> None:
 
     points = axes.transData.transform([label.at for label in labels])
     half = MARKER * scale
-    taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in points]
-    curves = [line.get_path().transformed(axes.transData) for line in axes.lines]
+    markers = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in points]
+    words: list[Bbox] = []
+    curves = _curves_of(axes)
     for label, (x, y) in zip(labels, points, strict=True):
         free = [
             place
             for place in _places(x, y, *_size_of(axes, label.text), scale)
-            if place.box.count_overlaps(taken) == 0 and _holds(axes.bbox, place.box)
+            if place.box.count_overlaps([*markers, *words]) == 0
+            and _holds(axes.bbox, place.box)
+            and not (place.joined and any(_crosses(place.line, box) for box in words))
         ]
-        beside = (
-            place
-            for place in free
-            if not any(curve.intersects_bbox(place.box, filled=False) for curve in curves)
-        )
+        beside = (p for p in free if not any(_crosses(curve, p.box) for curve in curves))
         best = next(beside, free[0] if free else None)
         if best is not None:
             _write(axes, label, best)
-            taken.append(best.box)
+            words.append(best.box)
+            if best.joined:
+                curves.append(best.line)
+
+
+def _curves_of(axes: Axes) -> list[Path]:
+    """Return what is drawn in lines, in pixels."""
+    from matplotlib.collections import LineCollection
+
+    paths = [line.get_path() for line in axes.lines]
+    for each in axes.collections:
+        if isinstance(each, LineCollection):
+            paths += each.get_paths()
+    return [path.transformed(axes.transData) for path in paths]
+
+
+def _crosses(line: Path, box: Bbox) -> bool:
+    return bool(line.intersects_bbox(box, filled=False))
 
 
 def _size_of(axes: Axes, text: str) -> tuple[float, float]:
@@ -95,14 +119,15 @@ def _size_of(axes: Axes, text: str) -> tuple[float, float]:
 
 def _places(x: float, y: float, width: float, height: float, scale: float) -> Iterator[_Place]:
     """Yield places around a point in pixels, the nearest first."""
+    from matplotlib.path import Path
     from matplotlib.transforms import Bbox
 
     for distance in DISTANCES:
         for across, up in DIRECTIONS:
-            left = x + across * distance * scale + (across - 1) / 2 * width
-            bottom = y + up * distance * scale + (up - 1) / 2 * height
+            end = x + across * distance * scale, y + up * distance * scale
+            left, bottom = end[0] + (across - 1) / 2 * width, end[1] + (up - 1) / 2 * height
             box = Bbox.from_bounds(left, bottom, width, height)
-            yield _Place(distance, (across, up), box)
+            yield _Place(distance, (across, up), box, Path([(x, y), end]))
 
 
 def _holds(outer: Bbox, inner: Bbox) -> bool:
@@ -125,6 +150,6 @@ def _write(axes: Axes, label: Label, place: _Place) -> None:
         textcoords="offset points",
         ha=HORIZONTAL[across],
         va=VERTICAL[up],
-        arrowprops=line if place.distance > DISTANCES[0] else None,
+        arrowprops=line if place.joined else None,
     )
     note.set(fontsize=SIZE, color=label.colour, in_layout=False)
