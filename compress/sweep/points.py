@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoints.description import read_description
-from compress.config import Budget, RunConfig
+from compress.config import Budget, PruneConfig, RunConfig
 from compress.errors import CheckpointError, ConfigError, writing
 from compress.files.atomic import staged, write_atomically
+from compress.files.documents import Section, validated
 from compress.runs.lock import locked
 from compress.runs.rundirectory import (
     RunDirectory,
@@ -172,10 +173,21 @@ def prepare_point(files: SweepFiles, budget: Budget, config: RunConfig) -> RunDi
     return run
 
 
+class _Pruning(Section):
+    """What messages call the settings of pruning."""
+
+    prune: PruneConfig
+
+
 def point_config(config: RunConfig, budget: Budget) -> RunConfig:
-    """Return the configuration of a point; the sweep shows its process one device alone."""
-    pruning = config.prune.model_copy(update={"budget": budget})
-    return config.model_copy(update={"prune": pruning, "device": "auto"})
+    """Return the configuration of a point; the sweep shows its process one device alone.
+
+    Raises:
+        ConfigError: other settings exclude such a budget.
+    """
+    asked = {"prune": {**config.prune.model_dump(), "budget": budget}}
+    checked = validated(_Pruning, asked, source=f"the budget {budget}")
+    return config.model_copy(update={"prune": checked.prune, "device": "auto"})
 
 
 def table_folder(files: SweepFiles, config: RunConfig) -> Path:
