@@ -332,7 +332,7 @@ class TestRefused:
             (("--max-drop", "nan"), 2, "search.max_drop"),
             (("--max-drop", "1", "--kind", "removed"), 2, "search.kind = 'removed'"),
             (("--budget", "latency=4.2"), 2, "or milliseconds, as latency=4.2ms"),
-            (("--budget", "macs=0.5,latency=0.5", "--set", "prune.step_size=9"), 2, "step_size"),
+            (("--budget", "latency=0.5,macs=0.5", "--set", "prune.step_size=9"), 2, "step_size"),
             (("--max-drop", "1", "--lowest", "1"), 2, "search.lowest = 1.0"),
             (("--max-drop", "1", "--lowest", "0.9", "--tolerance", "0.2"), 2, "nothing to search"),
             ((*SMALL, "--max-drop", "1", "--lowest", "0.001"), 1, "macs=0.001 cannot be reached"),
