@@ -64,7 +64,9 @@ def measure_table(
     save_config(goal.config, config)
     table = table_folder(files, goal.config) / table_name(goal.config.prune)
     task = Task(TABLE, profile_words(goal.config, config, table), files.latency / "profile.log")
-    say(f"latency table: measuring on {slot.device}, log in {task.log}")
+    before = table.stat().st_mtime_ns if table.exists() else None
+    doing = "measuring" if before is None else "looking whether it holds"
+    say(f"latency table: {doing} on {slot.device}, log in {task.log}")
     ends: list[Ended] = []
     done = run_tasks([task], [slot], command=command, started=lambda *_: None, ended=ends.append)
     if not done:
@@ -77,11 +79,11 @@ def measure_table(
         raise KINDS.get(end.code, TableError)(
             f"no latency table was measured: {end.words}; the log is {task.log}"
         )
-    found = read_table(table)
+    found, kept = read_table(table), table.stat().st_mtime_ns == before
+    when = "measured before" if kept else f"done in {end.seconds:.0f} s"
     say(
-        f"latency table: done in {end.seconds:.0f} s, the dense network takes "
-        f"{found.dense_ms:.4g} ms, others are predicted within {found.error.mean:.1%}, at worst "
-        f"{found.error.largest:.1%}"
+        f"latency table: {when}, the dense network takes {found.dense_ms:.4g} ms, others are "
+        f"predicted within {found.error.mean:.1%}, at worst {found.error.largest:.1%}"
     )
     return table
 
