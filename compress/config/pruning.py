@@ -82,6 +82,7 @@ SEED2019_PRUNE: dict[str, Any] = {
     "channel_multiple": 1,
     "hessian_samples": 0,
     "residual_gate": "block",
+    "rank": "importance",
     "as_published": True,
     "min_channels": 1,
     "min_share": 0.0,
@@ -94,7 +95,11 @@ class PruneConfig(Section):
 
     renamed: ClassVar = {"recipe": "preset"}
     presets: ClassVar = {"seed2019": SEED2019_PRUNE}
-    added_to_presets: ClassVar = {"first_interval_extra": 0, "hessian_samples": 4}
+    added_to_presets: ClassVar = {
+        "first_interval_extra": 0,
+        "hessian_samples": 4,
+        "rank": "importance",
+    }
 
     preset: Literal["default", "seed2019"] = "default"
     """``seed2019`` sets what the research code of Molchanov et al. 2019 does; explicit keys win."""
@@ -140,14 +145,18 @@ class PruneConfig(Section):
     """Score once: the importance of the first interval decides every pruning step."""
     normalize: Literal["none", "l2"] = "none"
     """``l2`` divides the importance of a group by its L2 norm before groups are compared."""
-    rank: Literal["importance", "importance-per-mac"] = "importance"
-    """What is compared: the importance, or its ratio to the MACs that the removal saves."""
+    rank: Literal["auto", "importance", "importance-per-mac"] = "auto"
+    """What is compared: the importance, or its ratio to the MACs that the removal saves; ``auto``:
+    that ratio where MACs are the budget, and nothing else corrects the importance."""
     flops_regularization: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Importance taken off for every MAC that the removal of a channel saves."""
     hessian_samples: int = Field(default=4, ge=0)
     """Random vectors per minibatch that estimate a Hessian's diagonal; 0 computes it exactly."""
     channel_multiple: int = Field(default=1, ge=1)
     """Widths stay multiples of this number; in a configuration that says nothing, the target's."""
+    relax_multiple: bool = False
+    """Whether the multiple is halved where the budget, if not of time, cannot be reached with it;
+    in a configuration that does not say the multiple, it is."""
     min_channels: int = Field(default=4, ge=1)
     """No group is pruned below this many channels."""
     min_share: float = Field(default=0.1, ge=0, le=1)
@@ -195,6 +204,14 @@ class PruneConfig(Section):
         summable = self.criterion in ("taylor-gate", "taylor-parts")
         scored = summable and self.importance_from is None
         return scored and self.normalize == "none" and self.residual_gate == "read"
+
+    @property
+    def ranks_per_mac(self) -> bool:
+        """Whether importance is compared by the MACs that a removal saves."""
+        if self.rank != "auto":
+            return self.rank == "importance-per-mac"
+        corrected = self.normalize != "none" or self.flops_regularization > 0
+        return self.budget.kind == "macs" and self.step_size is None and not corrected
 
     @property
     def with_blocks(self) -> bool:

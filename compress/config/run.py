@@ -101,10 +101,12 @@ def _lay_over(document: dict[str, Any], setting: str) -> None:
 def _rounded(config: RunConfig) -> RunConfig:
     """Prune for the target and precision of the export, unless the configuration says how."""
     target, given = load_target(config.export.target), config.prune.model_fields_set
-    wanted = {
+    wanted: dict[str, Any] = {
         "channel_multiple": target.rounding(config.export.precision),
         "latency_precision": config.export.precision,
     }
+    if "channel_multiple" not in given:
+        wanted["relax_multiple"] = True
     missing = {key: value for key, value in wanted.items() if key not in given}
     prune = config.prune.model_copy(update=missing)
     return config.model_copy(update={"prune": prune})

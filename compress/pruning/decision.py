@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from compress.config import PruneConfig
-from compress.errors import ModelError
+from compress.errors import BudgetError, ModelError
 from compress.latency.times import Times
 from compress.networks import cost
 from compress.networks.cuts import tensor_of
@@ -57,9 +57,10 @@ class Decisions:
         patience: int | None = None,
         times: Times | None = None,
     ) -> None:
-        self.graph, self.settings, self.patience = graph, settings, patience
-        self.allowed = prunable(model, graph, settings)
-        self.goal = goal_for(graph, settings.budget, self.allowed, times)
+        self.graph, self.patience = graph, patience
+        self.settings, self.allowed, self.goal = within_reach(
+            graph, settings, lambda relaxed: prunable(model, graph, relaxed), times
+        )
         self._counted: Mask | None = None
         self._reached = False
 
@@ -169,6 +170,44 @@ def prunable(model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> tupl
         log.warning("%d groups have frozen readers and stay dense: %s", len(frozen), names)
     require_removable(graph, found, some_frozen=bool(frozen))
     return tuple(found)
+
+
+def within_reach(
+    graph: ChannelGraph,
+    settings: PruneConfig,
+    allowed_by: Callable[[PruneConfig], tuple[Candidate, ...]],
+    times: Times | None,
+) -> tuple[PruneConfig, tuple[Candidate, ...], Goal]:
+    """Return settings with which the budget can be reached, what may go by them, and the goal.
+
+    Args:
+        graph: the channel graph.
+        settings: what is wanted; ``relax_multiple`` lets the multiple be halved.
+        allowed_by: returns what may go by other settings.
+        times: a latency table, for a budget of time.
+
+    Raises:
+        BudgetError: the budget cannot be reached.
+        ModelError: nothing may go.
+    """
+    relaxed = settings
+    while True:
+        try:
+            allowed = allowed_by(relaxed)
+            goal = goal_for(graph, settings.budget, allowed, times)
+        except (BudgetError, ModelError):
+            by_time = settings.budget.kind == "latency"  # whose table knows multiples only
+            if not settings.relax_multiple or by_time or relaxed.channel_multiple == 1:
+                raise
+            half = relaxed.channel_multiple // 2
+            relaxed = relaxed.model_copy(update={"channel_multiple": half})
+            continue
+        if relaxed is not settings:
+            log.warning(
+                "%s cannot be reached in multiples of %d channels: widths are multiples of %d",
+                *(settings.budget, settings.channel_multiple, relaxed.channel_multiple),
+            )
+        return relaxed, allowed, goal
 
 
 def require_removable(

@@ -72,7 +72,7 @@ def ranked(
             scores[units] /= norm if norm > 0 else 1.0
     if config.flops_regularization:
         scores -= config.flops_regularization * cost.macs_saved(graph, kept)
-    if config.rank == "importance-per-mac":
+    if config.ranks_per_mac:
         scores /= np.maximum(cost.macs_saved(graph, kept), 1)
     return scores
 

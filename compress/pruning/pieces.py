@@ -19,10 +19,10 @@ from compress.networks.capture import Example
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shrink import shrink_
 from compress.networks.trial import tried_graph
-from compress.pruning.decision import require_removable
-from compress.pruning.goal import goal_for, times_for
+from compress.pruning.decision import require_removable, within_reach
+from compress.pruning.goal import times_for
 from compress.pruning.importance import ranked
-from compress.pruning.masking import Scores, candidates, prune_to
+from compress.pruning.masking import Candidate, Scores, candidates, prune_to
 from compress.pruning.pruner import Optimizers, context_of
 from compress.pruning.settings import prune_settings, takes_settings
 from compress.pruning.training import inner_network, inner_optimizers, require_trained
@@ -96,8 +96,8 @@ def choose(
         kept: (units,) the mask to go on from; by default everything is there.
         table: what layers take, for a budget of time; see ``Pruner``.
         settings: ``budget`` and other fields of ``[prune]`` that bear on one choice: ``normalize``,
-            ``rank``, ``min_channels``, ``min_share``, ``channel_multiple``, ``keep_dense``,
-            ``only``.
+            ``rank``, ``min_channels``, ``min_share``, ``channel_multiple``, ``relax_multiple``,
+            ``keep_dense``, ``only``.
 
     Returns:
         (units,) True for what stays.
@@ -115,9 +115,14 @@ def choose(
             "units: give one finite number for each"
         )
     before = graph.everything() if kept is None else np.asarray(kept, dtype=bool)
-    allowed = candidates(graph, config)
-    require_removable(graph, allowed)
-    goal = goal_for(graph, config.budget, allowed, times_for(config, graph, table))
+
+    def allowed_by(settings: PruneConfig) -> tuple[Candidate, ...]:
+        allowed = candidates(graph, settings)
+        require_removable(graph, allowed)
+        return allowed
+
+    times = times_for(config, graph, table)
+    config, allowed, goal = within_reach(graph, config, allowed_by, times)
     if goal.choose is not None:
         return goal.choose(scores, before, goal.limit, goal.least)
     order = ranked(scores, before, allowed, graph=graph, config=config)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from compress.config import load_config
 from compress.config.targets import load_target
 from compress.errors import ConfigError
 from compress.files.documents import named_files
@@ -75,6 +76,10 @@ def test_widths_are_rounded_for_what_pays_and_what_is_asked(name: str) -> None:
     best = target.channel_multiple[target.precisions[0]]
     assert target.rounding("fp32") == best
     assert target.rounding("int8") == max(best, target.channel_multiple["int8"])
+    prune = load_config("digits-resnet20", [f"export.target={name}"]).prune
+    assert (prune.channel_multiple, prune.relax_multiple) == (target.rounding("fp32"), True)
+    told = load_config("digits-resnet20", ["prune.channel_multiple=16"]).prune
+    assert (told.channel_multiple, told.relax_multiple) == (16, False)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from networks import NETWORKS
 from torch import nn
 
+import compress
 from compress.config import Budget, PruneConfig
 from compress.errors import BudgetError, ConfigError, ModelError
 from compress.networks import cost
@@ -371,6 +372,27 @@ def test_the_closest_budget_named_is_reachable(data: st.DataObject) -> None:
     assert goal.cost_of(kept) <= goal.limit
     if budget.kind != "removed" and budget.value <= 1:  # it is close: four digits of a share
         assert goal.limit - function(graph, least) <= 1e-4 * goal.dense + 1
+
+
+def test_a_multiple_gives_way_to_the_budget_where_it_may(caplog: pytest.LogCaptureFixture) -> None:
+    graph = small_graph("resnet20")
+    scores = np.random.default_rng(0).random(graph.num_units)
+    settings = {"budget": "macs=0.06", "channel_multiple": 8, "min_share": 0}
+    with pytest.raises(BudgetError, match=r"the closest is macs=0\.1\d+"):
+        compress.choose(graph, scores, **settings)
+    assert not caplog.text
+    kept = compress.choose(graph, scores, relax_multiple=True, **settings)
+    assert "macs=0.06 cannot be reached in multiples of 8 channels: widths are multiples of 4" in (
+        caplog.text
+    )
+    assert 0.055 < cost.macs(graph, kept) / cost.macs(graph, graph.everything()) <= 0.06
+    widths = [int(kept[group.units].sum()) for group in graph.prunable]
+    assert {width % 4 for width in widths} == {0}
+    assert any(width % 8 for width in widths)
+    compress.choose(graph, scores, relax_multiple=True, **{**settings, "budget": "macs=0.2"})
+    assert caplog.text.count("cannot be reached") == 1
+    with pytest.raises(BudgetError, match="the closest is"):  # not even with single channels
+        compress.choose(graph, scores, relax_multiple=True, **{**settings, "budget": "macs=0.001"})
 
 
 def test_prune_to_says_what_it_cannot_reach() -> None:

@@ -247,6 +247,16 @@ def greedy(scores: np.ndarray, kept: Mask, graph: ChannelGraph, floor: int, limi
     return kept
 
 
+def saved_by_each(graph: ChannelGraph, kept: Mask) -> np.ndarray:
+    """The MACs that a network without each unit alone has less."""
+    saved = np.ones(graph.num_units)
+    for unit in np.flatnonzero(kept):
+        smaller = kept.copy()
+        smaller[unit] = False
+        saved[unit] = max(1, cost.macs(graph, kept) - cost.macs(graph, smaller))
+    return saved
+
+
 def squared_gates(model: nn.Module, graph: ChannelGraph, batch: Batch) -> np.ndarray:
     gated = GatedNetwork(model.train(), graph, "read")
     F.cross_entropy(gated(batch.images), batch.labels).backward()
@@ -258,14 +268,14 @@ def squared_gates(model: nn.Module, graph: ChannelGraph, batch: Batch) -> np.nda
 def test_taylor_decisions_are_those_of_explicit_gates(
     tmp_path: Path, group_lasso: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mean over an interval, exponential average over steps, global ranking, linear way down.
+    """Mean over an interval, exponential average over steps, ranking per MAC, linear way down.
 
     With a vanishing learning rate the weights stay, so the whole pruning can be done again by hand.
     """
     monkeypatch.setattr("compress.pruning.goal.ROOM", 1)  # a filter is a large part of this network
     frozen = {"lr": 1e-12, "label_smoothing": 0.0, "epochs": 0, "group_lasso": group_lasso}
     config = config_of(
-        "networks:PreActivation",
+        "networks:Separable",
         steps=3,
         interval=2,
         momentum=0.75,
@@ -283,7 +293,8 @@ def test_taylor_decisions_are_those_of_explicit_gates(
         pair = [squared_gates(model, graph, batch) for batch in batches[2 * step : 2 * step + 2]]
         mean = (pair[0] + pair[1]) / 2
         average = mean if average is None else 0.75 * average + 0.25 * mean
-        kept = greedy(average, kept, graph, 2, whole * (1 - 0.5 * (step + 1) / 3))
+        ratio = average / saved_by_each(graph, kept)
+        kept = greedy(ratio, kept, graph, 2, whole * (1 - 0.5 * (step + 1) / 3))
         mask_(model, graph, kept)
         line = history(run, "prune_step")[step]
         assert line["widths"] == {g.name: int(kept[g.units].sum()) for g in graph.prunable}
@@ -294,6 +305,7 @@ def test_weight_norm_decisions_by_hand(tmp_path: Path) -> None:
     config = config_of(
         "networks:Plain",
         criterion="weight-norm",
+        rank="importance",
         steps=1,
         min_channels=2,
         finetune={"epochs": 0, "lr": 1e-12},
