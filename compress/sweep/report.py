@@ -112,7 +112,9 @@ def _point_row(point: PointState, accuracy: Mapping[str, Any] | None) -> dict[st
     row |= {"status": "done", **found["costs"], **ratios, **{s: found[s] for s in STAGES}}
     row["drop_pp"] = drop
     if latency := found.get("latency"):
-        row |= {"latency": latency, "missed": misses(point.budget, latency)}
+        row["latency"] = latency
+        if TIME in latency:
+            row["missed"] = misses(point.budget, latency)
     return row
 
 
