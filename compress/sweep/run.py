@@ -212,6 +212,8 @@ def least_share(config: RunConfig, data: ImageData, kind: str) -> float:
         TableError: a latency table of another network, or one that does not cover this one.
     """
     settings = point_config(config, Budget(kind=kind, value=1)).prune
+    if settings.relax_multiple and kind != "latency":  # a run halves it until it can
+        settings = settings.model_copy(update={"channel_multiple": 1})
     model = fresh_network(config, data)
     graph = tried_graph(model, data.input_size)
     allowed, everything = prunable(model, graph, settings), graph.everything()
