@@ -241,7 +241,7 @@ def decide(
         limit = goal.at(step, config.steps)
         if goal.choose is not None:
             within = goal.cost_of(kept) <= limit
-            return kept if within else goal.choose(scores, kept, limit, goal.least)
+            return kept if within else goal.choose(scores, kept, limit, goal.limit)
         return prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=limit, least=goal.least)
     fewest = goal.channels_of(kept) - config.step_size
     last = prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=goal.limit, least=goal.least)

@@ -35,8 +35,8 @@ class Goal:
     dense: float
     limit: float
     choose: Callable[[Scores, Mask, float, float], Mask] | None = None
-    """The best mask within a limit, where ranking is not enough: of scores, from a mask, with a
-    limit, and not far below another."""
+    """The best mask where ranking is not enough: of scores, from a mask, within the limit of a
+    step, on the way to another."""
 
     @property
     def least(self) -> float:
@@ -129,10 +129,14 @@ def _time_goal(
 
     whole = Chooser(graph, times, allowed)
 
-    def choose(scores: Scores, kept: Mask, limit: float, least: float) -> Mask:
+    def within(
+        scores: Scores, kept: Mask, limit: float, *, least: float = 0, towards: Mask | None = None
+    ) -> Mask:
         found, chooser, most = None, whole, limit
         for _ in range(MOST_LOCAL):
-            mask = graph.closed(chooser.choose(scores, kept, most, least).mask)
+            mask = graph.closed(
+                chooser.choose(scores, kept, most, least=least, towards=towards).mask
+            )
             reached = cost_of(mask)
             if found is not None and (mask == found).all():
                 break
@@ -146,6 +150,17 @@ def _time_goal(
         if found is None:
             raise BudgetError(f"no choice of widths is known to take {limit:.4g} ms")
         return found
+
+    def choose(scores: Scores, kept: Mask, limit: float, end: float) -> Mask:
+        goal = within(scores, kept, end, least=end * (1 - ROOM))
+        mask = kept
+        # Blocks go first: what remains learns to do without them while channels go.
+        for branch in sorted(graph.removable, key=lambda branch: scores[branch.unit]):
+            if cost_of(mask) > limit and mask[branch.unit] and not goal[branch.unit]:
+                mask = mask.copy()
+                mask[branch.unit] = False
+                mask = graph.closed(mask)
+        return mask if cost_of(mask) <= limit else within(scores, mask, limit, towards=goal)
 
     dense = cost_of(graph.everything())
     limit = budget.value if budget.absolute else budget.value * dense

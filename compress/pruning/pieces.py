@@ -124,7 +124,7 @@ def choose(
     times = times_for(config, graph, table)
     config, allowed, goal = within_reach(graph, config, allowed_by, times)
     if goal.choose is not None:
-        return goal.choose(scores, before, goal.limit, goal.least)
+        return goal.choose(scores, before, goal.limit, goal.limit)
     order = ranked(scores, before, allowed, graph=graph, config=config)
     chosen = prune_to(
         order, before, allowed, cost_of=goal.cost_of, limit=goal.limit, least=goal.least

@@ -106,7 +106,15 @@ class Chooser:
         situation = _Situation(self, scores, kept)
         return self.milliseconds(situation.mask(situation.search(-math.inf, 0.0)[0]))
 
-    def choose(self, scores: Scores, kept: Mask, limit: float, least: float = 0.0) -> Chosen:
+    def choose(
+        self,
+        scores: Scores,
+        kept: Mask,
+        limit: float,
+        *,
+        least: float = 0.0,
+        towards: Mask | None = None,
+    ) -> Chosen:
         """Return the mask of least lost importance whose milliseconds are at most ``limit``.
 
         A group loses its least important chunks. What goes with a branch counts as the branch
@@ -118,12 +126,13 @@ class Chooser:
             limit: the most milliseconds.
             least: fewer than these are not wanted: nothing goes in one piece that takes more time
                 with it, unless the limit cannot be held otherwise.
+            towards: a mask of which nothing goes.
 
         Raises:
             BudgetError: the limit cannot be reached; the message names the fastest found.
             TableError: the table does not cover one of the layers.
         """
-        situation = _Situation(self, scores, kept)
+        situation = _Situation(self, scores, kept, towards)
         first = self._chosen(situation, limit)
         # What is slow enough lacks a piece of each choice that is not: always the least loss first.
         waiting, tries, best = [(first.lost, 0, first, situation)], 1, first

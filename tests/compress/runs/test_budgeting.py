@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import lived_in
+from conftest import lived_in, small_graph
 from loops import Block, batch_of
 from runs import DATA, config_of, graph_of, history, start
 from torch import nn
@@ -28,6 +28,7 @@ from compress.networks.analysis import analyse
 from compress.networks.capture import Example
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.layers import LayerShape
+from compress.pruning.choice.widths import Chooser
 from compress.pruning.goal import goal_for
 from compress.pruning.masking import candidates
 from compress.runs.prune import check_budget, prune
@@ -120,11 +121,10 @@ def test_a_share_of_the_time_is_met_and_not_ranked_for() -> None:
     graph = analyse(Block().eval(), (3, 8, 8))
     scores = np.random.default_rng(0).random(graph.num_units)
     settings: dict[str, Any] = {"min_channels": 4, "channel_multiple": 4, "min_share": 0}
-    config = PruneConfig(budget="latency=0.55", **settings)
-    goal = goal_for(graph, config.budget, candidates(graph, config), Stairs())
-    assert goal.choose is not None
-    kept = goal.choose(scores, graph.everything(), goal.limit, 0.0)
     dense = network_milliseconds(graph, Stairs(), graph.everything())
+    allowed = candidates(graph, PruneConfig(budget="latency=0.55", **settings))
+    chooser = Chooser(graph, Stairs(), allowed)
+    kept = chooser.choose(scores, graph.everything(), 0.55 * dense).mask
     assert network_milliseconds(graph, Stairs(), kept) <= 0.55 * dense
     reached = [each for each in masks_of(graph, scores) if within(graph, each, 0.55 * dense)]
     best = min(lost_of(graph, scores, each) for each in reached)
@@ -160,6 +160,34 @@ def lost_of(graph: ChannelGraph, scores: np.ndarray, kept: Mask) -> float:
     return float(scores[~kept].sum())
 
 
+def test_every_step_is_on_the_way_to_the_end_and_blocks_go_first() -> None:
+    graph = small_graph("resnet20")
+    rng = np.random.default_rng(0)
+    scores = rng.exponential(size=graph.num_units)
+    for branch in graph.removable:
+        scores[branch.unit] = scores[branch.inner].sum() * rng.random()
+    config = PruneConfig(budget="latency=0.4", channel_multiple=8, min_share=0)
+    goal = goal_for(graph, config.budget, candidates(graph, config), Stairs())
+    assert goal.choose is not None
+    kept, masks = graph.everything(), []
+    for step in range(1, 9):
+        limit = goal.at(step, 8)
+        if goal.cost_of(kept) > limit:
+            kept = goal.choose(scores, kept, limit, goal.limit)
+        assert goal.cost_of(kept) <= limit
+        masks.append(kept)
+    assert 0.98 * goal.limit <= goal.cost_of(kept) <= goal.limit
+    # With the same scores at every step the plan is the same: the choice for the end at once.
+    at_once = goal.choose(scores, graph.everything(), goal.limit, goal.limit)
+    assert np.array_equal(kept, at_once)
+    gone = [branch for branch in graph.removable if not at_once[branch.unit]]
+    assert gone
+    least = min(gone, key=lambda branch: scores[branch.unit])
+    assert not masks[0][least.unit]
+    others = np.setdiff1d(np.arange(graph.num_units), [least.unit, *least.inner])
+    assert masks[0][others].all()  # one block was enough
+
+
 def test_a_sum_over_layers_that_holds_near_a_network_only_is_taken_anew() -> None:
     class Local(Stairs):
         """Slower where the network is larger: a sum over layers near each network only."""
@@ -179,7 +207,7 @@ def test_a_sum_over_layers_that_holds_near_a_network_only_is_taken_anew() -> Non
     config = PruneConfig(budget="latency=0.4", min_channels=1, min_share=0)
     goal = goal_for(graph, config.budget, candidates(graph, config), Local())
     assert goal.choose is not None
-    kept = goal.choose(np.ones(graph.num_units), graph.everything(), goal.limit, 0.0)
+    kept = goal.choose(np.ones(graph.num_units), graph.everything(), goal.limit, goal.limit)
     assert 0.8 * goal.limit < network_milliseconds(graph, Local(), kept) <= goal.limit
 
 

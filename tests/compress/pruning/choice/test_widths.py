@@ -97,7 +97,7 @@ def test_a_choice_that_is_not_far_below_the_limit_is_found_and_loses_the_least_o
         limit = times.min() + 0.5 * (times.max() - times.min())
         within = (times >= 0.97 * limit) & (times <= limit)
         chooser = Chooser(trial.graph, trial.times, trial.allowed)
-        chosen = chooser.choose(trial.scores, kept, limit, 0.97 * limit)
+        chosen = chooser.choose(trial.scores, kept, limit, least=0.97 * limit)
         assert chosen.milliseconds <= limit * (1 + 1e-9)
         if within.any():
             found.append(chosen.milliseconds >= 0.97 * limit)
@@ -117,12 +117,13 @@ def test_what_takes_too_much_time_in_one_piece_goes_where_nothing_else_can() -> 
     far = chooser.choose(scores, kept, 0.97 * dense)
     assert not far.mask[stream.units].all()
     assert far.milliseconds < 0.9 * dense
-    near = chooser.choose(scores, kept, 0.97 * dense, 0.94 * dense)
+    near = chooser.choose(scores, kept, 0.97 * dense, least=0.94 * dense)
     assert near.mask[stream.units].all()
     assert 0.94 * dense <= near.milliseconds <= 0.97 * dense
     alone = [c for c in allowed if c.group is stream]
-    only = Chooser(graph, MultiplyAdds(), alone).choose(scores, kept, 0.97 * dense, 0.94 * dense)
-    assert only.mask.tolist() == far.mask.tolist()
+    only = Chooser(graph, MultiplyAdds(), alone)
+    forced = only.choose(scores, kept, 0.97 * dense, least=0.94 * dense)
+    assert forced.mask.tolist() == far.mask.tolist()
 
 
 @pytest.mark.parametrize("name", ["Dense", "Separable"])
