@@ -71,7 +71,7 @@ class Way:
 WAYS = (
     *(Way("latency", share, 8) for share in (0.5, 0.36, 0.26, 0.18)),
     *(Way(name, *at) for name in ("macs", "torch-pruning") for at in ((0.3, 8), (0.16, 8))),
-    *(Way(name, *at) for name in ("macs", "torch-pruning") for at in ((0.08, 4), (0.04, 4))),
+    *(Way(name, 0.04, 4) for name in ("macs", "torch-pruning")),
 )
 """Widths in multiples of eight cannot reach small MACs: there, of four."""
 STYLES: tuple[tuple[str, dict[str, Any], str], ...] = (

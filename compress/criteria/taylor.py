@@ -13,6 +13,11 @@ from compress.networks.cuts import tensor_of
 from compress.networks.gates import GatedNetwork
 from compress.networks.groups import Branch, ChannelGraph
 
+BLOCK_SCALE = 2.0
+"""What the parts of a branch count for, beside those of channels. The more goes at once, the less
+of it the first order says: without a branch the loss changes by up to twice as much for its parts
+as without half of a group, and so pruned networks keep most accuracy (docs/results.md)."""
+
 
 class FoldedGate:
     """dL/dz of every gate from weights and gradients alone: no hooks, no stored activations.
@@ -63,7 +68,7 @@ class UnsignedParts:
                 read = torch.zeros_like(total)
                 total += read.index_add_(0, units, sum_but(weight * weight.grad, dim)).abs_()
         for branch in self.branches:
-            total[branch.unit] = branch.parts().abs().sum()
+            total[branch.unit] = BLOCK_SCALE * branch.parts().abs().sum()
         return total
 
 
