@@ -46,7 +46,7 @@ COMMANDS = {
     ),
     "sweep": (
         "config checkpoint data model budget max-drop kind lowest tolerance points devices jobs "
-        "criterion target precision set output resume overwrite json"
+        "criterion target precision runtime batch latency-table set output resume overwrite json"
     ),
 }
 

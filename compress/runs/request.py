@@ -107,16 +107,9 @@ RUNTIME, BATCH, TABLE = (f"prune.latency_{key}" for key in ("runtime", "batch", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneRequest(PruningRequest):
-    """What ``compress prune`` is asked for."""
+class BudgetRequest(PruningRequest):
+    """And what every one that takes budgets is, which may be times."""
 
-    checkpoint: Annotated[
-        Path | None, Option("--checkpoint", "Dense weights: .pth or .safetensors.")
-    ] = None
-    budget: Annotated[
-        str | None,
-        Option("--budget", "latency=0.5, macs=0.5, params=0.4, ...", "prune.budget"),
-    ] = None
     runtime: Annotated[
         str | None,
         Option("--runtime", "What serves a network whose time is the budget.", RUNTIME),
@@ -131,7 +124,20 @@ class PruneRequest(PruningRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepRequest(PruningRequest):
+class PruneRequest(BudgetRequest):
+    """What ``compress prune`` is asked for."""
+
+    checkpoint: Annotated[
+        Path | None, Option("--checkpoint", "Dense weights: .pth or .safetensors.")
+    ] = None
+    budget: Annotated[
+        str | None,
+        Option("--budget", "latency=0.5, macs=0.5, params=0.4, ...", "prune.budget"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRequest(BudgetRequest):
     """What ``compress sweep`` is asked for."""
 
     output: Directory = field()
@@ -139,13 +145,15 @@ class SweepRequest(PruningRequest):
         Path | None, Option("--checkpoint", "Dense weights; without them they are trained.")
     ] = None
     budgets: Annotated[
-        tuple[str, ...], Option("--budget", "A grid: macs=0.7,0.5,params=0.4; repeatable.")
+        tuple[str, ...], Option("--budget", "A grid: macs=0.7,0.5,latency=0.4; repeatable.")
     ] = ()
     max_drop: Annotated[
         float | None,
         Option("--max-drop", "Search the smallest network within this top-1 drop, in pp."),
     ] = None
-    kind: Annotated[str | None, Option("--kind", "Of the search: macs, params or channels.")] = None
+    kind: Annotated[
+        str | None, Option("--kind", "Of the search: macs, params, channels, latency.")
+    ] = None
     lowest: Annotated[
         float | None, Option("--lowest", "Of the search: least share; default 0.1.")
     ] = None

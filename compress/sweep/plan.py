@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -20,6 +20,8 @@ DECIMALS = 4
 """Of the shares that a search tries."""
 ROUNDING = 1e-9
 """A drop this far above the largest that is allowed comes from the subtraction, in points."""
+RECORDED = 1e-4
+"""Share by which figures of time in a run's header may be off: they have five digits."""
 
 
 class Search(Section):
@@ -29,7 +31,7 @@ class Search(Section):
 
     max_drop: float = Field(ge=0, le=100)
     """Largest drop of the validation top-1 from the dense network's, in percentage points."""
-    kind: Literal["macs", "params", "channels"] = "macs"
+    kind: Literal["macs", "params", "channels", "latency"] = "macs"
     """The cost whose share is searched."""
     lowest: float = Field(default=0.1, gt=0, lt=1)
     """The share below which nothing is tried."""
@@ -101,6 +103,21 @@ def _cuts(failed: float, passed: float, search: Search, left: float) -> tuple[fl
     return tuple(
         round(passed - width * index / (count + 1), DECIMALS) for index in range(1, count + 1)
     )
+
+
+def misses(budget: Budget, latency: Mapping[str, Any] | None) -> bool:
+    """Whether a network was measured to take more than its budget of time, as its run judges.
+
+    Args:
+        budget: what was asked.
+        latency: what its run records of its time; None where the budget is another cost.
+    """
+    if not latency or "measured_interval" not in latency:
+        return False
+    most = latency["measured_interval"][1]
+    if budget.absolute:
+        most *= latency["measured_ms"] / latency["measured_share"]
+    return most > budget.value * (1 + RECORDED)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoints.description import read_description
-from compress.config import Budget, RunConfig
+from compress.config import Budget, PruneConfig, RunConfig
 from compress.errors import CheckpointError, ConfigError, writing
 from compress.files.atomic import staged, write_atomically
+from compress.files.documents import Section, validated
 from compress.runs.lock import locked
 from compress.runs.rundirectory import (
     RunDirectory,
@@ -54,6 +55,11 @@ class SweepFiles:
     def plot(self) -> Path:
         """Accuracy against costs."""
         return self.path / "pareto.png"
+
+    @property
+    def latency(self) -> Path:
+        """What measured the latency table of budgets of time, and the table."""
+        return self.path / "latency"
 
     @property
     def lock(self) -> Path:
@@ -135,8 +141,8 @@ class SweepFiles:
             self.document.unlink(missing_ok=True)
 
     def _entries(self) -> set[Path]:
-        """Return what lies here besides the lock."""
-        return {*entries_of(self.path)} - {self.lock.parent}
+        """Return what lies here besides the lock, and a latency table, which a new sweep takes."""
+        return {*entries_of(self.path)} - {self.lock.parent, self.latency}
 
 
 def prepare_point(files: SweepFiles, budget: Budget, config: RunConfig) -> RunDirectory:
@@ -152,9 +158,9 @@ def prepare_point(files: SweepFiles, budget: Budget, config: RunConfig) -> RunDi
     if run.dense.is_file():
         return run
     asked = point_config(config, budget)
-    if budget.kind == "latency" and asked.prune.latency_cache is None:  # one table serves all
-        cached = {"latency_cache": (files.path / "latency").absolute()}
-        asked = asked.model_copy(update={"prune": asked.prune.model_copy(update=cached)})
+    if budget.kind == "latency":  # one table serves all
+        kept = {"latency_cache": table_folder(files, config)}
+        asked = asked.model_copy(update={"prune": asked.prune.model_copy(update=kept)})
     run.begin(asked)
     accuracy = dense_accuracy(files.dense)
     event = {"event": "dense", "checkpoint": files.dense.dense.name, **accuracy}
@@ -167,10 +173,26 @@ def prepare_point(files: SweepFiles, budget: Budget, config: RunConfig) -> RunDi
     return run
 
 
+class _Pruning(Section):
+    """What messages call the settings of pruning."""
+
+    prune: PruneConfig
+
+
 def point_config(config: RunConfig, budget: Budget) -> RunConfig:
-    """Return the configuration of a point; the sweep shows its process one device alone."""
-    pruning = config.prune.model_copy(update={"budget": budget})
-    return config.model_copy(update={"prune": pruning, "device": "auto"})
+    """Return the configuration of a point; the sweep shows its process one device alone.
+
+    Raises:
+        ConfigError: other settings exclude such a budget.
+    """
+    asked = {"prune": {**config.prune.model_dump(), "budget": budget}}
+    checked = validated(_Pruning, asked, source=f"the budget {budget}")
+    return config.model_copy(update={"prune": checked.prune, "device": "auto"})
+
+
+def table_folder(files: SweepFiles, config: RunConfig) -> Path:
+    """Return where the latency table of all points lies."""
+    return config.prune.latency_cache or files.latency.absolute()
 
 
 def dense_accuracy(run: RunDirectory) -> dict[str, Any]:
@@ -199,8 +221,9 @@ def point_metrics(run: RunDirectory) -> dict[str, Any] | None:
             "dense": {key: metrics["dense"][key] for key in COSTS},
             "costs": {key: metrics["finetuned"][key] for key in COSTS},
             **{s: {key: metrics[s][key] for key in ("top1", "top5")} for s in STAGES},
+            **({"latency": dict(metrics["latency"])} if "latency" in metrics else {}),
         }
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{run.pruned} is not of this sweep: remove {run.path} to prune it again"
         ) from error

@@ -1,7 +1,4 @@
-"""What a sweep found: one JSON document; and from it rows of figures, a table and a picture.
-
-The picture is accuracy against MACs and parameters, as in Molchanov 2019.
-"""
+"""What a sweep found: one JSON document; and from it rows of figures and a table."""
 
 from __future__ import annotations
 
@@ -10,7 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import Any
 
 from rich.console import Group as Stack
 from rich.console import RenderableType
@@ -18,35 +16,24 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.checkpoints.checkpoint import tool_versions
-from compress.runs.plots import (
-    BLUE,
-    FAINT,
-    INK,
-    VERMILION,
-    count_along,
-    new_figure,
-    plain_axes,
-    plain_legend,
-    short_count,
-    write_figure,
-)
-from compress.sweep.plan import SearchState, pareto_front
+from compress.config import Budget
+from compress.runs.plots import short_count
+from compress.sweep.plan import SearchState, misses, pareto_front
 from compress.sweep.points import COSTS, STAGES
 from compress.sweep.request import SCHEMA_VERSION, Goal
+from compress.sweep.times import time_words
 from compress.terminal.sheet import Row, Sheet, fill
-
-if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 ON_FRONT = {"macs": "pareto_macs", "params": "pareto_params"}
 """For each cost that networks are compared by, the key that says who is on the front."""
-COLUMNS = {"macs": "MACs", "params": "params"}
+TIME = "measured_share"
+"""The cost that they are compared by as well where it was measured of all."""
+ON_TIME_FRONT = "pareto_latency"
+TIMES = ("predicted_ms", "predicted_share", "measured_ms", "measured_share")
+COLUMNS = {ON_TIME_FRONT: "time", "pareto_macs": "MACs", "pareto_params": "params"}
 HEADER = ("network", "MACs", "params", "top-1", "change", "Pareto")
+TIMED_HEADER = ("network", "MACs", "predicted", "measured", "top-1", "change", "Pareto")
 UNKNOWN = "-"
-SIZE = (11.0, 4.4)
-"""Of the picture, in inches."""
-AXES = {"macs": "MACs", "params": "parameters"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +41,7 @@ class PointState:
     """What is known of one point."""
 
     name: str
-    budget: str
+    budget: Budget
     metrics: Mapping[str, Any] | None
     """None before it is finished."""
     error: str | None
@@ -86,8 +73,12 @@ def sweep_document(
     dense |= {"seconds": round(dense_seconds, 1), **(costs or dict.fromkeys(COSTS))}
     done = bool(rows) and all(row["status"] == "done" for row in rows)
     dense |= {key: accuracy[key] if accuracy else None for key in ("top1", "top5")}
+    dense |= _dense_time(rows)
+    networks = [row for row in (dense, *rows) if row["status"] == "done"]
     for cost, key in ON_FRONT.items():
-        _mark_front([row for row in (dense, *rows) if row["status"] == "done"], cost, key)
+        _mark_front(networks, [row[cost] for row in networks], key)
+    if all(TIME in row.get("latency", {}) for row in networks):
+        _mark_front(networks, [row["latency"][TIME] for row in networks], ON_TIME_FRONT)
     return {
         "schema_version": SCHEMA_VERSION,
         "asked": goal.model_dump(mode="json"),
@@ -108,7 +99,7 @@ def top1_of(row: Mapping[str, Any]) -> float:
 def _point_row(point: PointState, accuracy: Mapping[str, Any] | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": point.name,
-        "budget": point.budget,
+        "budget": str(point.budget),
         "status": "failed" if point.error else "unfinished",
         "error": point.error,
         "seconds": round(point.seconds, 1),
@@ -118,28 +109,48 @@ def _point_row(point: PointState, accuracy: Mapping[str, Any] | None) -> dict[st
         return row
     ratios = {f"{key}_ratio": found["costs"][key] / found["dense"][key] for key in COSTS}
     drop = accuracy["top1"] - found["finetuned"]["top1"]
-    stages = {stage: found[stage] for stage in STAGES}
-    return {**row, "status": "done", **found["costs"], **ratios, **stages, "drop_pp": drop}
+    row |= {"status": "done", **found["costs"], **ratios, **{s: found[s] for s in STAGES}}
+    row["drop_pp"] = drop
+    if latency := found.get("latency"):
+        row["latency"] = latency
+        if TIME in latency:
+            row["missed"] = misses(point.budget, latency)
+    return row
 
 
-def _mark_front(rows: list[dict[str, Any]], cost: str, key: str) -> None:
-    known = [row for row in rows if row[cost] is not None]
-    front = pareto_front([(row[cost], top1_of(row)) for row in known])
-    for row, on_front in zip(known, front, strict=True):
+def _dense_time(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the dense network takes: it was measured beside every point."""
+    found = [row["latency"] for row in rows if "latency" in row]
+    if not found:
+        return {}
+    time = {"predicted_ms": found[0]["predicted_ms"] / found[0]["predicted_share"]}
+    time["predicted_share"] = 1.0
+    if measured := [each["measured_dense_ms"] for each in found if TIME in each]:
+        time |= {"measured_ms": median(measured), TIME: 1.0}
+    return {"latency": time}
+
+
+def _mark_front(rows: list[dict[str, Any]], costs: Sequence[float | None], key: str) -> None:
+    known = [(row, cost) for row, cost in zip(rows, costs, strict=True) if cost is not None]
+    front = pareto_front([(cost, top1_of(row)) for row, cost in known])
+    for (row, _), on_front in zip(known, front, strict=True):
         row[key] = on_front
 
 
 def sweep_csv(document: Mapping[str, Any]) -> str:
     """Return one row for each network, the dense one first; figures that are not known are empty.
 
-    Accuracies are in percent, ``drop_pp`` in percentage points, ``seconds`` of wall time.
+    Accuracies are in percent, ``drop_pp`` in percentage points, ``seconds`` of wall time. Where
+    budgets are times, there are columns of them.
     """
     accuracies = [f"{stage}_{top}" for stage in STAGES for top in ("top1", "top5")]
     ratios = [f"{cost}_ratio" for cost in COSTS]
-    header = ["name", "budget", "status", *COSTS, *ratios, *accuracies, "drop_pp"]
+    times = [*TIMES, "measured_low", "measured_high", "missed"] if is_timed(document) else []
+    fronts = [*ON_FRONT.values(), *([ON_TIME_FRONT] if is_measured(document) else [])]
+    header = ["name", "budget", "status", *COSTS, *ratios, *accuracies, "drop_pp", *times]
     text = io.StringIO()
     writer = csv.DictWriter(
-        text, [*header, *ON_FRONT.values(), "seconds"], extrasaction="ignore", lineterminator="\n"
+        text, [*header, *fronts, "seconds"], extrasaction="ignore", lineterminator="\n"
     )
     writer.writeheader()
     writer.writerows(_flat(row) for row in (document["dense"], *document["points"]))
@@ -153,7 +164,19 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
         flat |= {f"{cost}_ratio": 1.0 for cost in COSTS if row["status"] == "done"}
     for stage in STAGES:
         flat |= {f"{stage}_{top}": value for top, value in row.get(stage, {}).items()}
+    flat |= row.get("latency", {})
+    flat |= zip(("measured_low", "measured_high"), flat.get("measured_interval", ()), strict=False)
     return flat
+
+
+def is_timed(document: Mapping[str, Any]) -> bool:
+    """Whether the budget of a network that is there is a time."""
+    return "latency" in document["dense"]
+
+
+def is_measured(document: Mapping[str, Any]) -> bool:
+    """Whether the times of all networks that are there were measured."""
+    return ON_TIME_FRONT in document["dense"]
 
 
 # The table for the terminal
@@ -169,33 +192,59 @@ def render_sweep(document: Mapping[str, Any], folder: Path) -> RenderableType:
 
 def sweep_sheet(document: Mapping[str, Any], folder: Path) -> Sheet:
     """Return the table as text; shares are of the dense network's costs."""
-    points = document["points"]
-    rows = (_dense_cells(document["dense"]), *map(_point_cells, points))
+    timed = is_timed(document)
+    fronts = (ON_TIME_FRONT, "pareto_macs") if is_measured(document) else tuple(ON_FRONT.values())
+    networks = (document["dense"], *document["points"])
+    rows = tuple((*_cells(row, timed), _fronts(row, fronts)) for row in networks)
     title = f"{document['asked']['config']['model']['name']}: accuracy against cost"
-    return Sheet(title, HEADER, rows, tuple(_notes(document, folder)))
+    notes = tuple(_notes(document, folder))
+    return Sheet(title, TIMED_HEADER if timed else HEADER, rows, notes)
 
 
-def _dense_cells(dense: Mapping[str, Any]) -> Row:
-    costs = (short_count(dense[key]) if dense[key] else UNKNOWN for key in ON_FRONT)
-    top1 = UNKNOWN if dense["top1"] is None else f"{dense['top1']:.2f} %"
-    return ("dense", *costs, top1, "", _fronts(dense))
-
-
-def _point_cells(row: Mapping[str, Any]) -> Row:
+def _cells(row: Mapping[str, Any], timed: bool) -> Row:
+    """Return name, costs, accuracy and its change of one network."""
+    if "budget" not in row:
+        costs = _dense_times(row) if timed else _dense_costs(row)
+        top1 = UNKNOWN if row["top1"] is None else f"{row['top1']:.2f} %"
+        return ("dense", *costs, top1, "")
     if row["status"] != "done":
-        return (row["budget"], UNKNOWN, UNKNOWN, row["status"], "", "")
-    return (
-        row["budget"],
-        *(f"{short_count(row[key])} ({100 * row[f'{key}_ratio']:.1f} %)" for key in ON_FRONT),
-        f"{row['finetuned']['top1']:.2f} %",
-        f"{0.0 - row['drop_pp']:+.2f} pp",
-        _fronts(row),
+        return (row["budget"], *(UNKNOWN,) * (3 if timed else 2), row["status"], "")
+    costs = _times(row) if timed else _costs(row)
+    top1, change = row["finetuned"]["top1"], 0.0 - row["drop_pp"]
+    return (row["budget"], *costs, f"{top1:.2f} %", f"{change:+.2f} pp")
+
+
+def _dense_costs(dense: Mapping[str, Any]) -> Row:
+    return tuple(short_count(dense[key]) if dense[key] else UNKNOWN for key in ON_FRONT)
+
+
+def _costs(row: Mapping[str, Any]) -> Row:
+    ratios = ((short_count(row[key]), 100 * row[f"{key}_ratio"]) for key in ON_FRONT)
+    return tuple(f"{count} ({share:.1f} %)" for count, share in ratios)
+
+
+def _dense_times(dense: Mapping[str, Any]) -> Row:
+    keys = ("predicted_ms", "measured_ms")
+    found = (dense["latency"].get(key) for key in keys)
+    times = (UNKNOWN if ms is None else f"{ms:.4g} ms" for ms in found)
+    return (short_count(dense["macs"]), *times)
+
+
+def _times(row: Mapping[str, Any]) -> Row:
+    """Return the share of MACs, and times in the unit of the budget."""
+    found, in_ms = row.get("latency", {}), row["budget"].endswith("ms")
+    unit = "ms" if in_ms else "share"
+    times = (found.get(f"{how}_{unit}") for how in ("predicted", "measured"))
+    words = (
+        UNKNOWN if time is None else f"{time:.4g} ms" if in_ms else f"{100 * time:.1f} %"
+        for time in times
     )
+    return (f"{100 * row['macs_ratio']:.1f} %", *words)
 
 
-def _fronts(row: Mapping[str, Any]) -> str:
-    on = [title for cost, title in COLUMNS.items() if row.get(ON_FRONT[cost])]
-    return "both" if len(on) == len(COLUMNS) else ", ".join(on)
+def _fronts(row: Mapping[str, Any], keys: Sequence[str]) -> str:
+    on = [COLUMNS[key] for key in keys if row.get(key)]
+    return "both" if len(on) == len(keys) else ", ".join(on)
 
 
 def _notes(document: Mapping[str, Any], folder: Path) -> list[str]:
@@ -207,60 +256,10 @@ def _notes(document: Mapping[str, Any], folder: Path) -> list[str]:
             f"The smallest network found within {search['max_drop']:g} pp of the dense one: "
             f"{budget}, in {folder / chosen}."
         )
-    notes += [
-        f"{row['budget']} failed: {row['error']}" for row in document["points"] if row["error"]
-    ]
+    for row in document["points"]:
+        if row["error"]:
+            notes.append(f"{row['budget']} failed: {row['error']}")
+        elif row.get("missed"):
+            said = time_words(Budget.model_validate(row["budget"]), row["latency"])
+            notes.append(f"{row['budget']}: {said}; it is finished and kept.")
     return notes
-
-
-# The picture
-
-
-def plot_sweep(path: Path, document: Mapping[str, Any]) -> None:
-    """Draw the finished networks of a sweep, and write a PNG atomically; nothing if there are none.
-
-    Raises:
-        OutputError: the file cannot be written; an earlier one is kept.
-    """
-    if any(row["status"] == "done" for row in document["points"]):
-        write_figure(path, draw_sweep(document))
-
-
-def draw_sweep(document: Mapping[str, Any]) -> Figure:
-    """Return the figure of ``plot_sweep``: one panel for each cost."""
-    done = [row for row in document["points"] if row["status"] == "done"]
-    config = document["asked"]["config"]
-    title = f"{config['model']['name']}, {config['prune']['criterion']}: accuracy against cost"
-    figure = new_figure(*SIZE, title)
-    panels = figure.subplots(1, len(ON_FRONT), sharey=True)
-    for axes, cost in zip(panels, ON_FRONT, strict=True):
-        _draw_panel(axes, document["dense"], done, cost)
-    panels[0].set_ylabel("top-1 after finetuning (%)")
-    return figure
-
-
-def _draw_panel(
-    axes: Axes, dense: Mapping[str, Any], done: Sequence[Mapping[str, Any]], cost: str
-) -> None:
-    key = ON_FRONT[cost]
-    front = sorted((row[cost], top1_of(row)) for row in (dense, *done) if row[key])
-    axes.plot(*zip(*front, strict=True), color=BLUE, linewidth=1.3, label="Pareto front", zorder=1)
-    for label, on_front, style in (("pruned", True, BLUE), ("pruned, beaten", False, FAINT)):
-        shown = [(row[cost], top1_of(row)) for row in done if row[key] == on_front]
-        if shown:
-            costs, top1 = zip(*shown, strict=True)
-            axes.scatter(costs, top1, s=26, color=style, label=label, zorder=2)
-    at = dense[cost], top1_of(dense)
-    axes.scatter([at[0]], [at[1]], s=44, marker="s", color=VERMILION, label="dense", zorder=2)
-    for row in (dense, *done):
-        place = (row[cost], top1_of(row))
-        name = axes.annotate(
-            row.get("budget", "dense"), place, (0, 6), textcoords="offset points", ha="center"
-        )
-        name.set(fontsize=7, color=INK if row[key] else FAINT)
-    axes.set_xlim(0, 1.1 * dense[cost])
-    axes.margins(y=0.18)
-    count_along(axes.xaxis)
-    axes.set_xlabel(AXES[cost])
-    plain_legend(axes, loc="lower right")
-    plain_axes(axes, "y")

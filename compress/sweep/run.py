@@ -14,9 +14,12 @@ from compress.data.datasets import load_data
 from compress.distributed.torchrun import started_again
 from compress.errors import BudgetError, CompressError, InterruptedRunError
 from compress.files.documents import validated
+from compress.latency.times import network_milliseconds
 from compress.networks import cost
 from compress.networks.trial import tried_graph
+from compress.pruning.choice.widths import Chooser
 from compress.pruning.decision import prunable
+from compress.pruning.goal import times_for
 from compress.pruning.masking import smallest
 from compress.runs.dense import check_logits, fresh_network, read_dense
 from compress.runs.prune import check_budget
@@ -26,13 +29,15 @@ from compress.sweep.points import SweepFiles, point_config
 from compress.sweep.processes import Slot, slots_for
 from compress.sweep.request import Goal, check_options, goal_of, read_goal
 from compress.sweep.sweep import Say, Sweep
+from compress.sweep.times import measure_table, needs_table, planned_with, time_words
 
 
 def run_sweep(request: SweepRequest, say: Say, command: Sequence[str]) -> dict[str, Any]:
     """Prune one dense network to several budgets, each as a run of its own, and compare them.
 
-    Everything that can be refused is refused before a file is written. A point that fails does not
-    stop the others of a grid; the document says so.
+    Everything that can be refused is refused before a file is written; what only a latency table
+    can tell, before anything is trained. A point that fails does not stop the others of a grid; the
+    document says so.
 
     Args:
         request: the options.
@@ -47,6 +52,7 @@ def run_sweep(request: SweepRequest, say: Say, command: Sequence[str]) -> dict[s
         ConfigError: options that cannot be understood, or a directory that must not be written.
         BudgetError: a budget that cannot be reached.
         CheckpointError: the checkpoint is missing, damaged, pruned or of another network.
+        TableError: a latency table of something else, or a machine too noisy for one.
         EnvironmentUnfitError: a device is not there.
         InterruptedRunError: the user stopped; the states of all runs are saved.
         CompressError: the dense network could not be trained.
@@ -62,6 +68,10 @@ def run_sweep(request: SweepRequest, say: Say, command: Sequence[str]) -> dict[s
         files.check(resume=False, overwrite=request.overwrite)
         goal, slots = _new(request)
     with files.held():
+        if needs_table(goal) and not (stored and document["complete"]):
+            table = measure_table(goal, files, slots[0], command, say)
+            if not stored:
+                goal = _reachable(request, goal, planned_with(goal.config, table))
         sweep = Sweep(goal, files, slots, command, say)
         if stored:
             sweep.remember(document)
@@ -82,7 +92,8 @@ def require_complete(document: dict[str, Any], folder: Path) -> None:
 
     Raises:
         CompressError: points failed.
-        BudgetError: no network is accurate enough.
+        BudgetError: points of a grid take more time than they may, or no network of a search is
+            accurate enough.
     """
     failed = [row for row in document["points"] if row["status"] == "failed"]
     if failed:
@@ -93,8 +104,19 @@ def require_complete(document: dict[str, Any], folder: Path) -> None:
             f"--resume --output {shlex.quote(str(folder))}"
         )
     search = document["asked"]["search"]
+    missed = [row for row in document["points"] if row.get("missed")]
+    if missed and (not search or len(missed) == len(document["points"])):
+        said = "; ".join(
+            f"{row['budget']}: {time_words(Budget.model_validate(row['budget']), row['latency'])}"
+            for row in missed
+        )
+        raise BudgetError(
+            f"{len(missed)} of {len(document['points'])} budgets of time are missed ({said}); all "
+            "networks are finished and kept"
+        )
     if search and not document["chosen"]:
-        best = min(document["points"], key=lambda row: row["drop_pp"])
+        held = [row for row in document["points"] if not row.get("missed")]
+        best = min(held, key=lambda row: row["drop_pp"])
         raise BudgetError(
             f"no pruned network stays within {search['max_drop']:g} pp of the dense one: the "
             f"closest, {best['budget']}, drops by {best['drop_pp']:.2f} pp; finetune for longer, "
@@ -138,17 +160,38 @@ def _new(request: SweepRequest) -> tuple[Goal, tuple[Slot, ...]]:
     slots = slots_for(request.devices, goal.config.device, request.jobs)
     data = load_data(goal.config.data)
     if goal.search:
-        least = least_share(goal.config, data, goal.search.kind) if request.lowest is None else 0
-        lowest = max(goal.search.lowest, least)
-        found = {**goal.search.model_dump(), "at_once": len(slots), "lowest": lowest}
-        search = validated(Search, found, source="compress sweep")
-        goal = goal.model_copy(update={"search": search})
+        goal = _searching(goal, goal.search, at_once=len(slots))
     check_logits(goal.config, data)
-    for budget in _hardest(goal):
-        check_budget(point_config(goal.config, budget), data)
+    goal = _reachable(request, goal, goal.config)
     if goal.checkpoint:
         read_dense(goal.config, data, goal.checkpoint)
     return goal, slots
+
+
+def _searching(goal: Goal, search: Search, **found: Any) -> Goal:
+    """Return a goal whose search knows what had to be found out."""
+    made = validated(Search, {**search.model_dump(), **found}, source="compress sweep")
+    return goal.model_copy(update={"search": made})
+
+
+def _reachable(request: SweepRequest, goal: Goal, config: RunConfig) -> Goal:
+    """Refuse budgets that cannot be reached; return a search that starts no lower than it can.
+
+    Args:
+        request: the options.
+        goal: of a new sweep.
+        config: with the latency table that budgets of time are planned with, once it is there.
+
+    Raises:
+        BudgetError: one cannot; the message names the closest that can be reached.
+    """
+    data = load_data(config.data)
+    if goal.search and request.lowest is None:
+        least = least_share(config, data, goal.search.kind)
+        goal = _searching(goal, goal.search, lowest=max(goal.search.lowest, least))
+    for budget in _hardest(goal):
+        check_budget(point_config(config, budget), data)
+    return goal
 
 
 def _hardest(goal: Goal) -> Sequence[Budget]:
@@ -162,14 +205,26 @@ def least_share(config: RunConfig, data: ImageData, kind: str) -> float:
     Args:
         config: of the run.
         data: gives the size of the images and the classes.
-        kind: ``macs``, ``params`` or ``channels``.
+        kind: ``macs``, ``params``, ``channels``, or ``latency``, whose share is 0 without a table.
 
     Raises:
         ModelError: there is nothing to prune, or the network cannot be built or traced.
+        TableError: a latency table of another network, or one that does not cover this one.
     """
+    settings = point_config(config, Budget(kind=kind, value=1)).prune
+    if settings.relax_multiple and kind != "latency":  # a run halves it until it can
+        settings = settings.model_copy(update={"channel_multiple": 1})
     model = fresh_network(config, data)
     graph = tried_graph(model, data.input_size)
-    dense = cost.totals(graph, graph.everything())[kind]
-    least = cost.totals(graph, smallest(graph, prunable(model, graph, config.prune)))[kind]
+    allowed, everything = prunable(model, graph, settings), graph.everything()
+    if kind == "latency":
+        times = times_for(settings, graph, None)
+        if times is None:
+            return 0.0
+        dense = network_milliseconds(graph, times, everything)
+        least = Chooser(graph, times, allowed).fastest(everything)
+    else:
+        dense = cost.totals(graph, everything)[kind]
+        least = cost.totals(graph, smallest(graph, allowed))[kind]
     scale = 10**DECIMALS
     return math.ceil(least / dense * scale) / scale

@@ -15,7 +15,8 @@ from compress.files.atomic import write_atomically, write_json
 from compress.networks.models import is_builtin
 from compress.runs.dense import import_dense
 from compress.runs.session import Session
-from compress.sweep.plan import Search, SearchState, search_state
+from compress.sweep.picture import plot_sweep
+from compress.sweep.plan import Search, SearchState, misses, search_state
 from compress.sweep.points import (
     SweepFiles,
     dense_accuracy,
@@ -24,8 +25,9 @@ from compress.sweep.points import (
     prepare_point,
 )
 from compress.sweep.processes import Ended, Slot, Task, run_tasks
-from compress.sweep.report import PointState, plot_sweep, sweep_csv, sweep_document
+from compress.sweep.report import PointState, sweep_csv, sweep_document
 from compress.sweep.request import Goal
+from compress.sweep.times import time_words
 
 Say = Callable[[str], None]
 DENSE = "dense"
@@ -123,10 +125,14 @@ class Sweep:
             within |= known
 
     def within(self, search: Search, share: float) -> bool | None:
-        """Return whether a point is accurate enough; None before it is finished."""
-        found = point_metrics(self.files.run(name_of(search.budget(share))))
-        dense = dense_accuracy(self.files.dense) if found else {}
-        return search.within(dense["top1"], found["finetuned"]["top1"]) if found else None
+        """Return whether a point is accurate, and fast, enough; None before it is finished."""
+        budget = search.budget(share)
+        found = point_metrics(self.files.run(name_of(budget)))
+        if found is None:
+            return None
+        dense = dense_accuracy(self.files.dense)
+        accurate = search.within(dense["top1"], found["finetuned"]["top1"])
+        return accurate and not misses(budget, found.get("latency"))
 
     # Processes
 
@@ -192,7 +198,7 @@ class Sweep:
         return [
             PointState(
                 name_of(budget),
-                str(budget),
+                budget,
                 point_metrics(self.files.run(name_of(budget))),
                 self.errors.get(name_of(budget)),
                 self.seconds.get(name_of(budget), 0.0),
@@ -219,8 +225,10 @@ class Sweep:
         found = None if name == DENSE else point_metrics(self.files.run(name))
         if found is None:
             return f"top-1 {dense:.2f} %"
-        top1 = found["finetuned"]["top1"]
-        return f"top-1 {top1:.2f} % ({top1 - dense:+.2f} pp)"
+        top1, latency = found["finetuned"]["top1"], found.get("latency")
+        said = f"top-1 {top1:.2f} % ({top1 - dense:+.2f} pp)"
+        budget = Budget.model_validate(self.title(name))
+        return f"{said}, {time_words(budget, latency)}" if latency else said
 
     def title(self, name: str) -> str:
         """Return the budget that a name stands for."""

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.sweep.plan import Search, pareto_front, search_state
+from compress.config import Budget
+from compress.sweep.plan import Search, misses, pareto_front, search_state
 
 
 class TestParetoFront:
@@ -108,3 +109,27 @@ class TestSearch:
     def test_a_drop_that_is_just_allowed_survives_rounding(self) -> None:
         assert search(max_drop=0.1).within(98.4, 98.3)  # 98.4 - 98.3 = 0.10000000000000853
         assert not search(max_drop=0.1).within(98.4, 98.29)
+
+
+@pytest.mark.parametrize(
+    ("budget", "interval", "missed"),
+    [
+        ("latency=0.5", [0.48, 0.5], False),
+        ("latency=0.5", [0.48, 0.50001], False),  # five digits are recorded
+        ("latency=0.5", [0.48, 0.501], True),
+        ("latency=2ms", [0.48, 0.5], False),  # of 4 ms
+        ("latency=2ms", [0.48, 0.505], True),
+        ("latency=1ms", [0.24, 0.252], True),
+    ],
+)
+def test_the_upper_bound_of_what_was_measured_must_lie_within_a_budget_of_time(
+    budget: str, interval: list[float], missed: bool
+) -> None:
+    share = sum(interval) / 2
+    latency = {"measured_ms": 4 * share, "measured_share": share, "measured_interval": interval}
+    assert misses(Budget.model_validate(budget), latency) is missed
+
+
+def test_what_was_not_measured_misses_nothing() -> None:
+    assert not misses(Budget.model_validate("macs=0.5"), None)
+    assert not misses(Budget.model_validate("latency=0.5"), {"predicted_share": 0.6})

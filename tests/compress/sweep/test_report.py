@@ -2,13 +2,20 @@ from __future__ import annotations
 
 import csv
 import io
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.text import Text
 
 from compress.config import Budget, load_config
-from compress.sweep.report import PointState, draw_sweep, sweep_csv, sweep_document, sweep_sheet
+from compress.runs.plots import new_figure
+from compress.sweep.labels import Label, place_labels
+from compress.sweep.picture import draw_sweep
+from compress.sweep.report import PointState, sweep_csv, sweep_document, sweep_sheet
 from compress.sweep.request import Goal
 
 
@@ -23,9 +30,9 @@ def found_document(**changes: Any) -> dict[str, Any]:
     """Return the document of three points: one beaten, one failed."""
     budgets = [Budget(kind="macs", value=share) for share in (0.8, 0.6, 0.2)]
     points = [
-        PointState("macs-0.8", "macs=0.8", measured(0.8, 90.0), None, 12.34),
-        PointState("macs-0.6", "macs=0.6", measured(0.6, 91.5), None, 10.0),
-        PointState("macs-0.2", "macs=0.2", None, "out of memory", 1.0),
+        PointState("macs-0.8", budgets[0], measured(0.8, 90.0), None, 12.34),
+        PointState("macs-0.6", budgets[1], measured(0.6, 91.5), None, 10.0),
+        PointState("macs-0.2", budgets[2], None, "out of memory", 1.0),
     ]
     asked = Goal(budgets=tuple(budgets), config=load_config())
     options = {"accuracy": {"top1": 92.0, "top5": 99.5}, "points": points, **changes}
@@ -79,3 +86,124 @@ class TestDocument:
             assert line == [(shares[1], 91.5), (dense, 92.0)]
             names = {text.get_text() for text in axes.texts}
             assert names == {"dense", "macs=0.8", "macs=0.6"}
+
+
+def timed(share: float, top1: float, **changes: Any) -> dict[str, Any]:
+    """Return a point whose dense network took 2 ms beside it, and less than it was predicted."""
+    latency = {"predicted_ms": 1.8 * share, "predicted_share": share, "measured_ms": 2 * share}
+    latency |= {"measured_dense_ms": 2.0, "measured_share": share}
+    latency |= {"measured_interval": [share - 0.02, share + 0.01]}
+    return {**measured(share**2, top1), "latency": {**latency, **changes}}
+
+
+def timed_document(*points: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    budgets = [Budget.model_validate(text) for text, _ in points]
+    states = [
+        PointState(str(budget).replace("=", "-"), budget, found, None, 1.0)
+        for budget, (_, found) in zip(budgets, points, strict=True)
+    ]
+    asked = Goal(budgets=tuple(budgets), config=load_config())
+    accuracy = {"top1": 92.0, "top5": 99.5}
+    options: dict[str, Any] = {"dense_seconds": 5.0, "search": None, "chosen": None}
+    return sweep_document(asked, accuracy=accuracy, points=states, **options)
+
+
+SHARES = ("latency=0.8", timed(0.78, 90.0)), ("latency=0.6", timed(0.6, 91.5))
+
+
+class TestTimes:
+    def test_the_front_is_by_time_and_the_dense_network_has_one(self) -> None:
+        # It was measured beside each point; the second time the machine was slow.
+        slow = timed(0.6, 91.5, measured_ms=1.8, measured_dense_ms=3.0)
+        made = timed_document(SHARES[0], ("latency=0.6", slow))
+        dense, (first, second) = made["dense"], made["points"]
+        assert dense["latency"]["measured_ms"] == 2.5
+        assert dense["latency"]["predicted_ms"] == pytest.approx(1.8)
+        fronts = [row["pareto_latency"] for row in (dense, first, second)]
+        assert fronts == [True, False, True]
+        assert (first["missed"], second["missed"]) == (False, True)  # 0.61 of 0.6
+
+    def test_the_table_has_shares_for_shares_and_milliseconds_for_milliseconds(self) -> None:
+        made = timed_document(*SHARES, ("latency=1ms", timed(0.4, 80.0)))
+        sheet = sweep_sheet(made, Path("out"))
+        assert sheet.rows == (
+            ("dense", "1.00 k", "1.8 ms", "2 ms", "92.00 %", "", "both"),
+            ("latency=0.8", "60.8 %", "78.0 %", "78.0 %", "90.00 %", "-2.00 pp", ""),
+            ("latency=0.6", "36.0 %", "60.0 %", "60.0 %", "91.50 %", "-0.50 pp", "both"),
+            ("latency=1ms", "16.0 %", "0.72 ms", "0.8 ms", "80.00 %", "-12.00 pp", "both"),
+        )
+        assert sheet.notes == (
+            "latency=0.6: measured 1.2 ms, 60.0 % of the dense time (58.0 to 61.0), which misses "
+            "the budget; it is finished and kept.",
+        )
+
+    def test_beside_other_costs_times_are_shown_and_costs_compared(self) -> None:
+        made = timed_document(("macs=0.6", measured(0.6, 91.0)), SHARES[0])
+        assert "pareto_latency" not in made["dense"]
+        rows = sweep_sheet(made, Path("out")).rows
+        assert rows[1] == ("macs=0.6", "60.0 %", "-", "-", "91.00 %", "-1.00 pp", "both")
+        assert rows[2][:4] == ("latency=0.8", "60.8 %", "78.0 %", "78.0 %")
+        assert [axes.get_xlabel() for axes in draw_sweep(made).axes] == ["MACs", "parameters"]
+        header, *_ = csv.reader(io.StringIO(sweep_csv(made)))
+        assert "measured_low" in header
+        assert "pareto_latency" not in header
+
+    def test_what_is_predicted_only_is_not_drawn_over_time(self) -> None:
+        predicted = {"predicted_ms": 0.9, "predicted_share": 0.5}
+        made = timed_document(("latency=0.5", {**measured(0.4, 91.0), "latency": predicted}))
+        assert sweep_sheet(made, Path("out")).rows[1][1:4] == ("40.0 %", "50.0 %", "-")
+        assert sweep_sheet(made, Path("out")).rows[0][1:4] == ("1.00 k", "1.8 ms", "-")
+        assert "missed" not in made["points"][0]
+        assert len(draw_sweep(made).axes) == 2
+
+    def test_the_picture_shows_milliseconds_and_their_intervals(self) -> None:
+        (axes,) = draw_sweep(timed_document(*SHARES)).axes
+        assert "milliseconds" in axes.get_xlabel()
+        bars = [
+            np.asarray(each.get_segments()[0]).tolist()
+            for each in axes.collections
+            if isinstance(each, LineCollection)
+        ]
+        # By the front first: 0.6 of 2 ms and its interval, from 0.58 to 0.61.
+        assert np.allclose(bars, [[[1.16, 91.5], [1.22, 91.5]], [[1.52, 90], [1.58, 90]]])
+        (front,) = axes.lines
+        drawn = list(zip(front.get_xdata(), front.get_ydata(), strict=True))
+        assert np.allclose(drawn, [(1.2, 91.5), (2.0, 92.0)])
+        names = {text.get_text() for text in axes.texts}
+        assert names == {"dense", "latency=0.8", "latency=0.6, missed"}
+
+
+def boxes_of(figure: Any) -> list[Any]:
+    """Return where words lie when the figure is drawn, without the lines that lead to them."""
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    return [Text.get_window_extent(text) for text in axes.texts]
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_no_words_lie_over_others_or_over_points(seed: int) -> None:
+    places = np.random.default_rng(seed).normal(scale=2 + 2 * seed, size=(10, 2))
+    figure = new_figure(5, 3)
+    axes = figure.add_subplot()
+    axes.scatter(*places.T)
+    axes.set(xlim=(-30, 30), ylim=(-20, 20))
+    labels = [
+        Label(f"latency=0.{number}", tuple(at), "#222222") for number, at in enumerate(places)
+    ]
+    place_labels(figure, [(axes, labels)])
+    boxes = boxes_of(figure)
+    assert len(boxes) >= 6
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    points = axes.transData.transform(places)
+    assert not any(box.contains(*point) for box in boxes for point in points)
+
+
+def test_a_point_by_itself_has_its_words_right_above() -> None:
+    figure = new_figure(5, 3)
+    axes = figure.add_subplot()
+    axes.scatter([1], [1])
+    place_labels(figure, [(axes, [Label("macs=0.5", (1, 1), "#222222")])])
+    (box,) = boxes_of(figure)
+    x, y = axes.transData.transform((1, 1))
+    assert box.x0 < x < box.x1
+    assert 0 < box.y0 - y < 15

@@ -29,9 +29,9 @@ from compress.runs.dense import fresh_network
 from compress.runs.lock import locked
 from compress.runs.prune import check_budget
 from compress.sweep import run as sweep_run
+from compress.sweep.picture import plot_sweep
 from compress.sweep.plan import Search
 from compress.sweep.points import SweepFiles, name_of, point_config
-from compress.sweep.report import plot_sweep
 from compress.sweep.request import Goal, split_budgets
 from compress.sweep.run import least_share
 
@@ -331,6 +331,8 @@ class TestRefused:
             (("--max-drop", "-1"), 2, "search.max_drop = -1.0"),
             (("--max-drop", "nan"), 2, "search.max_drop"),
             (("--max-drop", "1", "--kind", "removed"), 2, "search.kind = 'removed'"),
+            (("--budget", "latency=4.2"), 2, "or milliseconds, as latency=4.2ms"),
+            (("--budget", "latency=0.5,macs=0.5", "--set", "prune.step_size=9"), 2, "step_size"),
             (("--max-drop", "1", "--lowest", "1"), 2, "search.lowest = 1.0"),
             (("--max-drop", "1", "--lowest", "0.9", "--tolerance", "0.2"), 2, "nothing to search"),
             ((*SMALL, "--max-drop", "1", "--lowest", "0.001"), 1, "macs=0.001 cannot be reached"),
@@ -353,15 +355,16 @@ class TestRefused:
                 tmp_path / "s", code=code, says=says)  # fmt: skip
         assert not (tmp_path / "s").exists()
 
-    @pytest.mark.parametrize("kind", ["macs", "params", "channels"])
+    @pytest.mark.parametrize("kind", ["macs", "params", "channels", "latency"])
     def test_a_search_starts_no_lower_than_the_network_can_reach(self, own: str, kind: str) -> None:
-        config = load_config(settings=(FAST[1], f"model.name={own}"))
+        table = ("prune.latency_table=v100",) if kind == "latency" else ()
+        config = load_config(settings=(FAST[1], f"model.name={own}", *table))
         data = load_data(config.data)
         least = least_share(config, data, kind)
         assert 0 < least < 0.5
         check_budget(point_config(config, Budget.model_validate(f"{kind}={least}")), data)
         below = point_config(config, Budget.model_validate(f"{kind}={least - 0.01}"))
-        with pytest.raises(BudgetError, match=f"closest is {kind}={least:.4f}"):
+        with pytest.raises(BudgetError, match=rf"(closest|which) is {kind}={least:.4f}"):
             check_budget(below, data)
 
     def test_directories_that_are_none_of_its_own(self, tmp_path: Path) -> None:
