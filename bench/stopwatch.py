@@ -17,7 +17,7 @@ from compress.latency.fitted import shipped_names
 from compress.latency.stopwatch import Comparison, Size
 from compress.terminal.console import say
 from export.latency.building import Plan, Profile
-from export.latency.command import profiled, table_name
+from export.latency.command import profiled
 from export.latency.serving import Network, Serving, runner_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class RuntimeStopwatch:
         """See ``Stopwatch``."""
         profile = Profile(model, graph, size, Plan(multiple=self.multiple))
         say(f"latency table for {self.serving.runtime}, batch {self.serving.batch}")
-        path = folder / table_name(self.serving)
+        path = folder / self.serving.table_name
         table = profiled(profile, self.serving, path, overwrite=False).table
         error = table.error
         say(f"it predicts networks within {error.mean:.1%}, at worst {error.largest:.1%}")

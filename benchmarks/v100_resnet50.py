@@ -5,8 +5,8 @@
 
 Shares of the dense network's MACs and predicted time, speed-ups in brackets; then what is chosen
 for a budget of predicted time, with and without blocks. Nothing is measured here: docs/v100.md says
-where the table comes from and how far it misses. Importance is that of a network with random weights
-on random images: it shows what the choice can do, and not what a trained network needs.
+where the table comes from and how far it misses. Importance is that of random weights on random
+images: it shows what the choice can do, and not what a trained network needs.
 """
 
 from __future__ import annotations

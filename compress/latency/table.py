@@ -201,6 +201,11 @@ def network_weight_bytes(layers: Sequence[LayerCall], kept: Mask) -> float:
     return total
 
 
+def table_name(runtime: str, precision: str, batch: int, threads: int) -> str:
+    """Return the name of a table's file: ``onnxruntime-cpu-fp32-b1-t1.json``."""
+    return f"{runtime}-{precision}-b{batch}-t{threads}.json"
+
+
 def write_table(table: LatencyTable, path: Path) -> None:
     """Write a table, whole or not at all.
 

@@ -14,7 +14,7 @@ from compress.errors import (
     InterruptedRunError,
     TableError,
 )
-from compress.latency.table import read_table
+from compress.latency.table import read_table, table_name
 from compress.networks.models import is_builtin
 from compress.sweep.plan import misses
 from compress.sweep.points import SweepFiles, table_folder
@@ -62,7 +62,7 @@ def measure_table(
     """
     config = files.latency / "config.toml"
     save_config(goal.config, config)
-    table = table_folder(files, goal.config) / table_name(goal.config.prune)
+    table = table_folder(files, goal.config) / _name(goal.config.prune)
     task = Task(TABLE, profile_words(goal.config, config, table), files.latency / "profile.log")
     before = table.stat().st_mtime_ns if table.exists() else None
     doing = "measuring" if before is None else "looking whether it holds"
@@ -97,10 +97,10 @@ def profile_words(config: RunConfig, file: Path, table: Path) -> tuple[str, ...]
     return (*words, *(() if is_builtin(model) else model.words))
 
 
-def table_name(pruning: PruneConfig) -> str:
+def _name(pruning: PruneConfig) -> str:
     """Return the name under which a run looks for its table in ``prune.latency_cache``."""
-    runtime, precision = pruning.latency_runtime, pruning.latency_precision
-    return f"{runtime}-{precision}-b{pruning.latency_batch}-t{pruning.latency_threads}.json"
+    words = ("runtime", "precision", "batch", "threads")
+    return table_name(*(getattr(pruning, f"latency_{word}") for word in words))
 
 
 def time_words(budget: Budget, latency: Mapping[str, Any]) -> str:

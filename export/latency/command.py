@@ -110,11 +110,6 @@ def profiled(profile: Profile, serving: Serving, path: Path, *, overwrite: bool)
     return Profiled(table, path, measured=True)
 
 
-def table_name(serving: Serving) -> str:
-    """Return the name of a table's file: ``onnxruntime-cpu-fp32-b1-t1.json``."""
-    return f"{serving.runtime}-{serving.precision}-b{serving.batch}-t{serving.threads}.json"
-
-
 def _kept(
     path: Path, fingerprint: Fingerprint, multiple: int, say: Callable[[str], None]
 ) -> LatencyTable | None:
@@ -150,7 +145,7 @@ def _going_on(partial: Path) -> Iterator[None]:
 def _place(subject: _Subject, serving: Serving) -> Path:
     if subject.folder is None:
         raise ConfigError("a network that is no run's needs --output FILE.json for its table")
-    return subject.folder / table_name(serving)
+    return subject.folder / serving.table_name
 
 
 def _subject(request: ProfileRequest) -> _Subject:

@@ -16,6 +16,7 @@ import numpy as np
 from compress.config.targets import Target, load_target
 from compress.errors import ConfigError, EnvironmentUnfitError
 from compress.latency.fingerprint import Fingerprint, network_digest
+from compress.latency.table import table_name
 from export.latency.rounds import Effort, Measured, Told, measured, timer_of
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ class Serving:
     """Of a runtime on the CPU."""
     target: str = "cpu"
     """Whose opset bounds ONNX files."""
+
+    @property
+    def table_name(self) -> str:
+        """The name of the table's file."""
+        return table_name(self.runtime, self.precision, self.batch, self.threads)
 
     def __post_init__(self) -> None:
         """Refuse what no table is measured for.

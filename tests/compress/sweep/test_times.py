@@ -22,9 +22,7 @@ from compress.data.batches import ImageData
 from compress.errors import BudgetError
 from compress.files.documents import read_toml
 from compress.sweep import run as sweep_run
-from compress.sweep.times import needs_table, profile_words, table_name
-from export.latency import command
-from export.latency.serving import Serving
+from compress.sweep.times import needs_table, profile_words
 
 FAST = ("--set", "data.image_size=8")
 TIMES = ("sweep", "--budget", "latency=0.7,0.5", *FAST)
@@ -41,8 +39,6 @@ def test_the_table_is_the_one_that_runs_look_for_and_its_command_is_accepted(
 ) -> None:
     settings = ("prune.latency_runtime=torch-cpu", "prune.latency_batch=8")
     config = load_config(settings=(*settings, "prune.latency_threads=2"))
-    serving = Serving(runtime="torch-cpu", batch=8, threads=2)
-    assert table_name(config.prune) == command.table_name(serving)
     words = profile_words(config, tmp_path / "config.toml", tmp_path / "table.json")
     group = typer.main.get_command(cli.app)
     assert isinstance(group, typer.core.TyperGroup)
