@@ -101,6 +101,8 @@ class TimeBudget:
         self.measured: Comparison | None = None
         self.calibrated: list[int] = []
         """The pruning steps after which the network was measured on the way."""
+        self.settled = False
+        """Whether nothing more may go, whatever is measured."""
 
     @property
     def calibrates(self) -> bool:
@@ -134,6 +136,11 @@ class TimeBudget:
         self.pruner.limit(limit)
         return self.facts
 
+    def settle(self) -> None:
+        """Let what is reached be the end."""
+        self.settled = True
+        self.pruner.limit(self.pruner.decisions.goal.cost_of(self.pruner.at.kept))
+
     @property
     def holds(self) -> bool:
         """Whether the interval of what was measured lies within the budget."""
@@ -156,13 +163,13 @@ class TimeBudget:
     def state(self) -> dict[str, Any]:
         """Return what was measured, to go on from."""
         measured = None if self.measured is None else list(astuple(self.measured))
-        return {"measured": measured, "calibrated": self.calibrated}
+        return {"measured": measured, "calibrated": self.calibrated, "settled": self.settled}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state`` returned."""
         if (measured := state["measured"]) is not None:
             self.measured = Comparison(*measured)
-        self.calibrated = list(state["calibrated"])
+        self.calibrated, self.settled = list(state["calibrated"]), state["settled"]
 
     def missed(self) -> BudgetError:
         """Return the error of a network that is finished and too slow."""

@@ -198,13 +198,9 @@ class _PruneRun:
         """Measure, and go on with pruning, until the measured time is within the budget."""
         for correction in range(time.rounds + 1):
             self.session.record("latency", step=self.trainer.step_index, **recorded(time.measure()))
-            if time.holds or correction == time.rounds or self.pruner.at.ended:
+            if time.holds or correction == time.rounds or time.settled or self.pruner.at.ended:
                 return
-            try:
-                self._until_done(loop)
-            except BudgetError as error:  # nothing more may go
-                log.warning("%s", error)
-                return
+            self._until_done(loop)
 
     def _step(self, batch: Batch) -> None:
         """Train on one minibatch, with the pruner around it."""
@@ -214,7 +210,14 @@ class _PruneRun:
         loss = None
         if pruner.due:
             loss = trainer.mean_loss()
-        pruner.step(loss)
+        try:
+            pruner.step(loss)
+        except BudgetError as error:
+            if self.time is None or self.time.measured is None:
+                raise
+            log.warning("%s", error)  # a corrected limit asks for more than may go
+            self.time.settle()
+            pruner.step(loss)
         if self.time is not None and self.time.calibrates:
             facts = recorded(self.time.calibrate())
             self.session.record("latency", step=trainer.step_index, **facts)
@@ -308,7 +311,8 @@ class _PruneRun:
         self.trainer.load_state(state.tensors)
         self.accuracy = state.facts["accuracy"]
         if self.time is not None:
-            earlier: dict[str, Any] = {"measured": state.facts.get("measured"), "calibrated": []}
+            measured = state.facts.get("measured")  # as earlier versions wrote it
+            earlier: dict[str, Any] = {"measured": measured, "calibrated": [], "settled": False}
             self.time.load(state.facts.get("time", earlier))
 
     def _of_version_1(self, state: State) -> dict[str, torch.Tensor]:

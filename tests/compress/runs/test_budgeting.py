@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import lived_in, small_graph
 from loops import Block, batch_of
-from runs import DATA, config_of, graph_of, history, start
+from runs import DATA, config_of, graph_of, history, kept_in, start
 from torch import nn
 from torch.nn import functional as F
 
@@ -283,6 +283,21 @@ def test_a_budget_that_is_missed_leaves_a_finished_run(tmp_path: Path) -> None:
         prune(config, DATA, Session(run), served)
     assert run.pruned.is_file()
     assert history(run, "finetuned")
+
+
+@pytest.mark.slow
+def test_a_corrected_limit_that_nothing_can_hold_ends_pruning_where_it_is(tmp_path: Path) -> None:
+    run, config = run_of(tmp_path / "run")
+    served = Served(lambda share: 1000 * share)  # the corrected limit is below every floor
+    with pytest.raises(BudgetError, match="is missed: the network takes"):
+        prune(config, DATA, Session(run), served)
+    steps = history(run, "prune_step")
+    assert len(served.seen) == 2  # on the way, and at the end
+    assert history(run, "finetuned")
+    graph = graph_of(run, config)
+    kept = kept_in(run, graph)
+    widths = {group.name: int(kept[group.units].sum()) for group in graph.prunable}
+    assert widths.items() <= steps[-1]["widths"].items()
 
 
 def test_without_a_stopwatch_a_run_needs_a_table(tmp_path: Path) -> None:
