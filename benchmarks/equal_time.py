@@ -266,7 +266,7 @@ def _by_peer(loop: Loop, way: Way, race: Race, table: Times) -> None:
         global_pruning=True,
         pruning_ratio=0.95,
         max_pruning_ratio=0.95,
-        iterative_steps=40 * steps,
+        iterative_steps=12 * steps,
         ignored_layers=classifiers,
         round_to=way.multiple,
     )

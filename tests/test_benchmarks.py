@@ -52,7 +52,7 @@ SLOW = (
 
 def test_every_program_is_tried() -> None:
     found = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert found == {*PROGRAMS, "smoke"}
+    assert found == {*PROGRAMS, "smoke", "small_networks"}
 
 
 @pytest.mark.parametrize(

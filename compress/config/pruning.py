@@ -74,6 +74,9 @@ CRITERION_NUMBERS = {
 """The criteria by the numbers that the research code of Molchanov et al. 2019 gives them."""
 
 
+LOSS_CHANGES = ("taylor-gate", "taylor-parts", "taylor-gate-fg", "taylor-gate-so", "obd", "bn-taylor")
+"""The criteria that estimate how much the loss changes without a unit."""
+
 SEED2019_PRUNE: dict[str, Any] = {
     "step_size": 100,
     "interval": 30,
@@ -147,7 +150,8 @@ class PruneConfig(Section):
     """``l2`` divides the importance of a group by its L2 norm before groups are compared."""
     rank: Literal["auto", "importance", "importance-per-mac"] = "auto"
     """What is compared: the importance, or its ratio to the MACs that the removal saves; ``auto``:
-    that ratio where MACs are the budget, and nothing else corrects the importance."""
+    that ratio where MACs are the budget, the criterion estimates the change of the loss, and nothing
+    else corrects it."""
     flops_regularization: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Importance taken off for every MAC that the removal of a channel saves."""
     hessian_samples: int = Field(default=4, ge=0)
@@ -211,7 +215,9 @@ class PruneConfig(Section):
         if self.rank != "auto":
             return self.rank == "importance-per-mac"
         corrected = self.normalize != "none" or self.flops_regularization > 0
-        return self.budget.kind == "macs" and self.step_size is None and not corrected
+        changes = self.criterion in LOSS_CHANGES and self.importance_from is None
+        by_macs = self.budget.kind == "macs" and self.step_size is None
+        return by_macs and changes and not corrected
 
     @property
     def with_blocks(self) -> bool:
