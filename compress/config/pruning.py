@@ -74,7 +74,10 @@ CRITERION_NUMBERS = {
 """The criteria by the numbers that the research code of Molchanov et al. 2019 gives them."""
 
 
-LOSS_CHANGES = ("taylor-gate", "taylor-parts", "taylor-gate-fg", "taylor-gate-so", "obd", "bn-taylor")
+LOSS_CHANGES = (
+    *("taylor-gate", "taylor-parts", "taylor-gate-fg", "taylor-gate-so"),
+    *("obd", "bn-taylor"),
+)
 """The criteria that estimate how much the loss changes without a unit."""
 
 SEED2019_PRUNE: dict[str, Any] = {
@@ -150,8 +153,8 @@ class PruneConfig(Section):
     """``l2`` divides the importance of a group by its L2 norm before groups are compared."""
     rank: Literal["auto", "importance", "importance-per-mac"] = "auto"
     """What is compared: the importance, or its ratio to the MACs that the removal saves; ``auto``:
-    that ratio where MACs are the budget, the criterion estimates the change of the loss, and nothing
-    else corrects it."""
+    that ratio where MACs are the budget and the criterion, not corrected otherwise, estimates the
+    change of the loss."""
     flops_regularization: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Importance taken off for every MAC that the removal of a channel saves."""
     hessian_samples: int = Field(default=4, ge=0)
