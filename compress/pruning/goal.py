@@ -12,15 +12,12 @@ from compress.config import Budget, PruneConfig
 from compress.errors import BudgetError, ConfigError, TableError, nearest
 from compress.latency.fitted import shipped_names, shipped_table
 from compress.latency.table import read_table
-from compress.latency.times import LocalTimes, Times, network_milliseconds
+from compress.latency.times import Times
 from compress.networks import cost
 from compress.networks.groups import ChannelGraph, Mask
-from compress.pruning.choice.widths import Chooser
+from compress.pruning.choice.planner import Planner
 from compress.pruning.masking import Candidate, CostFunction, Scores, smallest
 
-MOST_LOCAL = 5
-"""Choices with a table that is a sum over layers near one network only, until one is within."""
-TIGHTER = 1e-3
 ROOM = 0.02
 """Share of the limit by which a network may lie below it, where finer pieces can do that."""
 
@@ -124,47 +121,10 @@ def _time_goal(
             "give it as latency_table"
         )
 
-    def cost_of(kept: Mask) -> float:
-        return network_milliseconds(graph, times, graph.closed(kept))
-
-    whole = Chooser(graph, times, allowed)
-
-    def within(
-        scores: Scores, kept: Mask, limit: float, *, least: float = 0, towards: Mask | None = None
-    ) -> Mask:
-        found, chooser, most = None, whole, limit
-        for _ in range(MOST_LOCAL):
-            mask = graph.closed(
-                chooser.choose(scores, kept, most, least=least, towards=towards).mask
-            )
-            reached = cost_of(mask)
-            if found is not None and (mask == found).all():
-                break
-            if reached <= limit:
-                found, most = mask, limit
-            else:
-                most *= limit / reached * (1 - TIGHTER)
-            if not isinstance(times, LocalTimes):
-                break
-            chooser = Chooser(graph, times.around(graph, mask), allowed)
-        if found is None:
-            raise BudgetError(f"no choice of widths is known to take {limit:.4g} ms")
-        return found
-
-    def choose(scores: Scores, kept: Mask, limit: float, end: float) -> Mask:
-        goal = within(scores, kept, end, least=end * (1 - ROOM))
-        mask = kept
-        # Blocks go first: what remains learns to do without them while channels go.
-        for branch in sorted(graph.removable, key=lambda branch: scores[branch.unit]):
-            if cost_of(mask) > limit and mask[branch.unit] and not goal[branch.unit]:
-                mask = mask.copy()
-                mask[branch.unit] = False
-                mask = graph.closed(mask)
-        return mask if cost_of(mask) <= limit else within(scores, mask, limit, towards=goal)
-
-    dense = cost_of(graph.everything())
+    planner = Planner(graph, times, allowed, room=ROOM)
+    dense = planner.cost_of(graph.everything())
     limit = budget.value if budget.absolute else budget.value * dense
-    closest = whole.fastest(graph.everything())
+    closest = planner.fastest()
     if closest > limit:
         raise BudgetError(
             f"the budget {budget} cannot be reached: it is {limit:.4g} ms, and the fastest choice "
@@ -173,7 +133,7 @@ def _time_goal(
             "or channel_multiple"
         )
     channels_of = functools.partial(cost.channels, graph)
-    return Goal(budget, cost_of, channels_of, dense, limit, choose)
+    return Goal(budget, planner.cost_of, channels_of, dense, limit, planner.choose)
 
 
 def _unreachable(budget: Budget, dense: int, closest: int) -> str:
