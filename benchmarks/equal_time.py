@@ -270,6 +270,7 @@ def _by_peer(loop: Loop, way: Way, race: Race, table: Times) -> None:
         ignored_layers=classifiers,
         round_to=way.multiple,
     )
+    loop.model.train()  # counting leaves it in evaluation mode
     taken = 0
 
     def limit() -> float:
@@ -282,6 +283,7 @@ def _by_peer(loop: Loop, way: Way, race: Race, table: Times) -> None:
         while macs > limit() and pruner.current_step < pruner.iterative_steps:
             pruner.step()
             macs = torch_pruning.utils.count_ops_and_params(loop.model, images)[0]
+        loop.model.train()
         taken += 1
         loop.renew()
         return taken >= steps
