@@ -332,7 +332,7 @@ def tell(points: Sequence[Point], seeds: Sequence[int]) -> None:
                 for seed in seeds
             ]
             known = [value for value in found if value is not None]
-            cells.append(mean_and_interval(known) if len(known) == len(found) else "not reached")
+            cells.append(mean_and_interval(known) if len(known) == len(found) else "not tried")
         print(f"| {share:g} | {' | '.join(cells)} |")
 
 
