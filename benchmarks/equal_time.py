@@ -79,7 +79,7 @@ STYLES: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("s", {"color": "#b45f06", "alpha": 0.6}, "--"),
     ("^", {"color": "#444444", "alpha": 0.6}, ":"),
 )
-SMOKE = (Way("latency", 0.9, 8), Way("macs", 0.6, 8), Way("torch-pruning", 0.6, 8))
+SMOKE = (Way("latency", 0.9, 8), Way("macs", 0.6, 8), Way("torch-pruning", 0.9, 8))
 
 
 @dataclass(frozen=True)
