@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from compress.errors import BudgetError
 from compress.latency.times import LocalTimes, Times, network_milliseconds
 from compress.networks.groups import ChannelGraph, Mask
-from compress.pruning.choice.widths import Chooser
+from compress.pruning.choice.widths import Chooser, Chosen
 from compress.pruning.masking import Candidate, Scores
 
 MOST_LOCAL = 5
@@ -55,7 +55,8 @@ class Planner:
         Raises:
             BudgetError: the final limit cannot be reached from this mask.
         """
-        goal = self._within(scores, kept, end, least=end * (1 - self.room))
+        least = end * (1 - self.room)
+        goal = self._within(end, lambda by, most: by.choose(scores, kept, most, least=least))
         mask = kept
         for branch in sorted(self.graph.removable, key=lambda branch: scores[branch.unit]):
             if mask[branch.unit] and not goal[branch.unit] and self.cost_of(mask) > limit:
@@ -64,22 +65,13 @@ class Planner:
                 mask = self.graph.closed(mask)
         if self.cost_of(mask) <= limit:
             return mask
-        return self._within(scores, mask, limit, towards=goal)
+        return self._within(limit, lambda by, most: by.choose(scores, mask, most, towards=goal))
 
-    def _within(
-        self,
-        scores: Scores,
-        kept: Mask,
-        limit: float,
-        *,
-        least: float = 0.0,
-        towards: Mask | None = None,
-    ) -> Mask:
-        """Return the best mask within a limit; see ``Chooser.choose``."""
+    def _within(self, limit: float, choose: Callable[[Chooser, float], Chosen]) -> Mask:
+        """Return the best mask within a limit, chosen by a chooser under a limit of its own."""
         found, chooser, most = None, self.chooser, limit
         for _ in range(MOST_LOCAL):
-            chosen = chooser.choose(scores, kept, most, least=least, towards=towards)
-            mask = self.graph.closed(chosen.mask)
+            mask = self.graph.closed(choose(chooser, most).mask)
             reached = self.cost_of(mask)
             if found is not None and (mask == found).all():
                 break
