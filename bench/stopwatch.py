@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.measuring.latency import Call, measure_latency
+from bench.measuring.latency import Call, LatencyResult, measure_latency
 from bench.statistics.latency_ratios import median
 from compress.config import BenchConfig, RunConfig
 from compress.latency.fitted import shipped_names
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
     from compress.latency.table import LatencyTable
     from compress.networks.groups import ChannelGraph
+
+WIDE = 0.02
+"""Share of a ratio that its interval may reach to either side; budgets are met as closely."""
+ATTEMPTS = 3
+"""Measurements at most while the interval is wider: other programs may have had the cores."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,28 @@ class RuntimeStopwatch:
                 )
                 for name, network in slots.items()
             }
-            found = measure_latency(
-                calls, batch_size=serving.batch, config=self.bench, seed=self.seed
+            found = narrowest(
+                lambda: measure_latency(
+                    calls, batch_size=serving.batch, config=self.bench, seed=self.seed
+                )
             )
         dense_ms, pruned_ms = (median(found.samples_ms[name]) for name in ("reference", "pruned"))
         ratio = found.ratio
         return Comparison(dense_ms, pruned_ms, ratio.ratio, ratio.low, ratio.high)
+
+
+def narrowest(measure: Callable[[], LatencyResult]) -> LatencyResult:
+    """Measure again while the interval is wide; return the result with the narrowest.
+
+    A limit is corrected by the upper bound, and what is removed for it does not come back.
+    """
+    best = measure()
+    for _ in range(ATTEMPTS - 1):
+        if best.ratio.reach <= WIDE:
+            break
+        say(f"the ratio is known to {best.ratio.reach:.1%}: measured again")
+        best = min(best, measure(), key=lambda found: found.ratio.reach)
+    return best
 
 
 def stopwatch_for(config: RunConfig) -> RuntimeStopwatch | None:

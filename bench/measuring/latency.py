@@ -152,7 +152,7 @@ def measure_latency(
         rounds += 1
         longest = max(longest, clock() - began)
         if rounds >= config.min_blocks and (rounds - config.min_blocks) % _LOOK_EVERY == 0:
-            converged = _reach(interval("pruned")) <= config.ratio_precision
+            converged = interval("pruned").reach <= config.ratio_precision
         if progress is not None:
             progress(min(1.0, (clock() - start) / config.max_seconds))
     if progress is not None:
@@ -249,9 +249,3 @@ class _Stopwatch:
             run(feeds)
             times.append(1000 * (clock() - start))
         return _Calls(times)
-
-
-def _reach(interval: RatioInterval) -> float:
-    """Return how far the interval reaches from the ratio, as a share of it."""
-    reach = max(interval.high - interval.ratio, interval.ratio - interval.low)
-    return reach / interval.ratio

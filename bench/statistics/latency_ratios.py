@@ -82,6 +82,11 @@ class RatioInterval:
     confidence: float
     rounds: int
 
+    @property
+    def reach(self) -> float:
+        """How far the interval reaches from the ratio, as a share of it."""
+        return max(self.high - self.ratio, self.ratio - self.low) / self.ratio
+
 
 def percentile(samples: Numbers, percent: float) -> float:
     """Return the percentile as trtexec does: an observed value, never an interpolation.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from compress.config import PruneConfig
@@ -61,6 +62,8 @@ class Decisions:
         self.settings, self.allowed, self.goal = within_reach(
             graph, settings, lambda relaxed: prunable(model, graph, relaxed), times
         )
+        report_multiple(settings, self.settings)
+        _report_frozen(model, graph, self.settings)
         self._counted: Mask | None = None
         self._reached = False
 
@@ -160,16 +163,10 @@ def prunable(model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> tupl
     Raises:
         ModelError: there is none; the message names what stands in the way.
     """
-    found: list[Candidate] = []
-    frozen: list[Candidate] = []
-    for candidate in candidates(graph, config):
-        trainable = all(tensor_of(model, r).requires_grad for r in candidate.group.readers)
-        (found if trainable else frozen).append(candidate)
-    if frozen:
-        names = ", ".join(c.group.name for c in frozen[:5])
-        log.warning("%d groups have frozen readers and stay dense: %s", len(frozen), names)
-    require_removable(graph, found, some_frozen=bool(frozen))
-    return tuple(found)
+    wanted = candidates(graph, config)
+    found = tuple(candidate for candidate in wanted if _trained(model, candidate))
+    require_removable(graph, found, some_frozen=len(found) < len(wanted))
+    return found
 
 
 def within_reach(
@@ -202,11 +199,6 @@ def within_reach(
             half = relaxed.channel_multiple // 2
             relaxed = relaxed.model_copy(update={"channel_multiple": half})
             continue
-        if relaxed is not settings:
-            log.warning(
-                "%s cannot be reached in multiples of %d channels: widths are multiples of %d",
-                *(settings.budget, settings.channel_multiple, relaxed.channel_multiple),
-            )
         return relaxed, allowed, goal
 
 
@@ -216,6 +208,15 @@ def require_removable(
     """Raise a ModelError that names what stands in the way if no group may lose a unit."""
     if not any(c.floor < c.group.size for c in allowed):
         raise ModelError(_nothing_to_prune(graph, some_frozen))
+
+
+def report_multiple(wanted: PruneConfig, relaxed: PruneConfig) -> None:
+    """Tell that the multiple of channels gave way to the budget, if it did."""
+    if relaxed is not wanted:
+        log.warning(
+            "%s cannot be reached in multiples of %d channels: widths are multiples of %d",
+            *(wanted.budget, wanted.channel_multiple, relaxed.channel_multiple),
+        )
 
 
 def report_dense(graph: ChannelGraph) -> None:
@@ -247,7 +248,20 @@ def decide(
     last = prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=goal.limit, least=goal.least)
     if goal.channels_of(last) >= fewest:
         return last
-    return prune_to(scores, kept, allowed, cost_of=goal.channels_of, limit=fewest)
+    towards = np.where(last, np.inf, scores)  # of what goes in the end, the least important
+    return prune_to(towards, kept, allowed, cost_of=goal.channels_of, limit=fewest)
+
+
+def _report_frozen(model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> None:
+    """Tell which groups stay dense because nothing trains what reads them."""
+    frozen = [c.group.name for c in candidates(graph, config) if not _trained(model, c)]
+    if frozen:
+        names = ", ".join(frozen[:MOST_NAMED])
+        log.warning("%d groups have frozen readers and stay dense: %s", len(frozen), names)
+
+
+def _trained(model: nn.Module, candidate: Candidate) -> bool:
+    return all(tensor_of(model, reader).requires_grad for reader in candidate.group.readers)
 
 
 def _nothing_to_prune(graph: ChannelGraph, frozen: bool) -> str:

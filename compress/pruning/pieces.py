@@ -19,7 +19,7 @@ from compress.networks.capture import Example
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shrink import shrink_
 from compress.networks.trial import tried_graph
-from compress.pruning.decision import require_removable, within_reach
+from compress.pruning.decision import report_multiple, require_removable, within_reach
 from compress.pruning.goal import times_for
 from compress.pruning.importance import ranked
 from compress.pruning.masking import Candidate, Scores, candidates, prune_to
@@ -122,7 +122,9 @@ def choose(
         return allowed
 
     times = times_for(config, graph, table)
-    config, allowed, goal = within_reach(graph, config, allowed_by, times)
+    wanted = config
+    config, allowed, goal = within_reach(graph, wanted, allowed_by, times)
+    report_multiple(wanted, config)
     if goal.choose is not None:
         return goal.choose(scores, before, goal.limit, goal.limit)
     order = ranked(scores, before, allowed, graph=graph, config=config)

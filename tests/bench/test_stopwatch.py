@@ -1,0 +1,52 @@
+"""What measures networks for budgets of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from bench.measuring.latency import LatencyResult
+from bench.statistics.latency_ratios import RatioInterval
+from bench.stopwatch import ATTEMPTS, narrowest
+
+
+def measured(low: float, high: float) -> LatencyResult:
+    interval = RatioInterval(
+        ratio=0.5, low=low, high=high, at_least=low, at_most=high, confidence=0.95, rounds=20
+    )
+    return LatencyResult(
+        batch_size=1,
+        samples_ms={},
+        stages_ms={},
+        blocks_ms={},
+        iterations={},
+        warmup={},
+        ratio=interval,
+        control=interval,
+        seconds=1.0,
+        converged=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("bounds", "taken", "best"),
+    [
+        ([(0.499, 0.502), (0.5, 0.5)], 1, 0),
+        ([(0.45, 0.64), (0.495, 0.505), (0.5, 0.5)], 2, 1),
+        ([(0.45, 0.53), (0.48, 0.52), (0.4, 0.6), (0.5, 0.5)], ATTEMPTS, 1),
+        ([(0.40, 0.51), (0.49, 0.64), (0.3, 0.6), (0.5, 0.5)], ATTEMPTS, 0),
+    ],
+)
+def test_what_is_wide_is_measured_again(
+    bounds: list[tuple[float, float]], taken: int, best: int
+) -> None:
+    results = [measured(*one) for one in bounds]
+    left: Iterator[LatencyResult] = iter(results)
+    assert narrowest(lambda: next(left)) is results[best]
+    assert len(list(left)) == len(results) - taken
+
+
+def test_reach_is_that_of_the_farther_bound() -> None:
+    assert measured(0.4, 0.55).ratio.reach == pytest.approx(0.2)
+    assert measured(0.49, 0.55).ratio.reach == pytest.approx(0.1)
