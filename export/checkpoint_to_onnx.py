@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.config import ExportConfig
 from compress.config.targets import Target
-from compress.errors import ConfigError, DataError
+from compress.errors import ConfigError, DataError, ParityError
 from compress.files.atomic import write_json
 from export.onnx.check import OnnxFacts, standard_opset
 from export.onnx.sidecar import SCHEMA_VERSION, network_facts, pruning_facts
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from compress.data.batches import ImageData
     from compress.data.loading import Batch
     from compress.terminal.progress import Progress
+
+RUNTIMES_FAULT = (
+    "without its optimisations it agrees, so what is wrong is not the file but how ONNX Runtime "
+    "rewrites it"
+)
 
 
 @dataclass(frozen=True)
@@ -218,14 +223,26 @@ def _file_facts(facts: OnnxFacts, name: str) -> dict[str, Any]:
 def _prove(
     checkpoint: Checkpoint, facts: OnnxFacts, *, config: ExportConfig, images: np.ndarray
 ) -> list[ParityResult]:
-    with TorchRunner(checkpoint.model, "cpu") as reference, OnnxRunner(facts.path) as candidate:
-        return check_parity(
-            reference,
-            candidate,
-            images,
-            batch_sizes=config.parity_batches,
-            limits=getattr(config.limits, config.precision),
-        )
+    with TorchRunner(checkpoint.model, "cpu") as reference:
+
+        def judged(*, optimised: bool) -> list[ParityResult]:
+            with OnnxRunner(facts.path, optimised=optimised) as candidate:
+                return check_parity(
+                    reference,
+                    candidate,
+                    images,
+                    batch_sizes=config.parity_batches,
+                    limits=getattr(config.limits, config.precision),
+                )
+
+        try:
+            return judged(optimised=True)
+        except ParityError as error:
+            try:
+                judged(optimised=False)
+            except ParityError:
+                raise error from None
+            raise ParityError(f"{error}; {RUNTIMES_FAULT}") from error
 
 
 def _tools() -> dict[str, str]:

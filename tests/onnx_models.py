@@ -90,18 +90,22 @@ def check(model: onnx.ModelProto) -> None:
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
 
 
-def run(model: onnx.ModelProto, images: np.ndarray, *, optimised: bool = True) -> np.ndarray:
+LEVELS = tuple(name for name in dir(onnxruntime.GraphOptimizationLevel) if name.startswith("ORT_"))
+"""Of optimisation, none to all."""
+
+
+def run(
+    model: onnx.ModelProto, images: np.ndarray, *, optimised: bool = True, level: str | None = None
+) -> np.ndarray:
     """Return what ONNX Runtime computes on the CPU.
 
     Where it lacks a float16 operator it computes in float32, and rounds only the weights.
     """
-    levels = onnxruntime.GraphOptimizationLevel
+    wanted = level or ("ORT_ENABLE_ALL" if optimised else "ORT_DISABLE_ALL")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    options.graph_optimization_level = (
-        levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
-    )
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, wanted)
     data = model.SerializeToString()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"input": images})

@@ -8,7 +8,7 @@ its types is fed in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,17 +55,21 @@ class Names:
         return name
 
 
-def to_fp16(model: onnx.ModelProto) -> Fp16Facts:
+def to_fp16(model: onnx.ModelProto, wide: Collection[str] = ()) -> Fp16Facts:
     """Rewrite a float32 model in half precision, in place.
 
     The names of its input and output and of every weight stay.
+
+    Args:
+        model: strongly typed afterwards, as TensorRT wants it.
+        wide: results whose nodes go on reading and writing float32.
 
     Raises:
         ModelError: a weight is not finite or beyond 65504, or the graph holds a branch, a loop or
             an operator that is not a standard one.
     """
     fold_constants(model)
-    return _Halving(model).run()
+    return _Halving(model, frozenset(wide)).run()
 
 
 def activations(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -97,8 +101,8 @@ def require_range(largest: Mapping[str, float]) -> float:
 class _Halving:
     """One rewrite of one graph."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._graph = model.graph
+    def __init__(self, model: onnx.ModelProto, stay_wide: frozenset[str]) -> None:
+        self._graph, self._stay_wide = model.graph, stay_wide
         self._opset = standard_opset(model)
         self._floats = _float_tensors(model)
         self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -131,6 +135,7 @@ class _Halving:
         return {
             name: node
             for node in self._graph.node
+            if not self._stays_wide(node)
             for place, name in enumerate(node.input)
             if name in self._floats and _at(_halvable(node, self._opset)[0], place)
         }
@@ -138,8 +143,13 @@ class _Halving:
     def _ends(self, values: Iterable[onnx.ValueInfoProto]) -> list[str]:
         return [value.name for value in values if value.name in self._floats]
 
+    def _stays_wide(self, node: onnx.NodeProto) -> bool:
+        return not self._stay_wide.isdisjoint(node.output)
+
     def _rewrite(self, node: onnx.NodeProto) -> None:
         inputs, outputs = _halvable(node, self._opset)
+        if self._stays_wide(node):
+            inputs = outputs = [False]
         for place, name in enumerate(node.input):
             if name in self._floats:
                 accepts = _at(inputs, place)
@@ -152,6 +162,8 @@ class _Halving:
             if _at(outputs, place):
                 node.output[place] = half
                 _ask_for_half(node, self._opset)
+            elif half == name and name not in self._halved:  # nobody wants it halved
+                self._wide[name] = name
             else:
                 node.output[place] = self._wide[name] = self._names.new(f"{name}_fp32")
                 self._cast(self._wide[name], half, half=True)

@@ -8,15 +8,20 @@ Placement follows what TensorRT fuses. A Conv or Gemm with Q/DQ on both operands
 a pooling in the type of what it reads. Of a residual Add only the shortcut is quantised: a Conv
 that the Add alone reads takes the Add in and adds the shortcut, in 8 bits, to its own wide sums.
 Quantising the Conv's result as well would keep the two apart and round once more for nothing.
+
+With the rest in half precision, a layer whose result is rounded to 8 bits at once (behind Relu or
+Clip at most) keeps float32 scales and bias: 8 bits go in and 8 bits come out, so nothing of it is
+ever stored. ONNX Runtime rounds the bias of such a layer to a multiple of the product of both
+scales, and that product leaves the range of half precision.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -35,6 +40,11 @@ HALF_OPSET = 19
 """The first one whose Q/DQ reads and writes float16."""
 POOLINGS = frozenset({"AveragePool", "GlobalAveragePool"})
 """The poolings that compute; a maximum commutes with Q/DQ and needs none."""
+
+LARGEST_BIAS = 2**30
+"""A rounded bias, which leaves as much of 32 bits to what is added to it."""
+BOUNDS = frozenset({"Relu", "Clip"})
+"""What a runtime takes into the rounding behind it."""
 
 Rest = Literal["fp32", "fp16"]
 
@@ -75,8 +85,9 @@ def to_int8(
         model: opset 13 or newer; it stays as new as it is.
         ranges: for each of ``quantised_tensors``, the magnitude that 127 stands for.
         rest: what everything else computes in. ``fp16`` needs opset 19, and gives a strongly typed
-            model whose scales are float16 too. ONNX Runtime up to 1.29 is no witness for it: on
-            the CPU it cuts off the fraction of float16 numbers instead of rounding them.
+            model, whose layers that are rounded at once stay float32. ONNX Runtime up to 1.29 is
+            no witness for it: on the CPU it cuts off the fraction of float16 numbers instead of
+            rounding them.
 
     Raises:
         ModelError: the opset is too old, a range is missing or not positive, or a weight is not
@@ -87,10 +98,30 @@ def to_int8(
         raise ModelError(
             f"INT8 with the rest in {rest} needs opset {needed} and the model has opset {opset}"
         )
-    facts = _Quantising(model, ranges, rest).run()
+    quantising = _Quantising(model, ranges, rest)
+    facts = quantising.run()
     if rest == "fp32":
         return Int8Facts(*facts, rest=None)
-    return Int8Facts(*facts, rest=to_fp16(model))
+    return Int8Facts(*facts, rest=to_fp16(model, quantising.wide))
+
+
+class _Key(NamedTuple):
+    """What is rounded to 8 bits once."""
+
+    name: str
+    axis: int | None
+    """Of a weight's scales."""
+    wide: bool
+    """Whether it is rounded from float32 where the rest is float16."""
+
+
+class _Rounded(NamedTuple):
+    """Names of an 8-bit tensor and of what its numbers mean."""
+
+    key: _Key
+    small: str
+    scale: str
+    zero: str
 
 
 class _Quantising:
@@ -102,8 +133,12 @@ class _Quantising:
         self._ranges = ranges
         self._rest = rest
         self._names = Names(model.graph)
-        self._pairs: dict[tuple[str, int | None], str] = {}  # by tensor and axis of its scales
+        self._rounded: dict[_Key, _Rounded] = {}
+        self._least: dict[str, np.ndarray] = {}  # scales of each weight's channels
+        self._restored: dict[tuple[str, bool], str] = {}  # by the 8-bit tensor and whether wide
         self._nodes: list[onnx.NodeProto] = []
+        self.wide: set[str] = set()
+        """Results whose nodes stay in float32, whatever the rest is."""
 
     def run(self) -> tuple[int, tuple[str, ...], int, int]:
         graph, constants = self._graph, set(self._weights)
@@ -111,56 +146,98 @@ class _Quantising:
             index: _activation_inputs(node, graph, constants)
             for index, node in enumerate(graph.node)
         }
+        if self._rest == "fp16":
+            self.wide.update(_rounded_at_once(graph, places))
+        self._leave_room_for_biases(places)
         layers, floats = 0, []
         for index, node in enumerate(graph.node):
+            wide, axis = node.output[0] in self.wide, _channel_axis(node)
             for place in places[index]:
-                node.input[place] = self._activation(node.input[place])
-            axis = _channel_axis(node)
+                node.input[place] = self._restore(self._activation(node.input[place]), wide)
             if axis is not None and places[index]:
-                node.input[1] = self._weight(node.input[1], axis)
+                node.input[1] = self._restore(self._weight(node.input[1], axis, wide), wide)
                 layers += 1
             elif axis is not None:
                 floats.append(node.name or node.output[0])
             self._nodes.append(node)
         del graph.node[:], graph.value_info[:]
         graph.node.extend(self._nodes)
-        weights = sum(axis is not None for _, axis in self._pairs)
-        return layers, tuple(floats), len(self._pairs) - weights, weights
+        weights = sum(key.axis is not None for key in self._rounded)
+        return layers, tuple(floats), len(self._rounded) - weights, weights
 
-    def _activation(self, name: str) -> str:
-        if (name, None) not in self._pairs:
-            largest = self._ranges.get(name)
-            if largest is None:
-                raise ModelError(f"activation {name!r} has no range: calibrate this very model")
-            if not (np.isfinite(largest) and largest > 0):
-                raise ModelError(f"activation {name!r} has range {largest}, which is not positive")
-            self._pairs[name, None] = self._pair(name, np.array(largest / LEVELS), None)
-        return self._pairs[name, None]
+    def _leave_room_for_biases(self, places: Mapping[int, Sequence[int]]) -> None:
+        """Find the smallest scales of weights with which the bias fits into 32 bits.
 
-    def _weight(self, name: str, axis: int) -> str:
-        if (name, axis) not in self._pairs:
-            scales = weight_scales(self._weights[name], axis)
-            self._pairs[name, axis] = self._pair(name, scales, axis)
-        return self._pairs[name, axis]
+        Integer kernels round it to a multiple of both scales' product, and saturate.
+        """
+        from onnx import numpy_helper
 
-    def _pair(self, name: str, scale: np.ndarray, axis: int | None) -> str:
-        """Add a pair behind a tensor and return what comes out of it."""
-        from onnx import helper, numpy_helper
+        for index, node in enumerate(self._graph.node):
+            if _channel_axis(node) is None or not places[index]:
+                continue
+            least = self._least.setdefault(node.input[1], np.zeros(1))
+            bias = self._weights.get(node.input[2]) if len(node.input) > 2 else None
+            if bias is not None and len(bias.dims) == 1:
+                unit = self._activation_scale(node.input[0]) * LARGEST_BIAS
+                fits = np.abs(numpy_helper.to_array(bias)) / unit
+                self._least[node.input[1]] = np.maximum(least, fits)
 
-        scale = _half_scales(scale) if self._rest == "fp16" else scale.astype(np.float32)
-        stems = ("scale", "zero_point", "quantized", "dequantized")
-        factor, zero, small, result = (self._names.new(f"{name}_{stem}") for stem in stems)
+    def _activation(self, name: str) -> _Rounded:
+        key = _Key(name, None, name in self.wide)
+        if key not in self._rounded:
+            self._round(key, self._activation_scale(name))
+        return self._rounded[key]
+
+    def _activation_scale(self, name: str) -> np.ndarray:
+        largest = self._ranges.get(name)
+        if largest is None:
+            raise ModelError(f"activation {name!r} has no range: calibrate this very model")
+        if not (np.isfinite(largest) and largest > 0):
+            raise ModelError(f"activation {name!r} has range {largest}, which is not positive")
+        scale = np.array(largest / LEVELS)
+        # Whoever reads it may be in half precision, and reads the same numbers.
+        return _half_scales(scale) if self._rest == "fp16" else scale
+
+    def _weight(self, name: str, axis: int, wide: bool) -> _Rounded:
+        key = _Key(name, axis, wide)
+        if key not in self._rounded:
+            scales = np.maximum(weight_scales(self._weights[name], axis), self._least[name])
+            halved = self._rest == "fp16" and not wide
+            self._round(key, _half_scales(scales) if halved else scales)
+        return self._rounded[key]
+
+    def _round(self, key: _Key, scale: np.ndarray) -> None:
+        """Add what rounds a tensor to 8 bits."""
+        from onnx import numpy_helper
+
+        stems = ("scale", "zero_point", "quantized")
+        factor, zero, small = (self._names.new(f"{key.name}_{stem}") for stem in stems)
         self._graph.initializer.extend(
             (
-                numpy_helper.from_array(scale, factor),
+                numpy_helper.from_array(scale.astype(np.float32), factor),
                 numpy_helper.from_array(np.zeros(scale.shape, np.int8), zero),
             )
         )
-        steps = (("QuantizeLinear", name, small), ("DequantizeLinear", small, result))
-        for kind, source, target in steps:
-            inputs, title = [source, factor, zero], f"{name}_{kind}"
-            self._nodes.append(helper.make_node(kind, inputs, [target], title, axis=axis))
-        return result
+        self._rounded[key] = _Rounded(key, small, factor, zero)
+        self._add("QuantizeLinear", self._rounded[key], key.name, small, wide=key.wide)
+
+    def _restore(self, rounded: _Rounded, wide: bool) -> str:
+        """Return the floating-point numbers that 8-bit ones stand for."""
+        key = rounded.small, wide
+        if key not in self._restored:
+            result = self._names.new(f"{rounded.key.name}_dequantized")
+            self._add("DequantizeLinear", rounded, rounded.small, result, wide=wide)
+            self._restored[key] = result
+        return self._restored[key]
+
+    def _add(self, kind: str, rounded: _Rounded, source: str, result: str, *, wide: bool) -> None:
+        from onnx import helper
+
+        inputs = [source, rounded.scale, rounded.zero]
+        title, axis = self._names.new(f"{rounded.key.name}_{kind}"), rounded.key.axis
+        self._nodes.append(helper.make_node(kind, inputs, [result], title, axis=axis))
+        if wide:
+            self.wide.add(result)
 
 
 def weight_scales(tensor: onnx.TensorProto, axis: int) -> np.ndarray:
@@ -201,6 +278,34 @@ def _activation_inputs(
     if node.op_type == "Add" and not constants & set(node.input):
         return _shortcut(node, graph)
     return ()
+
+
+def _rounded_at_once(graph: onnx.GraphProto, places: Mapping[int, Sequence[int]]) -> set[str]:
+    """Return results of layers that are only ever read rounded, and of Relu and Clip between.
+
+    Args:
+        graph: before anything is inserted.
+        places: of each node's inputs that are quantised.
+    """
+    readers: dict[str, list[tuple[int, bool]]] = {
+        value.name: [(-1, False)] for value in graph.output
+    }
+    for index, node in enumerate(graph.node):
+        for place, name in enumerate(node.input):
+            readers.setdefault(name, []).append((index, place in places[index]))
+    found: set[str] = set()
+    for index, node in enumerate(graph.node):
+        if _channel_axis(node) is None or not places[index]:
+            continue
+        chain = [node.output[0]]
+        while len(read := readers.get(chain[-1], [])) == 1 and not read[0][1]:
+            following = graph.node[read[0][0]] if read[0][0] >= 0 else None
+            if following is None or following.op_type not in BOUNDS:
+                break
+            chain.append(following.output[0])
+        if read and all(rounded for _, rounded in read):
+            found.update(chain)
+    return found
 
 
 def _channel_axis(node: onnx.NodeProto) -> int | None:

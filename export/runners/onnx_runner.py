@@ -60,6 +60,7 @@ class OnnxRunner(Runner):
         cuda_graph: bool = False,
         cache: Path | None = None,
         profile_to: Path | None = None,
+        optimised: bool = True,
     ) -> None:
         """Take a file.
 
@@ -73,6 +74,8 @@ class OnnxRunner(Runner):
                 temporary one. It builds in the first run on a batch size outside of those before,
                 which takes minutes for a large network.
             profile_to: folder for a profile of every call, which slows them; see ``end_profile``.
+            optimised: let ONNX Runtime rewrite the graph, as it does by default; False runs the
+                file as it is written. TensorRT is given it as it is written in any case.
 
         Raises:
             ConfigError: the provider captures no CUDA graphs of several batch sizes.
@@ -91,12 +94,14 @@ class OnnxRunner(Runner):
         self._cuda_graph = cuda_graph
         self._cache = cache
         self._profile_to = profile_to
+        # TensorRT refuses what ONNX Runtime puts in, such as biases of 32 bits dequantised.
+        self._optimised = optimised and provider != TENSORRT
         self._session: Any = None
         self._launches: dict[tuple[torch.Size, ...], Launch] = {}
         self._leave = ExitStack()
 
     def __enter__(self) -> OnnxRunner:
-        """Load the file and optimise its graph fully, for ``threads`` threads (None: all cores).
+        """Load the file and optimise its graph, for ``threads`` threads (None: all cores).
 
         Raises:
             CheckpointError: the file is missing, damaged or not ONNX.
@@ -183,7 +188,10 @@ class OnnxRunner(Runner):
         runtime.set_default_logger_severity(_ERRORS_ONLY)  # of the process; it has no getter
         options = runtime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        levels = runtime.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            levels.ORT_ENABLE_ALL if self._optimised else levels.ORT_DISABLE_ALL
+        )
         options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
         options.intra_op_num_threads = self._threads or 0  # 0 is its word for all physical cores
         options.inter_op_num_threads = 1

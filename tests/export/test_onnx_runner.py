@@ -194,6 +194,16 @@ def test_without_onnx_runtime_the_pip_line_is_given(
         pass
 
 
+@pytest.mark.parametrize("optimised", [True, False])
+@pytest.mark.usefixtures("gpu")
+def test_the_graph_is_optimised_unless_it_is_asked_as_it_is(
+    odd_file: Path, sessions: Sessions, optimised: bool
+) -> None:
+    with OnnxRunner(odd_file, provider=CUDA, optimised=optimised):
+        levels = onnxruntime.GraphOptimizationLevel
+        assert sessions.level == (levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL)
+
+
 def test_threads_reach_the_session(odd_file: Path) -> None:
     with OnnxRunner(odd_file, threads=3) as runner:
         options = runner._session.get_session_options()
@@ -213,11 +223,13 @@ class Sessions:
         self.providers: list[Any] = []
         self.runs: list[tuple[str, str]] = []
         self.used: Sequence[str] | None = None
+        self.level: Any = None
         outer = self
 
         class OnHost(onnxruntime.InferenceSession):
             def __init__(self, path: str, options: Any, providers: Any, **_: Any) -> None:
                 outer.providers = providers
+                outer.level = options.graph_optimization_level
                 super().__init__(path, options, providers=[CPU])
 
             def get_providers(self) -> list[str]:
@@ -392,6 +404,7 @@ def test_engines_of_the_tensorrt_provider_live_as_long_as_its_block(
         assert cache.is_dir()
     assert not cache.exists()
     assert (first, second) == (TENSORRT, CUDA)
+    assert sessions.level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     assert options["trt_timing_cache_path"] == str(cache)
     assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "True"
     assert options["user_compute_stream"] == rest["user_compute_stream"] == str(HostGpu.stream)
