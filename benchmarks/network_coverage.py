@@ -10,7 +10,8 @@ analysis and its trial leave free really loses half of its units; "TP" the same 
 capture, analysis and trial. "difference" is the largest of masked and shrunk outputs in float64,
 relative to the largest output. "counted" says whether MACs and parameters equal torch's own count,
 dense and shrunk. "ONNX" is the largest relative difference of the exported shrunk network in ONNX
-Runtime from torch, by the first of its outputs. A dash for Torch-Pruning says that it failed, or
+Runtime from torch, by the first of its outputs; "nodes" how many it has, and how many OnnxSlim
+leaves of them. A dash for Torch-Pruning says that it failed, or
 took more than a minute. ``--speed`` prints seconds and peak memory of each step.
 """
 
@@ -90,6 +91,8 @@ class Row:
     difference: float | None
     counted: bool
     onnx: float | None
+    nodes: float | None = None
+    slim: float | None = None
     note: str = ""
 
 
@@ -155,6 +158,7 @@ def measure(name: str, size: int) -> Row:
         for key, function in (("macs", cost.macs), ("params", cost.params))
         for mask, measured in ((everything, dense), (kept, now))
     )
+    exported: list[onnx.ModelProto] = []
     reasons = {g.frozen for g in graph.frozen} - {"network input", "network output"}
     return Row(
         network=name,
@@ -163,7 +167,9 @@ def measure(name: str, size: int) -> Row:
         seconds=seconds,
         difference=difference_of(model, graph, kept, one),
         counted=counted,
-        onnx=tolerant(lambda: onnx_difference(smaller, shape)),
+        onnx=tolerant(lambda: onnx_difference(smaller, shape, exported)),
+        nodes=tolerant(lambda: len(exported[0].graph.node)),
+        slim=tolerant(lambda: len(slim(exported[0]).graph.node)),
         note="; ".join(sorted(str(reason) for reason in reasons)),
     )
 
@@ -185,8 +191,21 @@ def torch_pruning(model: nn.Module, example: Example) -> int:
     return cost.measured(copied, example)["macs"]
 
 
-def onnx_difference(model: nn.Module, size: tuple[int, int, int]) -> float:
-    """Export for a V100 and return the largest relative difference from torch in ONNX Runtime."""
+def slim(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return what OnnxSlim makes of a model."""
+    import onnxslim
+
+    slimmed: onnx.ModelProto = onnxslim.slim(model)
+    return slimmed
+
+
+def onnx_difference(
+    model: nn.Module, size: tuple[int, int, int], exported: list[onnx.ModelProto]
+) -> float:
+    """Export for a V100 and return the largest relative difference from torch in ONNX Runtime.
+
+    The file is added to ``exported``.
+    """
     images = torch.randn(2, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         output = model(images)
@@ -196,6 +215,7 @@ def onnx_difference(model: nn.Module, size: tuple[int, int, int]) -> float:
         output = output[first]
     proto = onnx_from_network(model, target=load_target("v100"), input_size=size)
     onnx.checker.check_model(proto, full_check=True)
+    exported.append(proto)
     session = InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {INPUT: images.numpy()})
     return largest_difference([output], [torch.from_numpy(found)])
@@ -262,18 +282,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in names:
             print(json.dumps(speed(name, options.size)))
         return
-    table = Table(*("network", "ours", "TP", "seconds", "difference", "counted", "ONNX", "dense"))
+    heads = ("network", "ours", "TP", "seconds", "difference", "counted", "ONNX", "nodes", "dense")
+    table = Table(*heads)
     for name in names:
         try:
             row = measure(name, options.size)
         except CompressError as error:  # it may want larger images; the others go on
-            row = Row(name, None, None, 0.0, None, False, None, str(error))
+            row = Row(name, None, None, 0.0, None, False, None, note=str(error))
         if options.json:  # a line for each, as it comes
             print(json.dumps(asdict(row)), flush=True)
             continue
         figures = shown(row.ours, ".3f"), shown(row.torch_pruning, ".3f"), f"{row.seconds:.1f}"
         proofs = shown(row.difference, ".0e"), str(row.counted), shown(row.onnx, ".0e")
-        table.add_row(name, *figures, *proofs, row.note)
+        nodes = f"{shown(row.nodes, '.0f')} ({shown(row.slim, '.0f')})"
+        table.add_row(name, *figures, *proofs, nodes, row.note)
     if not options.json:
         Console(width=150).print(table)
 

@@ -28,7 +28,16 @@ PROGRAMS = {
     "kill_and_resume": ("kill", "at", "left behind", "those of the run left alone"),
     "latency_error": ("network", "dense, ms", "mean", "largest", "by MACs", "halves", "load"),
     "many_files": ("what", "seconds", "batches read", "epoch", "main process, MiB (private)"),
-    "network_coverage": ("network", "ours", "TP", "seconds", "difference", "counted", "ONNX"),
+    "network_coverage": (
+        "network",
+        "ours",
+        "TP",
+        "seconds",
+        "difference",
+        "counted",
+        "ONNX",
+        "nodes",
+    ),
     "pruning_cost": ("what", "figure", "bound", "shrink", "peak memory of pruning / plain"),
     "record_tensorrt_api": ('"module"', '"version"', '"names"', '"classes"', '"enums"'),
     "seed2019": ("pruning steps, one every 30", "100 channels", "masked = shrunk", "peak memory"),
@@ -84,6 +93,7 @@ def test_which_networks_can_be_pruned(capsys: pytest.CaptureFixture[str]) -> Non
     assert row["difference"] < 1e-9
     assert row["onnx"] < 1e-5
     assert row["counted"]
+    assert row["nodes"] <= row["slim"] + 2
     assert set(speed) > {"together_s", "peak_mib"}
 
 

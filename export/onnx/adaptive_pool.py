@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 @contextmanager
 def exportable_pools() -> Iterator[None]:
     """Trace ``adaptive_avg_pool2d`` as matrix products where torch's exporter would refuse it."""
+    import torch
     from torch.nn import functional
 
     original = functional.adaptive_avg_pool2d
@@ -28,9 +31,9 @@ def exportable_pools() -> Iterator[None]:
         height, width = _pair(output_size, (rows, columns))
         if rows % height == 0 and columns % width == 0:
             return original(images, output_size)
-        left = _means(rows, height).to(images)
-        right = _means(columns, width).to(images)
-        return left @ images @ right.T
+        # From numpy they are constants of the trace, and how they are made is no part of it.
+        left, right = _means(rows, height), _means(columns, width).T.copy()
+        return torch.from_numpy(left).to(images) @ images @ torch.from_numpy(right).to(images)
 
     functional.adaptive_avg_pool2d = pool  # type: ignore[assignment]
     try:
@@ -57,15 +60,13 @@ def _pair(output_size: Any, given: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _means(size: int, outputs: int) -> torch.Tensor:
+def _means(size: int, outputs: int) -> np.ndarray:
     """Return the (outputs, size) matrix whose row i is the mean of output i's window.
 
     The window is that of torch: from floor(i * size / outputs) up to, and not including,
     ceil((i + 1) * size / outputs).
     """
-    import torch
-
-    matrix = torch.zeros(outputs, size)
+    matrix = np.zeros((outputs, size), np.float32)
     for i in range(outputs):
         start, stop = i * size // outputs, -(-(i + 1) * size // outputs)
         matrix[i, start:stop] = 1 / (stop - start)

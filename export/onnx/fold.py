@@ -1,8 +1,8 @@
 """Constants that an exporter leaves as little graphs are computed once, here.
 
 Torch writes the widths of a padding as a chain of nodes, equal weights as one weight behind
-Identity nodes, and where one dimension is symbolic it asks for the lengths of all; a plain constant
-is what every parser understands.
+Identity nodes, standardised weights as what standardises them, and where one dimension is symbolic
+it asks for the lengths of all; a plain constant is what every parser understands.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ MOST_NUMBERS = 2**16
 """In a constant that is larger than all that it is computed from."""
 FOLDED = frozenset(
     {
-        *("Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand"),
-        *("Gather", "Identity", "Mul", "Range", "Reshape", "Shape", "Slice", "Squeeze", "Sub"),
-        *("Transpose", "Unsqueeze", "Where"),
+        *("Add", "BatchNormalization", "Cast", "Ceil", "Clip", "Concat", "Constant"),
+        *("ConstantOfShape", "Div", "Equal", "Expand", "Floor", "Gather", "Identity", "Max", "Min"),
+        *("Mul", "Neg", "Range", "ReduceMean", "Reshape", "Shape", "Slice", "Sqrt", "Squeeze"),
+        *("Sub", "Transpose", "Unsqueeze", "Where"),
     }
 )
 """The operators that exporters compute constants with; all are exact or round as any runtime."""
@@ -39,10 +40,18 @@ def fold_constants(model: onnx.ModelProto) -> None:
     """
     while _fold(model):
         pass
-    _take_out_zeros(model)
-    graph = model.graph
+    drop_unread(model.graph)
+
+
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Remove, in place, the weights and the results of ``FOLDED`` nodes that nobody reads."""
+    ends = {value.name for value in graph.output}
+    read = _read(graph) | ends
+    for node in reversed(list(graph.node)):  # so that what it alone read goes as well
+        if node.op_type in FOLDED and read.isdisjoint(node.output):
+            graph.node.remove(node)
+            read = _read(graph) | ends
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    read = _read(graph)
     del graph.initializer[:]
     graph.initializer.extend(tensor for name, tensor in constants.items() if name in read)
 
@@ -51,10 +60,11 @@ def _fold(model: onnx.ModelProto) -> bool:
     """Go through the nodes once; return whether a length was found, which may make more known."""
     graph = model.graph
     ends = {value.name for value in graph.output}
+    read = _read(graph) | ends
     known = {tensor.name: tensor for tensor in graph.initializer}
     lengths, found = _lengths(model), False
     for node in list(graph.node):
-        if node.output[0] in ends:
+        if node.output[0] in ends or not read.isdisjoint(node.output[1:]):
             continue
         result = length = _length(node, lengths, known)
         if result is None and node.op_type in FOLDED and all(n in known for n in node.input if n):
@@ -64,31 +74,8 @@ def _fold(model: onnx.ModelProto) -> bool:
             graph.initializer.append(result)
             graph.node.remove(node)
         found = found or length is not None
-    read = _read(graph) | ends
-    for node in [node for node in graph.node if node.op_type == "Shape"]:
-        if node.output[0] not in read:
-            graph.node.remove(node)
+    drop_unread(graph)
     return found
-
-
-def _take_out_zeros(model: onnx.ModelProto) -> None:
-    """Take out, in place, additions of one number that is zero: what is left of a branch."""
-    from onnx import numpy_helper
-
-    graph = model.graph
-    ends = {value.name for value in graph.output}
-    zeros = {
-        tensor.name
-        for tensor in graph.initializer
-        if not tensor.dims and not numpy_helper.to_array(tensor).any()
-    }
-    instead: dict[str, str] = {}
-    for node in list(graph.node):
-        node.input[:] = [instead.get(name, name) for name in node.input]
-        added = [name for name in node.input if name not in zeros]
-        if node.op_type == "Add" and len(added) == 1 and node.output[0] not in ends:
-            instead[node.output[0]] = added[0]
-            graph.node.remove(node)
 
 
 def _read(graph: onnx.GraphProto) -> set[str]:
@@ -140,7 +127,7 @@ def _computed(
     from onnx import helper, numpy_helper
     from onnx.reference import ReferenceEvaluator
 
-    (name,) = node.output
+    name = node.output[0]
     end = helper.make_empty_tensor_value_info(name)
     graph = helper.make_graph([node], "constant", [], [end], initializer=inputs)
     alone = helper.make_model(graph, opset_imports=model.opset_import)

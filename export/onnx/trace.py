@@ -17,8 +17,8 @@ from compress.errors import ModelError, first_line, writing
 from compress.files.atomic import staged, write_flushed
 from export.onnx.adaptive_pool import exportable_pools
 from export.onnx.check import CLASSIFIER, OnnxFacts, inspect_onnx
-from export.onnx.fold import fold_constants
 from export.onnx.signature import Call, Signature, named_tensors
+from export.onnx.simplify import simplify
 
 if TYPE_CHECKING:
     import onnx
@@ -80,7 +80,7 @@ def onnx_from_call(
     proto = onnx.load_model_from_string(
         _trace(model, call, inputs, returned, target=target, signature=signature)
     )
-    fold_constants(proto)
+    simplify(proto)
     _lower_ir_version(proto, target.ir_version)
     return proto
 
@@ -186,6 +186,8 @@ def _quiet_exporter() -> Iterator[list[warnings.WarningMessage]]:
             warnings.simplefilter("always")
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.filterwarnings("ignore", category=tracer, module=r"torch\.")  # of its own code
+            # Weights that are standardised by batch_norm, which is no mode of the network.
+            warnings.filterwarnings("ignore", "ONNX export mode is set to", UserWarning)
             # It folds no strided slice, says so for each, and fold_constants does it afterwards.
             warnings.filterwarnings("ignore", "Constant folding", UserWarning)
             yield said

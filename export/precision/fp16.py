@@ -8,7 +8,7 @@ its types is fed in float32.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 LARGEST = float(np.finfo(np.float16).max)
 """The largest finite half-precision number, 65504."""
+TINIEST = 1e-7
+"""What half precision tells from 0: its smallest number is 6e-8."""
+BOUNDING = frozenset({"Clip", "Max", "Min"})
+"""Operators whose constants are bounds."""
+ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow", *BOUNDING})
+"""Operators whose constants are numbers of a formula, where 0 is another formula."""
 _SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 
 
@@ -130,15 +136,16 @@ class _Halving:
         graph.node.extend(self._nodes)
         return facts
 
-    def _read_as_half(self) -> dict[str, onnx.NodeProto]:
-        """Return a reader for every float32 tensor that some node can take in float16."""
-        return {
-            name: node
-            for node in self._graph.node
-            if not self._stays_wide(node)
-            for place, name in enumerate(node.input)
-            if name in self._floats and _at(_halvable(node, self._opset)[0], place)
-        }
+    def _read_as_half(self) -> dict[str, list[onnx.NodeProto]]:
+        """Return, for every float32 tensor that nodes can take in float16, these nodes."""
+        found: dict[str, list[onnx.NodeProto]] = {}
+        for node in self._graph.node:
+            if self._stays_wide(node):
+                continue
+            for place, name in enumerate(node.input):
+                if name in self._floats and _at(_halvable(node, self._opset)[0], place):
+                    found.setdefault(name, []).append(node)
+        return found
 
     def _ends(self, values: Iterable[onnx.ValueInfoProto]) -> list[str]:
         return [value.name for value in values if value.name in self._floats]
@@ -259,11 +266,16 @@ def _set_attribute(node: onnx.NodeProto, name: str, value: int | onnx.TensorProt
     node.attribute.extend((*others, helper.make_attribute(name, value)))
 
 
-def _rounded(tensor: onnx.TensorProto, reader: onnx.NodeProto) -> tuple[np.ndarray, np.ndarray]:
+def _rounded(
+    tensor: onnx.TensorProto, readers: Sequence[onnx.NodeProto]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a weight as it is and in half precision, if that can hold it."""
     from onnx import numpy_helper
 
     wide = numpy_helper.to_array(tensor)
-    what = f"weight {tensor.name!r} of node {reader.name or reader.output[0]!r}"
+    what = f"weight {tensor.name!r} of node {readers[0].name or readers[0].output[0]!r}"
+    if all(reader.op_type in BOUNDING for reader in readers):  # nothing lies beyond such a bound
+        wide = np.clip(wide, -LARGEST, LARGEST)
     if not np.isfinite(wide).all():
         raise ModelError(f"{what} holds NaN or infinity")
     largest = float(np.abs(wide).max(initial=0))
@@ -272,7 +284,13 @@ def _rounded(tensor: onnx.TensorProto, reader: onnx.NodeProto) -> tuple[np.ndarr
             f"{what} holds {largest:.6g}, and the largest number of fp16 is {LARGEST:.0f}: "
             "export in fp32"
         )
-    return wide, wide.astype(np.float16)
+    half = wide.astype(np.float16)
+    if wide.any() and not half.any() and any(r.op_type in ELEMENTWISE for r in readers):
+        raise ModelError(
+            f"{what} is {float(np.abs(wide).max()):.3g}, which fp16 rounds to 0, and a "
+            f"quotient to NaN: make it {TINIEST:.0e} or more in the network, or export in fp32"
+        )
+    return wide, half
 
 
 def _tensor(array: np.ndarray, name: str) -> onnx.TensorProto:

@@ -296,3 +296,38 @@ def test_every_float_result_is_watched() -> None:
     watched = activations(model)
     assert len(watched) == len(model.graph.node) == 3
     assert watched[-1] == "logits"
+
+
+@pytest.mark.parametrize("bound", [1e6, np.inf])
+def test_a_bound_beyond_half_precision_saturates(bound: float) -> None:
+    low, high = np.array(-bound, np.float32), np.array(bound, np.float32)
+    model = handmade([node("Clip", ["input", "a", "b"], ["logits"])], {"a": low, "b": high}, ("n",))
+    to_fp16(model)
+    assert [float(array) for array in arrays(model).values()] == [-65504.0, 65504.0]
+    x = np.array([-1e4, 0.5, 6e4], np.float32)
+    np.testing.assert_allclose(evaluate(model, x), x, rtol=1e-3)
+
+
+def test_a_bound_that_something_else_reads_is_refused() -> None:
+    nodes = [node("Min", ["input", "a"], ["x"]), node("Add", ["x", "a"], ["logits"])]
+    with pytest.raises(ModelError, match=r"holds 1e\+06"):
+        to_fp16(handmade(nodes, {"a": np.array(1e6, np.float32)}, ("n",)))
+
+
+@pytest.mark.parametrize(
+    ("tiny", "words"),
+    [(1e-12, "weight 'eps' of node 'keep' is 1e-12, which fp16 rounds to 0"), (1e-7, None)],
+)
+def test_a_constant_that_would_vanish_is_refused_by_name(tiny: float, words: str | None) -> None:
+    nodes = [
+        node("Abs", ["input"], ["x"]),
+        node("Add", ["x", "eps"], ["y"], "keep"),
+        node("Div", ["x", "y"], ["logits"]),
+    ]
+    model = handmade(nodes, {"eps": np.array(tiny, np.float32)}, ("n",))
+    if words is not None:
+        with pytest.raises(ModelError, match=words):
+            to_fp16(model)
+        return
+    to_fp16(model)
+    np.testing.assert_array_equal(evaluate(model, np.zeros(3, np.float32)), 0)

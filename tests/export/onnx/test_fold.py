@@ -114,9 +114,7 @@ def test_lengths_that_are_the_same_for_every_batch_are_constants(tmp_path: Path)
     export_classifier(model, path, target=load_target("v100"), input_size=(6, 4, 5), metadata={})
     proto = onnx.load(path)
     census = Counter(node.op_type for node in proto.graph.node)
-    # Of the lengths, that of the batch alone is asked for, once for each block.
-    assert census["Shape"] == census["Gather"] == 3
-    assert not census.keys() & {"Div", "Mul", "Cast", "Range"}
+    assert not census.keys() & {"Shape", "Gather", "Div", "Mul", "Cast", "Range"}
     images = torch.randn(3, 6, 4, 5)
     with torch.no_grad():
         expected = model(images).numpy()
