@@ -76,7 +76,7 @@ def load_config(name: str = DEFAULT_CONFIG, settings: Iterable[str] = ()) -> Run
     )
     for setting in settings:
         _lay_over(document, setting)
-    return _rounded(validated(RunConfig, document, source=name))
+    return _rounded(validated(RunConfig, document, source=name, settings=settings))
 
 
 def _lay_over(document: dict[str, Any], setting: str) -> None:

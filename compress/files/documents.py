@@ -11,11 +11,11 @@ import json
 import re
 import reprlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -89,6 +89,15 @@ class Section(BaseModel):
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError("true and false belong to switches, and this is none")
         return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _list_of_words(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take ``3,8`` for a list where a list belongs, as a command line writes it."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if not isinstance(value, str | int | float) or not _takes_list(annotation):
+            return value
+        return value if value in _words(annotation) else str(value).replace(" ", "").split(",")
 
 
 def named_files(folder: str) -> dict[str, str]:
@@ -199,8 +208,21 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def validated(model: type[SectionT], document: Mapping[str, Any], source: str) -> SectionT:
-    """Validate a document against a Section, translating every mistake into one ConfigError."""
+def validated(
+    model: type[SectionT],
+    document: Mapping[str, Any],
+    source: str,
+    settings: Sequence[str] = (),
+) -> SectionT:
+    """Validate a document against a Section, translating every mistake into one ConfigError.
+
+    Args:
+        model: what it must be.
+        document: with the settings in it.
+        source: what is named as the origin of a mistake.
+        settings: ``section.key=value``, laid over it; a mistake in one is not said to be of the
+            source.
+    """
     try:
         return model.model_validate(document)
     except ValidationError as error:
@@ -208,6 +230,11 @@ def validated(model: type[SectionT], document: Mapping[str, Any], source: str) -
             raise ConfigError(f"{source} has {error.error_count()} mistakes") from None
         details = error.errors()
         more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+        place = [str(part) for part in details[0]["loc"]]
+        for setting in settings:
+            keys = setting.partition("=")[0].strip().split(".")
+            if all(key == part for key, part in zip(keys, place, strict=False)):
+                source = "settings"
         raise ConfigError(f"{source}: {_explain(model, details[0])}{more}") from error
 
 
@@ -240,6 +267,22 @@ def section_of(settings: Iterable[str], name: str) -> dict[str, Any]:
         apply_setting(document, setting)
     found = document.get(name, {})
     return found if isinstance(found, dict) else {}
+
+
+def _takes_list(annotation: Any) -> bool:
+    """Tell whether a field holds a list, and neither text nor a number instead."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is tuple:
+        return True
+    return parts[:1] != (str,) and any(map(_takes_list, parts))
+
+
+def _words(annotation: Any) -> tuple[Any, ...]:
+    """Return the words that a field may hold."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return parts
+    return tuple(word for part in parts for word in _words(part))
 
 
 def _value(text: str) -> Any:
