@@ -105,7 +105,7 @@ def export_checkpoint(
     tell = progress or (lambda step, share: None)
     network = {**network_facts(checkpoint), "target": target.name, "precision": config.precision}
     proto = onnx_from_network(checkpoint.model, target=target, input_size=checkpoint.input_size)
-    conversion = _convert(proto, checkpoint, config=config, samples=samples, tell=tell)
+    conversion = _convert(proto, checkpoint, target, config=config, samples=samples, tell=tell)
     with staged_onnx(proto, path, target=target, metadata=_as_metadata(network)) as facts:
         tell("parity with torch", 0.0)
         with judging(path.name, config.precision):
@@ -129,6 +129,7 @@ def export_checkpoint(
 def _convert(
     proto: onnx.ModelProto,
     checkpoint: Checkpoint,
+    target: Target,
     *,
     config: ExportConfig,
     samples: Samples,
@@ -141,13 +142,14 @@ def _convert(
         largest = _largest_activation(proto, samples, tell)
         return {"largest_activation": largest, **asdict(to_fp16(proto))}
     if config.precision == "int8":
-        return _quantise(proto, checkpoint, config=config, samples=samples, tell=tell)
+        return _quantise(proto, checkpoint, target, config=config, samples=samples, tell=tell)
     return None
 
 
 def _quantise(
     proto: onnx.ModelProto,
     checkpoint: Checkpoint,
+    target: Target,
     *,
     config: ExportConfig,
     samples: Samples,
@@ -155,7 +157,9 @@ def _quantise(
 ) -> dict[str, Any]:
     from export.precision.calibration import calibrate, require_calibration
     from export.precision.int8 import (
+        FORMS,
         HALF_OPSET,
+        TENSORRT,
         Rest,
         quantised_tensors,
         rounds_half_precision,
@@ -164,23 +168,25 @@ def _quantise(
 
     labels = [int(label) for batch in samples.training() for label in batch.labels]
     require_calibration(labels, checkpoint.num_classes, config.calibration_images)
+    form = FORMS[target.int8_form]
     ranges = calibrate(
         proto.SerializeToString(),
-        quantised_tensors(proto),
+        quantised_tensors(proto, form),
         lambda: (batch.images.numpy() for batch in samples.training()),
         method=config.calibration,
         images=len(labels),
         progress=lambda share: tell("calibrating", share),
     )
     # A strongly typed engine computes the rest as the file says; FP32 there would cost time.
-    fits = standard_opset(proto) >= HALF_OPSET and rounds_half_precision()
+    fits = form == TENSORRT and standard_opset(proto) >= HALF_OPSET and rounds_half_precision()
     rest: Rest = "fp16" if fits else "fp32"
     largest = _largest_activation(proto, samples, tell) if rest == "fp16" else None
     return {
         "calibration": config.calibration,
         "images": len(labels),
         "largest_activation": largest,
-        **asdict(to_int8(proto, ranges, rest=rest)),
+        "form": target.int8_form,
+        **asdict(to_int8(proto, ranges, rest=rest, form=form)),
     }
 
 

@@ -66,6 +66,8 @@ class Target(Section):
     """The precisions that pay there, the best first."""
     warnings: dict[Precision, str] = Field(default_factory=dict)
     """For a precision that is allowed and rarely pays: one sentence that says why."""
+    int8_form: Literal["tensorrt", "onnxruntime"] = "tensorrt"
+    """Whose kernels the 8 bits of a file are written for; see docs/export.md."""
     two_input_reduce_mean: bool = True
     """Whether ReduceMean may read its axes from a second input, as it does since opset 18."""
     requires: dict[Component, Requirement] = Field(default_factory=dict)

@@ -1,13 +1,21 @@
 """Explicit 8-bit quantisation: QuantizeLinear/DequantizeLinear pairs (Q/DQ) in a float graph.
 
-A number x becomes round(x / scale), half to even, within -128 and 127 (ONNX, QuantizeLinear). The
-scale is range / 127 and the zero point is 0, written out, because that is all that TensorRT reads:
-one scale for an activation, one for each output channel of a weight. Biases stay float.
+A number x becomes round(x / scale), half to even, within -128 and 127 (ONNX, QuantizeLinear): one
+scale for an activation, one for each output channel of a weight. Biases stay float. How it is
+written depends on who reads it, and is a ``Form``.
 
-Placement follows what TensorRT fuses. A Conv or Gemm with Q/DQ on both operands computes in 8 bits,
-a pooling in the type of what it reads. Of a residual Add only the shortcut is quantised: a Conv
-that the Add alone reads takes the Add in and adds the shortcut, in 8 bits, to its own wide sums.
-Quantising the Conv's result as well would keep the two apart and round once more for nothing.
+``TENSORRT``: the scale is range / 127 and the zero point is 0, written out, because that is all
+that TensorRT reads. Placement follows what it fuses. A Conv or Gemm with Q/DQ on both operands
+computes in 8 bits, a pooling in the type of what it reads. Of a residual Add only the shortcut is
+quantised: a Conv that the Add alone reads takes the Add in and adds the shortcut, in 8 bits, to its
+own wide sums. Quantising the Conv's result as well would keep the two apart and round once more for
+nothing.
+
+``ONNXRUNTIME``, for processors: activations are unsigned, which its kernels want. What is never
+negative has the zero point 0 and all 255 steps, everything else 128. A layer computes in 8 bits
+only if its result is rounded too, so all results of layers, additions and poolings are. Weights
+have 63 steps to either side: without VNNI two products are added in 16 bits, which 2 x 255 x 63
+does not leave, and so a file computes the same on every processor.
 
 With the rest in half precision, a layer whose result is rounded to 8 bits at once (behind Relu or
 Clip at most) keeps float32 scales and bias: 8 bits go in and 8 bits come out, so nothing of it is
@@ -46,7 +54,37 @@ LARGEST_BIAS = 2**30
 BOUNDS = frozenset({"Relu", "Clip"})
 """What a runtime takes into the rounding behind it."""
 
+POSITIVE = frozenset({"Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax"})
+"""Operators whose results are never negative."""
+OF_ONE = frozenset(
+    {
+        *("AveragePool", "Flatten", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "Reshape"),
+        *("Squeeze", "Transpose", "Unsqueeze"),
+    }
+)
+"""Operators whose results are never negative where the first of what they read is not."""
+OF_ALL = frozenset({"Add", "Concat", "Mul"})
+"""The same, where none of what they read is."""
+
 Rest = Literal["fp32", "fp16"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How 8 bits are written for a runtime."""
+
+    unsigned: bool
+    """Activations from 0 to 255 instead of -128 to 127."""
+    results: bool
+    """Whether results of layers, additions and poolings are rounded, whoever reads them."""
+    weight_levels: int
+    """Largest number of a weight."""
+
+
+TENSORRT = Form(unsigned=False, results=False, weight_levels=LEVELS)
+ONNXRUNTIME = Form(unsigned=True, results=True, weight_levels=63)
+FORMS: Mapping[str, Form] = {"tensorrt": TENSORRT, "onnxruntime": ONNXRUNTIME}
+"""By the names that targets give them."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +94,8 @@ class Int8Facts:
     layers: int
     """Conv and Gemm nodes that compute in 8 bits."""
     float_layers: tuple[str, ...]
-    """Names of those that do not, because their weights are not constants."""
+    """Names of those that do not, because their weights are not constants or their results are the
+    network's."""
     activations: int
     """Activations with a Q/DQ pair."""
     weights: int
@@ -65,29 +104,30 @@ class Int8Facts:
     """What half precision did to the rest; None where it is float32."""
 
 
-def quantised_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
+def quantised_tensors(model: onnx.ModelProto, form: Form = TENSORRT) -> tuple[str, ...]:
     """Return the activations that ``to_int8`` quantises, in the order in which they are read."""
-    graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    found: dict[str, None] = {}
-    for node in graph.node:
-        for place in _activation_inputs(node, graph, constants):
-            found.setdefault(node.input[place])
-    return tuple(found)
+    places = _quantised_places(model.graph, form)
+    nodes = enumerate(model.graph.node)
+    return tuple(dict.fromkeys(node.input[p] for index, node in nodes for p in places[index]))
 
 
 def to_int8(
-    model: onnx.ModelProto, ranges: Mapping[str, float], *, rest: Rest = "fp32"
+    model: onnx.ModelProto,
+    ranges: Mapping[str, float],
+    *,
+    rest: Rest = "fp32",
+    form: Form = TENSORRT,
 ) -> Int8Facts:
     """Insert Q/DQ pairs into a float32 model, in place.
 
     Args:
         model: opset 13 or newer; it stays as new as it is.
-        ranges: for each of ``quantised_tensors``, the magnitude that 127 stands for.
+        ranges: for each of ``quantised_tensors``, the magnitude that the largest number stands for.
         rest: what everything else computes in. ``fp16`` needs opset 19, and gives a strongly typed
             model, whose layers that are rounded at once stay float32. ONNX Runtime up to 1.29 is
             no witness for it: on the CPU it cuts off the fraction of float16 numbers instead of
             rounding them.
+        form: of the runtime that will read it.
 
     Raises:
         ModelError: the opset is too old, a range is missing or not positive, or a weight is not
@@ -98,7 +138,7 @@ def to_int8(
         raise ModelError(
             f"INT8 with the rest in {rest} needs opset {needed} and the model has opset {opset}"
         )
-    quantising = _Quantising(model, ranges, rest)
+    quantising = _Quantising(model, ranges, rest, form)
     facts = quantising.run()
     if rest == "fp32":
         return Int8Facts(*facts, rest=None)
@@ -127,8 +167,12 @@ class _Rounded(NamedTuple):
 class _Quantising:
     """One insertion of pairs into one graph."""
 
-    def __init__(self, model: onnx.ModelProto, ranges: Mapping[str, float], rest: Rest) -> None:
-        self._graph = model.graph
+    def __init__(
+        self, model: onnx.ModelProto, ranges: Mapping[str, float], rest: Rest, form: Form
+    ) -> None:
+        self._graph, self._form = model.graph, form
+        self._layers = _quantised_layers(model.graph, form)
+        self._positive = _never_negative(model.graph) if form.unsigned else frozenset[str]()
         self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
         self._ranges = ranges
         self._rest = rest
@@ -141,23 +185,20 @@ class _Quantising:
         """Results whose nodes stay in float32, whatever the rest is."""
 
     def run(self) -> tuple[int, tuple[str, ...], int, int]:
-        graph, constants = self._graph, set(self._weights)
-        places = {
-            index: _activation_inputs(node, graph, constants)
-            for index, node in enumerate(graph.node)
-        }
+        graph = self._graph
+        places = _quantised_places(graph, self._form)
         if self._rest == "fp16":
-            self.wide.update(_rounded_at_once(graph, places))
-        self._leave_room_for_biases(places)
+            self.wide.update(_rounded_at_once(graph, places, self._layers))
+        self._leave_room_for_biases()
         layers, floats = 0, []
         for index, node in enumerate(graph.node):
-            wide, axis = node.output[0] in self.wide, _channel_axis(node)
+            wide, axis = node.output[0] in self.wide, self._layers.get(index)
             for place in places[index]:
                 node.input[place] = self._restore(self._activation(node.input[place]), wide)
-            if axis is not None and places[index]:
+            if axis is not None:
                 node.input[1] = self._restore(self._weight(node.input[1], axis, wide), wide)
                 layers += 1
-            elif axis is not None:
+            elif _channel_axis(node) is not None:
                 floats.append(node.name or node.output[0])
             self._nodes.append(node)
         del graph.node[:], graph.value_info[:]
@@ -165,16 +206,14 @@ class _Quantising:
         weights = sum(key.axis is not None for key in self._rounded)
         return layers, tuple(floats), len(self._rounded) - weights, weights
 
-    def _leave_room_for_biases(self, places: Mapping[int, Sequence[int]]) -> None:
+    def _leave_room_for_biases(self) -> None:
         """Find the smallest scales of weights with which the bias fits into 32 bits.
 
         Integer kernels round it to a multiple of both scales' product, and saturate.
         """
         from onnx import numpy_helper
 
-        for index, node in enumerate(self._graph.node):
-            if _channel_axis(node) is None or not places[index]:
-                continue
+        for node in (self._graph.node[index] for index in self._layers):
             least = self._least.setdefault(node.input[1], np.zeros(1))
             bias = self._weights.get(node.input[2]) if len(node.input) > 2 else None
             if bias is not None and len(bias.dims) == 1:
@@ -194,14 +233,16 @@ class _Quantising:
             raise ModelError(f"activation {name!r} has no range: calibrate this very model")
         if not (np.isfinite(largest) and largest > 0):
             raise ModelError(f"activation {name!r} has range {largest}, which is not positive")
-        scale = np.array(largest / LEVELS)
+        steps = 2 * LEVELS + 1 if name in self._positive else LEVELS
+        scale = np.array(largest / steps)
         # Whoever reads it may be in half precision, and reads the same numbers.
         return _half_scales(scale) if self._rest == "fp16" else scale
 
     def _weight(self, name: str, axis: int, wide: bool) -> _Rounded:
         key = _Key(name, axis, wide)
         if key not in self._rounded:
-            scales = np.maximum(weight_scales(self._weights[name], axis), self._least[name])
+            scales = weight_scales(self._weights[name], axis, self._form.weight_levels)
+            scales = np.maximum(scales, self._least[name])
             halved = self._rest == "fp16" and not wide
             self._round(key, _half_scales(scales) if halved else scales)
         return self._rounded[key]
@@ -215,11 +256,16 @@ class _Quantising:
         self._graph.initializer.extend(
             (
                 numpy_helper.from_array(scale.astype(np.float32), factor),
-                numpy_helper.from_array(np.zeros(scale.shape, np.int8), zero),
+                numpy_helper.from_array(self._zero_point(key, scale.shape), zero),
             )
         )
         self._rounded[key] = _Rounded(key, small, factor, zero)
         self._add("QuantizeLinear", self._rounded[key], key.name, small, wide=key.wide)
+
+    def _zero_point(self, key: _Key, shape: tuple[int, ...]) -> np.ndarray:
+        if key.axis is not None or not self._form.unsigned:
+            return np.zeros(shape, np.int8)
+        return np.full(shape, 0 if key.name in self._positive else LEVELS + 1, np.uint8)
 
     def _restore(self, rounded: _Rounded, wide: bool) -> str:
         """Return the floating-point numbers that 8-bit ones stand for."""
@@ -240,8 +286,10 @@ class _Quantising:
             self.wide.add(result)
 
 
-def weight_scales(tensor: onnx.TensorProto, axis: int) -> np.ndarray:
+def weight_scales(tensor: onnx.TensorProto, axis: int, levels: int = LEVELS) -> np.ndarray:
     """Return the scale of every channel of a weight, float64 of shape (channels,).
+
+    Its largest magnitude becomes ``levels``.
 
     A channel of zeros, or of numbers so small that their scale would be zero, gets scale 1.
 
@@ -254,7 +302,7 @@ def weight_scales(tensor: onnx.TensorProto, axis: int) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ModelError(f"weight {tensor.name!r} holds NaN or infinity")
     others = tuple(place for place in range(values.ndim) if place != axis)
-    scales = np.abs(values).max(axis=others, initial=0).astype(np.float64) / LEVELS
+    scales = np.abs(values).max(axis=others, initial=0).astype(np.float64) / levels
     scales[scales < np.finfo(np.float32).smallest_normal] = 1
     return scales
 
@@ -267,25 +315,78 @@ def _half_scales(scales: np.ndarray) -> np.ndarray:
     return np.where(rounded < scales, up, rounded).astype(np.float32)
 
 
-def _activation_inputs(
-    node: onnx.NodeProto, graph: onnx.GraphProto, constants: set[str]
-) -> tuple[int, ...]:
-    """Return the places of a node's inputs that are quantised and are not weights."""
-    if node.op_type in POOLINGS:
-        return (0,)
-    if _channel_axis(node) is not None:
-        return (0,) if node.input[1] in constants and node.input[0] not in constants else ()
-    if node.op_type == "Add" and not constants & set(node.input):
-        return _shortcut(node, graph)
-    return ()
+def _quantised_layers(graph: onnx.GraphProto, form: Form) -> dict[int, int]:
+    """Return the axis of the weight's scales for each node that computes in 8 bits, by index."""
+    constants = {tensor.name for tensor in graph.initializer}
+    ends = {value.name for value in graph.output}
+    return {
+        index: axis
+        for index, node in enumerate(graph.node)
+        if (axis := _channel_axis(node)) is not None
+        and node.input[1] in constants
+        and node.input[0] not in constants
+        # What is not rounded is computed in float32, from weights that had better be float32 too.
+        and not (form.results and _bounded(node.output[0], graph) in ends)
+    }
 
 
-def _rounded_at_once(graph: onnx.GraphProto, places: Mapping[int, Sequence[int]]) -> set[str]:
+def _quantised_places(graph: onnx.GraphProto, form: Form) -> dict[int, tuple[int, ...]]:
+    """Return, for every node, the places of its inputs that are rounded and are no weights."""
+    constants = {tensor.name for tensor in graph.initializer}
+    layers, nodes = _quantised_layers(graph, form), list(enumerate(graph.node))
+    adds = [i for i, n in nodes if n.op_type == "Add" and not constants & set(n.input)]
+    places: dict[int, tuple[int, ...]] = {
+        index: (0,) for index, node in nodes if index in layers or node.op_type in POOLINGS
+    }
+    if not form.results:
+        places.update((index, _shortcut(graph.node[index], graph)) for index in adds)
+        return {index: places.get(index, ()) for index, _ in nodes}
+    computed = [graph.node[index].output[0] for index in sorted({*places, *adds})]
+    rounded = {graph.node[index].input[0] for index in places}
+    rounded |= {name for index in adds for name in graph.node[index].input}
+    rounded |= {_bounded(name, graph) for name in computed} - {v.name for v in graph.output}
+    return {
+        index: tuple(place for place, name in enumerate(node.input) if name in rounded)
+        for index, node in nodes
+    }
+
+
+def _bounded(name: str, graph: onnx.GraphProto) -> str:
+    """Return a result behind the Relu or Clip that alone reads it, else itself."""
+    ends = {value.name for value in graph.output}
+    while name not in ends:
+        readers = [node for node in graph.node if name in node.input]
+        if len(readers) != 1 or readers[0].op_type not in BOUNDS:
+            break
+        name = readers[0].output[0]
+    return name
+
+
+def _never_negative(graph: onnx.GraphProto) -> frozenset[str]:
+    """Return the tensors that hold no number below zero, whatever the images are."""
+    from onnx import numpy_helper
+
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    found = {name for name, array in known.items() if (array >= 0).all()}
+    for node in graph.node:
+        read = [name for name in node.input if name]
+        bounded = node.op_type == "Clip" and len(read) > 1 and found >= {read[1]}
+        one = node.op_type in OF_ONE and read[0] in found
+        every = node.op_type in OF_ALL and found >= set(read)
+        if node.op_type in POSITIVE or bounded or one or every:
+            found.update(node.output)
+    return frozenset(found)
+
+
+def _rounded_at_once(
+    graph: onnx.GraphProto, places: Mapping[int, Sequence[int]], layers: Mapping[int, int]
+) -> set[str]:
     """Return results of layers that are only ever read rounded, and of Relu and Clip between.
 
     Args:
         graph: before anything is inserted.
         places: of each node's inputs that are quantised.
+        layers: the nodes that compute in 8 bits.
     """
     readers: dict[str, list[tuple[int, bool]]] = {
         value.name: [(-1, False)] for value in graph.output
@@ -294,10 +395,8 @@ def _rounded_at_once(graph: onnx.GraphProto, places: Mapping[int, Sequence[int]]
         for place, name in enumerate(node.input):
             readers.setdefault(name, []).append((index, place in places[index]))
     found: set[str] = set()
-    for index, node in enumerate(graph.node):
-        if _channel_axis(node) is None or not places[index]:
-            continue
-        chain = [node.output[0]]
+    for index in layers:
+        chain = [graph.node[index].output[0]]
         while len(read := readers.get(chain[-1], [])) == 1 and not read[0][1]:
             following = graph.node[read[0][0]] if read[0][0] >= 0 else None
             if following is None or following.op_type not in BOUNDS:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from conftest import lived_in
@@ -32,7 +34,7 @@ from torchvision import models
 from compress.errors import ModelError
 from compress.networks.models import build_model
 from export.precision.calibration import calibrate
-from export.precision.int8 import Int8Facts, quantised_tensors, to_int8
+from export.precision.int8 import ONNXRUNTIME, TENSORRT, Form, Int8Facts, quantised_tensors, to_int8
 
 node = helper.make_node
 
@@ -41,8 +43,8 @@ def images(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-def ranges_of(model: onnx.ModelProto, x: np.ndarray) -> dict[str, float]:
-    tensors = quantised_tensors(model)
+def ranges_of(model: onnx.ModelProto, x: np.ndarray, form: Form = TENSORRT) -> dict[str, float]:
+    tensors = quantised_tensors(model, form)
     return calibrate(model.SerializeToString(), tensors, lambda: [x], method="max", threads=1)
 
 
@@ -449,3 +451,63 @@ def test_the_same_network_gives_the_same_bytes(rest: str) -> None:
     for proto in (model, again):
         quantised(proto, images(2, 3, 8, 8), rest=rest)
     assert model.SerializeToString() == again.SerializeToString()
+
+
+def for_processors(name: str) -> tuple[onnx.ModelProto, np.ndarray, np.ndarray]:
+    """Return a network in the form that ONNX Runtime wants, images, and what torch computes."""
+    network, size = parity(name)
+    lived_in(network).eval()
+    model, x = exported(network, size), images(4, *size)
+    to_int8(model, ranges_of(model, x, ONNXRUNTIME), form=ONNXRUNTIME)
+    check(model)
+    return model, x, network(torch.from_numpy(x)).detach().numpy()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_form_for_processors_computes_the_same_on_all_of_them(name: str) -> None:
+    model, x, expected = for_processors(name)
+    plain = run(model, x, optimised=False)
+    assert cosine(plain, expected) > 0.997
+    for level in LEVELS:  # two products of 63 and 255 fit into 16 bits, so nothing is clipped
+        assert cosine(run(model, x, level=level), plain) > 0.9995
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_on_processors_every_layer_computes_in_8_bits(name: str, tmp_path: Path) -> None:
+    model, _, _ = for_processors(name)
+    before = census(model)
+    options = onnxruntime.SessionOptions()
+    # The last level lays channels out for this processor, under names of its own.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    kinds = census(onnx.load(tmp_path / "optimised.onnx"))
+    assert kinds["Conv"] == kinds["FusedConv"] == kinds["Add"] == 0
+    assert kinds["QLinearConv"] == before["Conv"]
+    assert kinds["Gemm"] == min(1, before["Gemm"])  # the classifier, whose result nothing rounds
+    assert kinds["QGemm"] == before["Gemm"] - kinds["Gemm"]
+
+
+def test_on_processors_activations_are_unsigned_and_use_all_steps() -> None:
+    model, x, _ = for_processors("Residual")
+    constants, made = arrays(model), producers(model)
+    found = {}
+    for item in model.graph.node:
+        if item.op_type == "QuantizeLinear" and not item.attribute:
+            scale, zero = (constants[name] for name in item.input[1:])
+            kind = made[item.input[0]].op_type if item.input[0] in made else "input"
+            found.setdefault((kind, str(zero.dtype)), set()).add(int(zero))
+            assert scale.dtype == np.float32
+        elif item.op_type == "QuantizeLinear":
+            scale, zero = (constants[name] for name in item.input[1:])
+            weight = constants[item.input[0]]
+            assert zero.dtype == np.int8
+            assert not zero.any()
+            assert np.abs(weight).max() / scale.max() == pytest.approx(63)
+    signed = {("input", "uint8"): {128}, ("Conv", "uint8"): {128}}
+    positive = {(kind, "uint8"): {0} for kind in ("Relu", "AveragePool", "GlobalAveragePool")}
+    assert found == {**signed, **positive}
+    assert constants["input_scale"] == pytest.approx(np.abs(x).max() / 127)
