@@ -6,7 +6,8 @@
 Shares of the dense network's MACs and predicted time, speed-ups in brackets; then what is chosen
 for a budget of predicted time, with and without blocks. Nothing is measured here: docs/v100.md says
 where the table comes from and how far it misses. Importance is that of random weights on random
-images: it shows what the choice can do, and not what a trained network needs.
+images, or the MACs themselves, which shows how few a choice can do with; what a trained network
+needs lies elsewhere.
 """
 
 from __future__ import annotations
@@ -53,6 +54,21 @@ def narrowed(graph: ChannelGraph, outer: float, inner: float) -> Mask:
         share = inner if inside else outer
         kept[group.units[round(share * group.size) :]] = False
     return kept
+
+
+def macs_of(graph: ChannelGraph) -> Scores:
+    """Return what the removal of each unit alone saves."""
+    everything = graph.everything()
+    dense, saved = macs(graph, everything), np.zeros(graph.num_units)
+    for group in graph.prunable:
+        kept = everything.copy()
+        kept[group.units[0]] = False
+        saved[group.units] = dense - macs(graph, kept)
+    for branch in graph.removable:
+        kept = everything.copy()
+        kept[branch.unit] = False
+        saved[branch.unit] = dense - macs(graph, graph.closed(kept))
+    return saved
 
 
 def choices(
@@ -120,14 +136,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shares = [one / other for one, other in zip(now, dense, strict=True)]
         cells = (f"{share:.2f} ({1 / share:.2f}x)" for share in shares[1:])
         print(f"| {name} | {shares[0]:.2f} | {' | '.join(cells)} |")
-    print("\n| batch | chosen | blocks gone | channels | MACs | time | saved time / saved MACs |")
-    print("|---:|---|---:|---:|---:|---:|---:|")
+    chosen_heads = ("blocks gone", "channels", "MACs", "time", "saved time / saved MACs")
+    print(f"\n| batch | importance | chosen | {' | '.join(chosen_heads)} |")
+    print("|---:|---|---|---:|---:|---:|---:|---:|")
     torch.manual_seed(0)
     model = ResNet(Bottleneck, list(DENSE)).train()
-    scores = importance_of(model, graphs[DENSE], options.size)
+    found = {
+        "of random weights": importance_of(model, graphs[DENSE], options.size),
+        "the MACs": macs_of(graphs[DENSE]),
+    }
     for batch, table in zip(options.batch, columns, strict=True):
-        for row in choices(graphs[DENSE], scores, table, options.budget):
-            print(f"| {batch} | {' | '.join(row)} |")
+        for name, scores in found.items():
+            for row in choices(graphs[DENSE], scores, table, options.budget):
+                print(f"| {batch} | {name} | {' | '.join(row)} |")
 
 
 if __name__ == "__main__":
