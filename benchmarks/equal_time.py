@@ -7,7 +7,8 @@ Every RUN holds a dense network, one for each seed, all of one architecture. One
 finetunes for all three: same minibatches, learning rates and lengths; only what is removed differs.
 Every network is exported and measured against its dense one, in turn in one process, as the gate
 does. Accuracy at a share of the dense time lies between the two points next to it; means are over
-the seeds, with 95 % intervals (Student). What is complete in DIR is not repeated.
+the seeds, with 95 % intervals (Student), and so are the differences, each within one seed. What is
+complete in DIR is not repeated.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from compress.training.recalibration import reestimate_batchnorm
 PEER_INTERVALS = 3
 """Times as many minibatches between two steps of Torch-Pruning, and as few steps: whoever uses it
 makes a new optimizer after each, whose momentum begins at nothing."""
-AT = (0.5, 0.35, 0.2)
+AT = (0.4, 0.35, 0.3, 0.2)
 """Shares of the dense time at which ways are compared."""
 
 
@@ -320,20 +321,29 @@ def tell(points: Sequence[Point], seeds: Sequence[int]) -> None:
         top1 = mean_and_interval([p.top1 for p in same])
         asked = f"{key[0]} | {key[1]:g} | {key[2]}"
         print(f"| {asked} | {macs:.3f} | {blocks:.1f} | {time:.3f} | {top1} |")
-    print(
-        "\n| share of the dense time | " + " | ".join(dict.fromkeys(p.way for p in points)) + " |"
-    )
-    print("|---:|" + "---:|" * len({p.way for p in points}))
+    first, *others = ways = list(dict.fromkeys(p.way for p in points))
+    ahead = [f"{first} ahead of {way}" for way in others]
+    print(f"\n| share of the dense time | {' | '.join([*ways, *ahead])} |")
+    print("|---:|" + "---:|" * (len(ways) + len(others)))
     for share in AT:
-        cells = []
-        for way in dict.fromkeys(p.way for p in points):
-            found = [
+        found = {
+            way: [
                 at_share([p for p in points if p.way == way and p.seed == seed], share)
                 for seed in seeds
             ]
-            known = [value for value in found if value is not None]
-            cells.append(mean_and_interval(known) if len(known) == len(found) else "not tried")
+            for way in ways
+        }
+        cells = [_cell(found[way]) for way in ways]
+        for way in others:
+            pairs = zip(found[first], found[way], strict=True)
+            cells.append(_cell([None if None in p else p[0] - p[1] for p in pairs]))  # type: ignore[operator]
         print(f"| {share:g} | {' | '.join(cells)} |")
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    """Return mean and interval; a dash where a seed has no network on either side."""
+    known = [value for value in values if value is not None]
+    return mean_and_interval(known) if len(known) == len(values) else "-"
 
 
 def plot_accuracy(path: Path, points: Sequence[Point]) -> None:
