@@ -39,7 +39,8 @@ CLASSES = (
     *("EngineInspector", "IProfiler", "IOutputAllocator", "ILogger", "Logger"),
 )
 ENUMS = (
-    *("BuilderFlag", "NetworkDefinitionCreationFlag", "MemoryPoolType", "ProfilingVerbosity"),
+    *("BuilderFlag", "ComputeCapability", "NetworkDefinitionCreationFlag", "MemoryPoolType"),
+    "ProfilingVerbosity",
     *("HardwareCompatibilityLevel", "LayerInformationFormat", "TensorIOMode", "TensorLocation"),
     *("TensorFormat", "DataType", "ExecutionContextAllocationStrategy", "OnnxParserFlag"),
 )

@@ -20,6 +20,7 @@ from export.nvml import Gpu
 
 V100 = Gpu("Tesla V100-SXM2-16GB", "7.0", "550.90.07")
 T4 = Gpu("Tesla T4", "7.5", "550.90.07")
+ADA = Gpu("NVIDIA L4", "8.9", "570.86.15")
 NETWORK: dict[str, Any] = {
     "architecture": "tiny",
     "num_classes": 4,

@@ -118,6 +118,10 @@ class Config:
         self.profiling_verbosity = state.module.ProfilingVerbosity.LAYER_NAMES_ONLY
         self.progress_monitor: Any = None
         self.limits: dict[Any, int] = {}
+        self.num_compute_capabilities = 0
+
+    def set_compute_capability(self, compute_capability: Any, index: int) -> bool:
+        return index < self.num_compute_capabilities
 
     def set_flag(self, flag: Any) -> None:
         self.flags |= 1 << int(flag)

@@ -58,6 +58,8 @@ class Target(Section):
     """The library that builds engines for it; None where engines have no part."""
     tensorrt: VersionRange | None = None
     """Releases of the builder that build for it."""
+    compute_capabilities: tuple[Annotated[str, Field(pattern=r"^\d+\.\d+$")], ...] = ()
+    """For TensorRT-RTX: those that an engine is built for; none leaves that to the library."""
     onnxruntime: tuple[str, ...] = Field(min_length=1)
     """ONNX Runtime's execution providers, the wanted one first."""
     channel_multiple: dict[Precision, Annotated[int, Field(ge=1)]] = Field(min_length=1)
@@ -85,6 +87,10 @@ class Target(Section):
     def _check(self) -> Target:
         if (self.builder is None) != (self.tensorrt is None):
             raise ValueError("builder and tensorrt are given both or neither")
+        if self.compute_capabilities and self.builder != "tensorrt_rtx":
+            raise ValueError(
+                "compute_capabilities are for the builder tensorrt_rtx; others have sm"
+            )
         for precision in (*self.precisions, *self.warnings):
             if precision not in self.channel_multiple:
                 raise ValueError(f"channel_multiple has no {precision}")

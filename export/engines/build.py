@@ -17,13 +17,14 @@ from compress.config.targets import Target
 from compress.errors import CheckpointError, ConfigError, EnvironmentUnfitError, ModelError, writing
 from compress.files.atomic import staged, write_flushed, write_json
 from export.engines.api import TensorRT, load_tensorrt
-from export.engines.checks import refuse_engine, refuse_version
+from export.engines.checks import refuse_engine, refuse_version, runs_on
 from export.engines.inspection import summarise_inspection
 from export.engines.network import (
     Shapes,
     add_profiles,
     parse_network,
     profile_shapes,
+    set_chips,
     set_precision,
 )
 from export.engines.sidecar import NETWORK_FACTS, PRUNING_FACTS, SCHEMA_VERSION, sidecar_path
@@ -81,7 +82,7 @@ def build_engine(
     tensorrt = load_tensorrt(target.builder)
     refuse_version(target, tensorrt.version)
     cache = _cache_path(config, path, tensorrt, gpu)
-    built = _build(tensorrt, onnx_path, config, cache=cache, progress=progress)
+    built = _build(tensorrt, onnx_path, target, config, cache=cache, progress=progress)
     document = {
         "schema_version": SCHEMA_VERSION,
         "engine": {
@@ -98,7 +99,8 @@ def build_engine(
         "onnx": {"file": onnx_path.name, "sha256": onnx_sha256},
         "build_seconds": round(built.seconds, 3),
         "timing_cache": None if cache is None else {"file": cache.name, "used": built.cache_used},
-        "inspection": _inspect(tensorrt, built.data, gpu),
+        "compute_capabilities": list(target.compute_capabilities),
+        "inspection": _inspect(tensorrt, built.data, gpu, target),
         **{key: network[key] for key in NETWORK_FACTS},
         **{key: network[key] for key in PRUNING_FACTS if key in network},
     }
@@ -120,6 +122,7 @@ class _Built:
 def _build(
     tensorrt: TensorRT,
     onnx_path: Path,
+    target: Target,
     config: ExportConfig,
     *,
     cache: Path | None,
@@ -131,6 +134,7 @@ def _build(
     with watch.guarded():
         network = parse_network(tensorrt, builder, onnx_path)
         _set_up(tensorrt, settings, config)
+        set_chips(tensorrt, settings, target.compute_capabilities)
         profiles = profile_shapes(network, config)
         add_profiles(builder, settings, network, profiles)
         used = cache is not None and use_cache(tensorrt, settings, cache)
@@ -191,17 +195,17 @@ def _machine(tensorrt: TensorRT, gpu: Gpu | None) -> dict[str, str | None]:
     }
 
 
-def _inspect(tensorrt: TensorRT, data: bytes, gpu: Gpu | None) -> dict[str, Any] | None:
-    """Load an engine and summarise it; None where no GPU can load it."""
-    if gpu is None:
+def _inspect(
+    tensorrt: TensorRT, data: bytes, gpu: Gpu | None, target: Target
+) -> dict[str, Any] | None:
+    """Load an engine and summarise it; None where it is not for the GPU of this machine."""
+    if gpu is None or not runs_on(target, gpu):  # which only TensorRT-RTX builds for
         return None
     runtime = tensorrt.create_runtime()
     engine = runtime.deserialize_cuda_engine(data)
     if engine is not None:
         form = tensorrt.module.LayerInformationFormat.JSON
         return summarise_inspection(engine.create_engine_inspector().get_engine_information(form))
-    if tensorrt.provider == "tensorrt_rtx":  # it may be meant for a GPU that this machine lacks
-        return None
     raise EnvironmentUnfitError(
         f"{tensorrt.title} built an engine that it cannot load: {tensorrt.messages.reason()}; "
         "is the GPU's memory used up?"

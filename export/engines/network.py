@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.errors import ModelError
+from compress.errors import ConfigError, ModelError
 from export.onnx.check import INPUT
 
 if TYPE_CHECKING:
@@ -53,6 +53,27 @@ def set_precision(tensorrt: TensorRT, settings: Any, precision: Precision) -> No
         return
     for name in _FLAGS[precision]:
         settings.set_flag(getattr(tensorrt.module.BuilderFlag, name))
+
+
+def set_chips(tensorrt: TensorRT, settings: Any, capabilities: Sequence[str]) -> None:
+    """Build for such compute capabilities, where the builder does not build for its own GPU.
+
+    Raises:
+        ConfigError: this release knows one of them not.
+    """
+    if not capabilities:
+        return
+    kinds = getattr(tensorrt.module, "ComputeCapability", None)
+    names = [f"SM{capability.replace('.', '')}" for capability in capabilities]
+    for name, capability in zip(names, capabilities, strict=True):
+        if not hasattr(kinds, name):
+            raise ConfigError(
+                f"{tensorrt.title} does not build for SM {capability}: take it out of the target's "
+                "compute_capabilities"
+            )
+    settings.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        settings.set_compute_capability(getattr(kinds, name), index)
 
 
 def profile_shapes(network: Any, config: ExportConfig) -> list[Shapes]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from engine_files import NETWORK, T4, V100, any_gpu_target, build_with, install, write_onnx
+from engine_files import ADA, NETWORK, T4, V100, any_gpu_target, build_with, install, write_onnx
 from tensorrt_contract import VERSIONS, calls_of
 
 from compress.config import ExportConfig
@@ -148,6 +148,7 @@ def test_the_sidecar_says_what_the_engine_is(
         "provider": "tensorrt",
         "tensorrt": "10.4.0",
         "sm": "7.0",
+        "compute_capabilities": [],
         "gpu": "Tesla V100-SXM2-16GB",
         "driver": "550.90.07",
         "target": "v100",
@@ -246,6 +247,27 @@ def test_rtx_may_build_what_this_gpu_cannot_load(
 ) -> None:
     install(monkeypatch, "rtx-1.7.1.116", deserialize_error="SM 7.0 is not supported")
     assert build_with("rtx-1.7.1.116", *paths)["inspection"] is None
+    install(monkeypatch, "rtx-1.7.1.116", gpu=ADA, deserialize_error="out of memory")
+    with pytest.raises(EnvironmentUnfitError, match="an engine that it cannot load: out of memory"):
+        build_with("rtx-1.7.1.116", *paths)
+
+
+def test_an_engine_of_rtx_is_built_for_the_chips_of_its_target(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = install(monkeypatch, "rtx-1.7.1.116", gpu=None)
+    document = build_with("rtx-1.7.1.116", *paths)
+    kinds = module.ComputeCapability
+    assert calls_of(module, "IBuilderConfig.set_compute_capability") == [
+        (kinds.SM80, 0),
+        (kinds.SM86, 1),
+        (kinds.SM89, 2),
+        (kinds.SM120, 3),
+    ]
+    assert document["compute_capabilities"] == ["8.0", "8.6", "8.9", "12.0"]
+    target = load_target("rtx").model_copy(update={"compute_capabilities": ("9.0",)})
+    with pytest.raises(ConfigError, match=r"does not build for SM 9\.0: take it out of the target"):
+        build_with("rtx-1.7.1.116", *paths, target=target)
 
 
 def test_a_full_disk_keeps_the_earlier_engine(
@@ -504,7 +526,7 @@ def test_a_timing_cache_that_cannot_be_saved_costs_only_a_warning(
 
 
 def test_rtx_times_nothing(paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    module = install(monkeypatch, "rtx-1.7.1.116")
+    module = install(monkeypatch, "rtx-1.7.1.116", gpu=ADA)
     document = build_with("rtx-1.7.1.116", *paths)
     assert document["timing_cache"] is None
     assert document["inspection"] is not None
