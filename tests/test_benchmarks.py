@@ -38,6 +38,7 @@ PROGRAMS = {
         "ONNX",
         "nodes",
     ),
+    "on_a_gpu": ("part", "seconds", "dense training", "onnxruntime-cpu", "has no engines"),
     "pruning_cost": ("what", "figure", "bound", "shrink", "peak memory of pruning / plain"),
     "record_tensorrt_api": ('"module"', '"version"', '"names"', '"classes"', '"enums"'),
     "seed2019": ("pruning steps, one every 30", "100 channels", "masked = shrunk", "peak memory"),
@@ -52,6 +53,7 @@ PROGRAMS = {
 }
 """What each prints: its columns, or the words of its lines."""
 SLOW = (
+    "on_a_gpu",
     *("compare_criteria", "gate_on_this_machine", "imagenet_throughput", "int8_accuracy"),
     *("kill_and_resume", "pruning_cost", "seed2019", "export_matrix", "shards_ahead"),
     *("v100_resnet50", "v100_table", "equal_time"),
