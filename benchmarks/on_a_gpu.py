@@ -116,8 +116,8 @@ def latencies(part: str, options: argparse.Namespace) -> None:
     importance = np.random.default_rng(0).random(graph.num_units)
     pruned = shrink(model, graph, choose(graph, importance, budget="macs=0.5", channel_multiple=8))
     bench = BenchConfig(max_seconds=options.seconds)
-    print("| runtime | precision | batch | dense, ms | pruned, ms | ratio (95 %) |")
-    print("|---|---|---:|---:|---:|---|")
+    heads = "| runtime | precision | batch | dense, ms | pruned, ms | ratio (95 %) |"
+    rule = "\n|---|---|---:|---:|---:|---|\n"
     for precision in PRECISIONS if on_gpu else PRECISIONS[:1]:
         for batch in BATCHES if on_gpu else BATCHES[:1]:
             serving = Serving(
@@ -129,7 +129,11 @@ def latencies(part: str, options: argparse.Namespace) -> None:
             found = RuntimeStopwatch(serving, 8, bench).compare(model, pruned, size)
             ratio = f"{found.ratio:.3f} ({found.low:.3f} to {found.high:.3f})"
             times = f"{found.dense_ms:.3f} | {found.pruned_ms:.3f}"
-            print(f"| {runtime} | {precision} | {batch} | {times} | {ratio} |", flush=True)
+            print(
+                f"{heads}{rule}| {runtime} | {precision} | {batch} | {times} | {ratio} |",
+                flush=True,
+            )
+            heads = rule = ""
 
 
 def target_here() -> str:
