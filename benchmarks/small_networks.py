@@ -31,8 +31,3 @@ class SmallResNet(ResNet):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(torch.flatten(self.avgpool(x), 1))
-
-
-def small_resnet32(num_classes: int = 10) -> SmallResNet:
-    """Return ResNet-32 for small images with projections."""
-    return SmallResNet(num_classes, blocks=5)

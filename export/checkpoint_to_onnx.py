@@ -157,14 +157,13 @@ def _quantise(
 ) -> dict[str, Any]:
     from export.precision.calibration import calibrate, require_calibration
     from export.precision.int8 import (
-        FORMS,
         HALF_OPSET,
-        TENSORRT,
         Rest,
         quantised_tensors,
         rounds_half_precision,
         to_int8,
     )
+    from export.precision.placement import FORMS, TENSORRT
 
     labels = [int(label) for batch in samples.training() for label in batch.labels]
     require_calibration(labels, checkpoint.num_classes, config.calibration_images)

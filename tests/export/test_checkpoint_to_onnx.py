@@ -165,7 +165,7 @@ def test_a_fault_of_the_runtime_is_not_blamed_on_the_file(
     assert document["conversion"]["layers"] == 2
     if not rounds_half_precision():
         pytest.skip("this ONNX Runtime cannot quantise float16, so the rest is float32")
-    monkeypatch.setattr(int8, "_rounded_at_once", lambda graph, places, layers: set())
+    monkeypatch.setattr(int8, "rounded_at_once", lambda graph, places, layers: set())
     with pytest.raises(ParityError, match=r"disagrees with torch .*; without its optimisations it"):
         exported()
 

@@ -34,7 +34,8 @@ from torchvision import models
 from compress.errors import ModelError
 from compress.networks.models import build_model
 from export.precision.calibration import calibrate
-from export.precision.int8 import ONNXRUNTIME, TENSORRT, Form, Int8Facts, quantised_tensors, to_int8
+from export.precision.int8 import Int8Facts, quantised_tensors, to_int8
+from export.precision.placement import ONNXRUNTIME, TENSORRT, Form
 
 node = helper.make_node
 
