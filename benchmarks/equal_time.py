@@ -40,10 +40,12 @@ from compress.checkpoints.permission import Permission
 from compress.config import RunConfig
 from compress.data.batches import ImageData, TrainBatches
 from compress.data.datasets import load_data
+from compress.errors import TableError
 from compress.latency.times import Times, network_milliseconds
 from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.capture import Example
+from compress.networks.groups import ChannelGraph
 from compress.pruning.pruner import Pruner
 from compress.runs.loop import accuracy_of
 from compress.runs.rundirectory import RunDirectory
@@ -97,7 +99,7 @@ class Point:
     """Share of the dense network's, measured."""
     low: float
     high: float
-    predicted: float
+    predicted: float | None
     """What the latency table says of that share."""
     top1: float
 
@@ -146,10 +148,6 @@ class Race:
         found = self.stopwatch.compare(self.dense, model, self.checkpoint.input_size)
         smaller = analyse(model, self.checkpoint.input_size)
         macs = cost.macs(smaller, smaller.everything())
-        milliseconds = [
-            network_milliseconds(graph, table, graph.everything())
-            for graph in (smaller, self.graph)
-        ]
         return Point(
             way.name,
             self.seed,
@@ -158,9 +156,24 @@ class Race:
             macs / cost.macs(self.graph, self.graph.everything()),
             len(self.graph.removable) - len([b for b in smaller.removable if not b.gone]),
             *(found.ratio, found.low, found.high),
-            milliseconds[0] / milliseconds[1],
+            self.predicted(smaller, table),
             accuracy_of(model, self.data, self.config).top1,
         )
+
+    def predicted(self, smaller: ChannelGraph, table: Times) -> float | None:
+        """Return the share of the dense time that a table predicts.
+
+        None where it knows nothing of a shrunk network by itself: a depthwise convolution of fewer
+        channels is another layer to it, and only of the dense one does it know how they shrink.
+        """
+        try:
+            small, dense = (
+                network_milliseconds(graph, table, graph.everything())
+                for graph in (smaller, self.graph)
+            )
+        except TableError:
+            return None
+        return small / dense
 
 
 class Loop:
@@ -367,7 +380,8 @@ def plot_accuracy(path: Path, points: Sequence[Point]) -> None:
 def plot_prediction(path: Path, points: Sequence[Point]) -> None:
     """Draw what the table predicts over what was measured."""
     with figure(path) as axes:
-        most = max(max(p.time, p.predicted) for p in points) * 1.05
+        points = [p for p in points if p.predicted is not None]
+        most = max((max(p.time, p.predicted or 0.0) for p in points), default=1.0) * 1.05
         axes.plot([0, most], [0, most], color="0.7", linewidth=1, zorder=0)
         for way, style in zip(dict.fromkeys(p.way for p in points), STYLES, strict=False):
             mine = [p for p in points if p.way == way]
