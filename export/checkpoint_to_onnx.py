@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.config import ExportConfig
 from compress.config.targets import Target
-from compress.errors import ConfigError, DataError, ParityError
+from compress.errors import CompressError, ConfigError, DataError, ParityError
 from compress.files.atomic import write_json
 from export.onnx.check import OnnxFacts, standard_opset
 from export.onnx.sidecar import SCHEMA_VERSION, network_facts, pruning_facts
@@ -245,7 +245,7 @@ def _prove(
         except ParityError as error:
             try:
                 judged(optimised=False)
-            except ParityError:
+            except CompressError:
                 raise error from None
             raise ParityError(f"{error}; {RUNTIMES_FAULT}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from compress.config.images import DataConfig, ModelConfig
 from compress.config.pruning import SEED2019_PRUNE, PruneConfig
 from compress.config.targets import load_target
 from compress.config.training import ComputeConfig, SaveConfig, TrainConfig
+from compress.errors import ConfigError
 from compress.files.atomic import write_atomically
 from compress.files.documents import (
     Section,
@@ -74,9 +76,14 @@ def load_config(name: str = DEFAULT_CONFIG, settings: Iterable[str] = ()) -> Run
         if reader
         else read_toml(name)
     )
+    alone = copy.deepcopy(document)
     for setting in settings:
         _lay_over(document, setting)
-    return _rounded(validated(RunConfig, document, source=name, settings=settings))
+    try:
+        return _rounded(validated(RunConfig, document, source="settings" if settings else name))
+    except ConfigError:
+        validated(RunConfig, alone, source=name)  # where the mistake is the file's own, say so
+        raise
 
 
 def _lay_over(document: dict[str, Any], setting: str) -> None:

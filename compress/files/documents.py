@@ -11,7 +11,7 @@ import json
 import re
 import reprlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -95,9 +95,14 @@ class Section(BaseModel):
     def _list_of_words(cls, value: Any, info: ValidationInfo) -> Any:
         """Take ``3,8`` for a list where a list belongs, as a command line writes it."""
         annotation = cls.model_fields[info.field_name or ""].annotation
-        if not isinstance(value, str | int | float) or not _takes_list(annotation):
+        element = _element(annotation)
+        if element is None or isinstance(value, bool) or value in _words(annotation):
             return value
-        return value if value in _words(annotation) else str(value).replace(" ", "").split(",")
+        if isinstance(value, str):
+            words = [word.strip() for word in value.split(",")]
+            return words if all(words) else value
+        # A number has lost how it was written, and 1.10 may be a name.
+        return [value] if isinstance(value, int | float) and element is not str else value
 
 
 def named_files(folder: str) -> dict[str, str]:
@@ -208,21 +213,8 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def validated(
-    model: type[SectionT],
-    document: Mapping[str, Any],
-    source: str,
-    settings: Sequence[str] = (),
-) -> SectionT:
-    """Validate a document against a Section, translating every mistake into one ConfigError.
-
-    Args:
-        model: what it must be.
-        document: with the settings in it.
-        source: what is named as the origin of a mistake.
-        settings: ``section.key=value``, laid over it; a mistake in one is not said to be of the
-            source.
-    """
+def validated(model: type[SectionT], document: Mapping[str, Any], source: str) -> SectionT:
+    """Validate a document against a Section, translating every mistake into one ConfigError."""
     try:
         return model.model_validate(document)
     except ValidationError as error:
@@ -230,11 +222,6 @@ def validated(
             raise ConfigError(f"{source} has {error.error_count()} mistakes") from None
         details = error.errors()
         more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-        place = [str(part) for part in details[0]["loc"]]
-        for setting in settings:
-            keys = setting.partition("=")[0].strip().split(".")
-            if all(key == part for key, part in zip(keys, place, strict=False)):
-                source = "settings"
         raise ConfigError(f"{source}: {_explain(model, details[0])}{more}") from error
 
 
@@ -269,12 +256,13 @@ def section_of(settings: Iterable[str], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _takes_list(annotation: Any) -> bool:
-    """Tell whether a field holds a list, and neither text nor a number instead."""
+def _element(annotation: Any) -> Any:
+    """Return what a list of a field holds; None where the field holds no list, or text instead."""
     parts = get_args(annotation)
     if get_origin(annotation) is tuple:
-        return True
-    return parts[:1] != (str,) and any(map(_takes_list, parts))
+        return parts[0]
+    found = [element for part in parts if (element := _element(part)) is not None]
+    return found[0] if found and parts[0] is not str else None
 
 
 def _words(annotation: Any) -> tuple[Any, ...]:

@@ -61,6 +61,12 @@ def runs_on(target: Target, gpu: Gpu) -> bool:
 
     TensorRT-RTX builds on any machine, and its engines run on some GPUs only.
     """
+    built_for = target.compute_capabilities
+    if built_for and gpu.sm not in built_for:
+        # What is built for 12.0 runs on later ones, as TensorRT-RTX itself says on others.
+        later = tuple(map(int, gpu.sm.split("."))) > (12, 0) and "12.0" in built_for
+        if not later:
+            return False
     needed = target.requires.get("gpu")
     return needed is None or needed.versions is None or _is_within(gpu.sm, needed.versions)
 

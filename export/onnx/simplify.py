@@ -14,6 +14,7 @@ import numpy as np
 
 from export.onnx.check import walk_nodes
 from export.onnx.fold import drop_unread, fold_constants
+from export.onnx.names import Names
 
 if TYPE_CHECKING:
     import onnx
@@ -59,7 +60,7 @@ def _fix_lengths(graph: onnx.GraphProto, lengths: Mapping[str, Lengths]) -> None
     from onnx import numpy_helper
 
     made = {name: node for node in graph.node for name in node.output}
-    known = _constants(graph)
+    known, names = _constants(graph), Names(graph)
     for node in graph.node:
         if node.op_type != "Reshape" or node.input[1] in known or any(a.i for a in node.attribute):
             continue  # with allowzero, 0 means none
@@ -72,7 +73,7 @@ def _fix_lengths(graph: onnx.GraphProto, lengths: Mapping[str, Lengths]) -> None
             for place, length in enumerate(wanted or ())
         ]
         if wanted and shape.count(-1) <= 1:
-            name = f"{node.output[0]}_shape"
+            name = names.new(f"{node.output[0]}_shape")
             graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
             node.input[1] = name
 
@@ -134,6 +135,8 @@ def _take_out_nothing(graph: onnx.GraphProto, lengths: Mapping[str, Lengths]) ->
         if left is not None and node.output[0] not in ends:
             instead[node.output[0]] = left
             graph.node.remove(node)
+    for node in walk_nodes(graph):  # those within branches as well
+        node.input[:] = [instead.get(name, name) for name in node.input]
 
 
 def _take_in_factors(graph: onnx.GraphProto) -> None:

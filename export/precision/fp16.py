@@ -17,6 +17,7 @@ import numpy as np
 from compress.errors import ModelError
 from export.onnx.check import STANDARD_DOMAINS, standard_opset, walk_nodes
 from export.onnx.fold import fold_constants
+from export.onnx.names import Names
 
 if TYPE_CHECKING:
     import onnx
@@ -42,23 +43,6 @@ class Fp16Facts:
     """Share of them, 0 to 1, that were not zero and became zero."""
     subnormal: float
     """Share of them, 0 to 1, that lost precision because they are below 6.1e-5."""
-
-
-class Names:
-    """Names for new tensors of a graph, none of them taken."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._taken = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
-        for node in walk_nodes(graph):
-            self._taken.update((*node.input, *node.output))
-
-    def new(self, stem: str) -> str:
-        """Return ``stem``, with a number if it is taken."""
-        name, number = stem, 1
-        while name in self._taken:
-            name, number = f"{stem}_{number}", number + 1
-        self._taken.add(name)
-        return name
 
 
 def to_fp16(model: onnx.ModelProto, wide: Collection[str] = ()) -> Fp16Facts:

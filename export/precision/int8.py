@@ -21,7 +21,8 @@ import numpy as np
 
 from compress.errors import ModelError
 from export.onnx.check import standard_opset
-from export.precision.fp16 import Fp16Facts, Names, to_fp16
+from export.onnx.names import Names
+from export.precision.fp16 import Fp16Facts, to_fp16
 from export.precision.placement import (
     LEVELS,
     TENSORRT,
@@ -64,7 +65,7 @@ class Int8Facts:
 
 def quantised_tensors(model: onnx.ModelProto, form: Form = TENSORRT) -> tuple[str, ...]:
     """Return the activations that ``to_int8`` quantises, in the order in which they are read."""
-    places = quantised_places(model.graph, form)
+    places = quantised_places(model, form)
     nodes = enumerate(model.graph.node)
     return tuple(dict.fromkeys(node.input[p] for index, node in nodes for p in places[index]))
 
@@ -129,6 +130,7 @@ class _Quantising:
         self, model: onnx.ModelProto, ranges: Mapping[str, float], rest: Rest, form: Form
     ) -> None:
         self._graph, self._form = model.graph, form
+        self._places = quantised_places(model, form)
         self._layers = quantised_layers(model.graph, form)
         self._positive = never_negative(model.graph) if form.unsigned else frozenset[str]()
         self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -136,7 +138,7 @@ class _Quantising:
         self._rest = rest
         self._names = Names(model.graph)
         self._rounded: dict[_Key, _Rounded] = {}
-        self._least: dict[str, np.ndarray] = {}  # scales of each weight's channels
+        self._least: dict[tuple[str, int], np.ndarray] = {}  # scales of a weight along an axis
         self._restored: dict[tuple[str, bool], str] = {}  # by the 8-bit tensor and whether wide
         self._nodes: list[onnx.NodeProto] = []
         self.wide: set[str] = set()
@@ -144,7 +146,7 @@ class _Quantising:
 
     def run(self) -> tuple[int, tuple[str, ...], int, int]:
         graph = self._graph
-        places = quantised_places(graph, self._form)
+        places = self._places
         if self._rest == "fp16":
             self.wide.update(rounded_at_once(graph, places, self._layers))
         self._leave_room_for_biases()
@@ -171,13 +173,15 @@ class _Quantising:
         """
         from onnx import numpy_helper
 
-        for node in (self._graph.node[index] for index in self._layers):
-            least = self._least.setdefault(node.input[1], np.zeros(1))
+        for index, axis in self._layers.items():
+            node = self._graph.node[index]
+            key = node.input[1], axis
+            least = self._least.setdefault(key, np.zeros(1))
             bias = self._weights.get(node.input[2]) if len(node.input) > 2 else None
             if bias is not None and len(bias.dims) == 1:
                 unit = self._activation_scale(node.input[0]) * LARGEST_BIAS
                 fits = np.abs(numpy_helper.to_array(bias)) / unit
-                self._least[node.input[1]] = np.maximum(least, fits)
+                self._least[key] = np.maximum(least, fits)
 
     def _activation(self, name: str) -> _Rounded:
         key = _Key(name, None, name in self.wide)
@@ -200,7 +204,7 @@ class _Quantising:
         key = _Key(name, axis, wide)
         if key not in self._rounded:
             scales = weight_scales(self._weights[name], axis, self._form.weight_levels)
-            scales = np.maximum(scales, self._least[name])
+            scales = np.maximum(scales, self._least[name, axis])
             halved = self._rest == "fp16" and not wide
             self._round(key, _half_scales(scales) if halved else scales)
         return self._rounded[key]

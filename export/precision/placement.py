@@ -79,8 +79,9 @@ def quantised_layers(graph: onnx.GraphProto, form: Form) -> dict[int, int]:
     }
 
 
-def quantised_places(graph: onnx.GraphProto, form: Form) -> dict[int, tuple[int, ...]]:
+def quantised_places(model: onnx.ModelProto, form: Form) -> dict[int, tuple[int, ...]]:
     """Return, for every node, the places of its inputs that are rounded and are no weights."""
+    graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
     layers, nodes = quantised_layers(graph, form), list(enumerate(graph.node))
     adds = [i for i, n in nodes if n.op_type == "Add" and not constants & set(n.input)]
@@ -90,6 +91,8 @@ def quantised_places(graph: onnx.GraphProto, form: Form) -> dict[int, tuple[int,
     if not form.results:
         places.update((index, _shortcut(graph.node[index], graph)) for index in adds)
         return {index: places.get(index, ()) for index, _ in nodes}
+    floats = _floats(model)
+    adds = [index for index in adds if graph.node[index].output[0] in floats]
     computed = [graph.node[index].output[0] for index in sorted({*places, *adds})]
     rounded = {graph.node[index].input[0] for index in places}
     rounded |= {name for index in adds for name in graph.node[index].input}
@@ -98,6 +101,18 @@ def quantised_places(graph: onnx.GraphProto, form: Form) -> dict[int, tuple[int,
         index: tuple(place for place, name in enumerate(node.input) if name in rounded)
         for index, node in nodes
     }
+
+
+def _floats(model: onnx.ModelProto) -> frozenset[str]:
+    """Return the names of the float32 tensors whose types are known."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    return frozenset(
+        value.name
+        for value in (*graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    )
 
 
 def _bounded(name: str, graph: onnx.GraphProto) -> str:
@@ -119,7 +134,7 @@ def never_negative(graph: onnx.GraphProto) -> frozenset[str]:
     found = {name for name, array in known.items() if (array >= 0).all()}
     for node in graph.node:
         read = [name for name in node.input if name]
-        bounded = node.op_type == "Clip" and len(read) > 1 and found >= {read[1]}
+        bounded = node.op_type == "Clip" and len(node.input) > 1 and node.input[1] in found
         one = node.op_type in OF_ONE and read[0] in found
         every = node.op_type in OF_ALL and found >= set(read)
         if node.op_type in POSITIVE or bounded or one or every:

@@ -252,6 +252,14 @@ def test_rtx_may_build_what_this_gpu_cannot_load(
         build_with("rtx-1.7.1.116", *paths)
 
 
+def test_an_engine_for_other_chips_is_not_loaded_here(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, "rtx-1.7.1.116", gpu=ADA, deserialize_error="built for Turing")
+    turing = load_target("rtx").model_copy(update={"compute_capabilities": ("7.5",)})
+    assert build_with("rtx-1.7.1.116", *paths, target=turing)["inspection"] is None
+
+
 def test_an_engine_of_rtx_is_built_for_the_chips_of_its_target(
     paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -512,3 +512,37 @@ def test_on_processors_activations_are_unsigned_and_use_all_steps() -> None:
     positive = {(kind, "uint8"): {0} for kind in ("Relu", "AveragePool", "GlobalAveragePool")}
     assert found == {**signed, **positive}
     assert constants["input_scale"] == pytest.approx(np.abs(x).max() / 127)
+
+
+class Bounded(nn.Module):
+    """A bound from above alone, and lengths that are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.second(torch.clamp(self.first(x), max=6.0))
+        twice = torch.cat([y, y.flip(3)]).reshape(x.size(0) + x.size(0), 4, -1)
+        return twice.reshape(x.size(0), -1, 8).mean(1)
+
+
+def test_a_bound_from_above_lets_numbers_be_negative() -> None:
+    network = Bounded().eval()
+    model, x = exported(network, (3, 8, 8)), images(2, 3, 8, 8)
+    to_int8(model, ranges_of(model, x, ONNXRUNTIME), form=ONNXRUNTIME)
+    expected = network(torch.from_numpy(x)).detach().numpy()
+    assert cosine(run(model, x), expected) > 0.99
+
+
+def test_a_weight_that_is_read_along_both_axes_has_scales_of_each() -> None:
+    weight, bias = images(4, 6), np.ones(6, np.float32)
+    nodes = [
+        node("Gemm", ["input", "w", "four"], ["a"], "down", transB=1),
+        node("Gemm", ["a", "w", "six"], ["logits"], "up"),
+    ]
+    model = handmade(nodes, {"w": weight, "four": bias[:4], "six": bias}, ("batch", 6))
+    x, plain = images(3, 6), copied(model)
+    facts = to_int8(model, {"input": 4.0, "a": 12.0})
+    assert facts.weights == 2
+    assert cosine(run(model, x, optimised=False), run(plain, x)) > 0.99

@@ -62,6 +62,9 @@ def sections(model: type[Section], prefix: str = "") -> list[tuple[str, type[Sec
         ("model=resnet20", "model = 'resnet20': input should be a valid dictionary"),
         ("train=[]", "train = []: input should be a valid dictionary"),
         ("export.parity_batches=3,a", "export.parity_batches.1 = 'a': input should be a valid int"),
+        ("prune.keep_dense=1.10", "prune.keep_dense = 1.1: input should be a valid tuple"),
+        ("prune.keep_dense=true", "prune.keep_dense = True: true and false belong to switches"),
+        ("prune.keep_dense=", "prune.keep_dense = '': input should be a valid tuple"),
         ("export.dynamic_batch=1,8", "the key 'export.dynamic_batch.2' is missing"),
         ("data.root=3", "data.root = 3: input is not a valid path"),
         # out of range
@@ -164,6 +167,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("prune.keep_dense=[]", ()),
         ("prune.keep_dense=fc", ("fc",)),
         ("prune.keep_dense=a, layer1.*", ("a", "layer1.*")),
+        ("prune.keep_dense=a b", ("a b",)),
         ("export.parity_batches=3,8", (3, 8)),
         ("export.parity_batches=3", (3,)),
         ("export.batch=1,8", (1, 8)),
@@ -192,6 +196,9 @@ def test_a_mistake_in_a_setting_is_not_blamed_on_the_file(tmp_path: Path) -> Non
     file.write_text("[train]\nepochs = -3\n")
     with pytest.raises(ConfigError, match=r"^.*mine\.toml: train\.epochs = -3: input should be"):
         load_config(str(file), ["train.lr=1"])
+    file.write_text("[prune]\nmax_steps = 1\nstart_after = 5\n")
+    with pytest.raises(ConfigError, match=r"^.*mine\.toml: prune = "):
+        load_config(str(file), ["prune.min_channels=4"])
 
 
 def test_the_last_setting_wins() -> None:

@@ -224,3 +224,40 @@ def test_standardised_weights_are_plain_weights() -> None:
     assert set(census(model)) == {"Conv", "Relu", "GlobalAveragePool", "Flatten"}
     expected = network(torch.from_numpy(IMAGES)).detach().numpy()
     np.testing.assert_allclose(run(model, IMAGES), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_branch_reads_is_renamed_there_too() -> None:
+    value = helper.make_tensor_value_info
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [node(kind, ["y"], [f"{name}_out"])], name, [], [value(f"{name}_out", 1, None)]
+        )
+        for name, kind in (("then", "Relu"), ("else", "Neg"))
+    }
+    nodes = [
+        node("Exp", ["input"], ["x"]),
+        node("Add", ["x", "zero"], ["y"]),
+        node("If", ["yes"], ["logits"], **branches),
+    ]
+    found, _ = simplified(nodes, {"zero": np.zeros(1, np.float32), "yes": np.array(True)})
+    assert found["Add"] == 0
+
+
+def test_a_name_that_is_taken_is_not_given_again() -> None:
+    nodes = [
+        node("Shape", ["input"], ["shape"]),
+        node("Gather", ["shape", "first"], ["one"]),
+        node("Unsqueeze", ["one", "axis"], ["count"]),
+        node("Concat", ["count", "rest"], ["wanted"], axis=0),
+        node("Reshape", ["input", "wanted"], ["flat"]),
+        node("Add", ["flat", "flat_shape"], ["sum"]),
+        node("Unsqueeze", ["sum", "ends"], ["logits"]),
+    ]
+    weights = {
+        "first": np.array(0),
+        "axis": np.array([0]),
+        "rest": np.array([120]),
+        "ends": np.array([2, 3]),
+        "flat_shape": np.ones(1, np.float32),
+    }
+    assert simplified(nodes, weights)[0] == {"Reshape": 1, "Add": 1, "Unsqueeze": 1}
