@@ -17,7 +17,7 @@ from export.onnx.check import walk_nodes
 if TYPE_CHECKING:
     import onnx
 
-_MOST_BYTES = 2**31
+MOST_BYTES = 2**31
 """Of a model whose shapes can be inferred in memory."""
 MOST_NUMBERS = 2**16
 """In a constant that is larger than all that it is computed from."""
@@ -91,7 +91,7 @@ def _lengths(model: onnx.ModelProto) -> dict[str, list[int | None]]:
         for node in model.graph.node
         if node.op_type == "Shape" and not node.attribute  # which would cut the shape
     }
-    if not asked or model.ByteSize() >= _MOST_BYTES:
+    if not asked or model.ByteSize() >= MOST_BYTES:
         return {}
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.onnx.check import walk_nodes
-from export.onnx.fold import drop_unread, fold_constants
+from export.onnx.fold import MOST_BYTES, drop_unread, fold_constants
 from export.onnx.names import Names
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def simplify(model: onnx.ModelProto) -> None:
 def _lengths(model: onnx.ModelProto) -> dict[str, Lengths]:
     import onnx
 
+    if model.ByteSize() >= MOST_BYTES:
+        return {}
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
 
     def length(dimension: onnx.TensorShapeProto.Dimension) -> int | str | None:
