@@ -230,6 +230,13 @@ def _wrong_ends(
     return None
 
 
+def count_readers(graph: onnx.GraphProto) -> Counter[str]:
+    """Return how often each tensor is read, within branches and as an output too."""
+    readers = Counter(name for node in walk_nodes(graph) for name in node.input)
+    readers.update(value.name for value in graph.output)
+    return readers
+
+
 def walk_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """Walk the nodes of a graph and of the branches and loop bodies inside it."""
     for node in graph.node:

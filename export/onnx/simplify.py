@@ -6,13 +6,12 @@ convolution beside it can take in.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.onnx.check import walk_nodes
+from export.onnx.check import count_readers, walk_nodes
 from export.onnx.fold import MOST_BYTES, drop_unread, fold_constants
 from export.onnx.names import Names
 
@@ -147,7 +146,7 @@ def _take_in_factors(graph: onnx.GraphProto) -> None:
 
     made = {node.output[0]: node for node in graph.node}
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    readers = _readers(graph)
+    readers = count_readers(graph)
     for node in [node for node in graph.node if node.op_type == "Mul"]:
         for factor, result in (tuple(node.input), tuple(reversed(node.input))):
             layer = made.get(result)
@@ -190,7 +189,7 @@ def _take_in_padding(graph: onnx.GraphProto) -> None:
     """Let convolutions pad by themselves with the zeros that a Pad puts before them."""
     from onnx import helper
 
-    known, readers = _constants(graph), _readers(graph)
+    known, readers = _constants(graph), count_readers(graph)
     pads = {node.output[0]: node for node in graph.node if node.op_type == "Pad"}
     for layer in [node for node in graph.node if node.op_type == "Conv"]:
         pad = pads.get(layer.input[0])
@@ -230,9 +229,3 @@ def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     from onnx import numpy_helper
 
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-
-
-def _readers(graph: onnx.GraphProto) -> Counter[str]:
-    readers = Counter(name for node in walk_nodes(graph) for name in node.input)
-    readers.update(value.name for value in graph.output)
-    return readers

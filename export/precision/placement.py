@@ -16,12 +16,11 @@ does not leave, and so a file computes the same on every processor.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from export.onnx.check import walk_nodes
+from export.onnx.check import count_readers
 
 if TYPE_CHECKING:
     import onnx
@@ -188,8 +187,7 @@ def _shortcut(add: onnx.NodeProto, graph: onnx.GraphProto) -> tuple[int, ...]:
     is there to be short. Of equal ones it is the second, as ``y += shortcut`` writes it.
     """
     producers = {name: node for node in graph.node for name in node.output}
-    readers = Counter(name for node in walk_nodes(graph) for name in node.input)
-    readers.update(value.name for value in graph.output)
+    readers = count_readers(graph)
     fusable = [
         name in producers and producers[name].op_type == "Conv" and readers[name] == 1
         for name in add.input
