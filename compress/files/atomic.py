@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,6 +81,19 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     """
     with staged(path) as temporary, writing(path):
         write_flushed(temporary, data.encode() if isinstance(data, str) else data)
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Give a file another name, as a hard link where the file system has them, else as a copy.
+
+    Raises:
+        OutputError: the name cannot be made; an earlier file of it is kept.
+    """
+    with staged(path) as temporary, writing(path):
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def write_json(path: Path, document: Any) -> None:

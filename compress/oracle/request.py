@@ -17,6 +17,7 @@ from compress.data import loading
 from compress.data.batches import ImageData, require_images
 from compress.data.workers import batches
 from compress.errors import CheckpointError, ConfigError, writing
+from compress.files.atomic import real_name
 from compress.oracle.scores import check_names
 from compress.runs.launch import check_folder, config_name, settings_for
 from compress.runs.request import OracleRequest
@@ -72,15 +73,22 @@ class OracleFiles:
             check_resumable(self.changes)
             return
         marker = self.changes
-        held = entries_of(self.path)
+        own = {file.name for file in self._own}
+        held = [path for path in entries_of(self.path) if real_name(path.name) not in own]
+        if marker.is_file() and not overwrite:
+            return  # it says itself whether it is of what is measured now
         check_directory(self.path, held, marker=marker, holds=marker.name, overwrite=overwrite)
 
     def clear(self) -> None:
         """Remove the files of an earlier measurement, and only those."""
-        own = (self.changes, self.pair_changes, self.units, self.correlation, self.plot)
         with writing(self.path):
-            for file in (*own, self.correlation.with_suffix(".md")):
+            for file in self._own:
                 file.unlink(missing_ok=True)
+
+    @property
+    def _own(self) -> tuple[Path, ...]:
+        figures = (self.units, self.correlation, self.correlation.with_suffix(".md"), self.plot)
+        return (self.changes, self.pair_changes, *figures)
 
 
 @dataclass(frozen=True)

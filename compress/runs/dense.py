@@ -13,8 +13,10 @@ from compress.checkpoints.checkpoint import load_weights, save_checkpoint
 from compress.checkpoints.description import Description, read_description
 from compress.config import RunConfig
 from compress.data.batches import ImageData
+from compress.distributed.torchrun import is_main
 from compress.distributed.world import current
 from compress.errors import CheckpointError, ModelError
+from compress.files.atomic import sha256_of
 from compress.networks.models import build_network, build_skeleton, head_of
 from compress.networks.outputs import require_logits
 from compress.runs.loop import Loop, accuracy_of, train_batches
@@ -79,8 +81,8 @@ def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
     return session.run.dense
 
 
-def import_dense(config: RunConfig, data: ImageData, session: Session, checkpoint: Path) -> Path:
-    """Read a dense checkpoint, measure it, and write it as ``dense.safetensors`` of the run.
+def import_dense(config: RunConfig, data: ImageData, checkpoint: Path, output: Path) -> Path:
+    """Read a dense checkpoint, measure it, and write it as a file that a run can begin with.
 
     Raises:
         CheckpointError: the file does not fit the architecture or the classes of the data.
@@ -91,13 +93,43 @@ def import_dense(config: RunConfig, data: ImageData, session: Session, checkpoin
     if config.model.new_head:
         log.warning("the classifier begins anew, and learns while the network is pruned")
     accuracy = accuracy_of(model.to(device), data, config, world)
-    description = Description.of(config.model, data, {"accuracy": accuracy.as_dict()})
-    session.forget("train")  # what an import tells that was killed before its file was there
-    session.record("dense", checkpoint=checkpoint.name, **accuracy.as_dict())
     if world.main:
-        save_checkpoint(session.run.dense, model, description=description)
+        origin = {"file": checkpoint.name, "sha256": sha256_of(checkpoint)}
+        metrics = {"accuracy": accuracy.as_dict(), "imported": origin}
+        save_checkpoint(output, model, description=Description.of(config.model, data, metrics))
     world.wait()
-    return session.run.dense
+    return output
+
+
+def note_import(session: Session) -> None:
+    """Have the history say how accurate an imported network is, unless it does already.
+
+    Raises:
+        CheckpointError: the network or the history is damaged.
+    """
+    if not is_main():
+        return
+    own = read_description(session.run.dense)
+    metrics = own.metrics if own else {}
+    told = any(event["event"] == "dense" for event in session.run.events())
+    if told or "imported" not in metrics or "accuracy" not in metrics:
+        return
+    session.forget("train")  # a line that was cut off
+    session.record("dense", checkpoint=metrics["imported"]["file"], **metrics["accuracy"])
+
+
+def is_import_of(file: Path, checkpoint: Path) -> bool:
+    """Whether the dense network of a run is that of a checkpoint, by the bytes of the checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    if not checkpoint.is_file():
+        raise CheckpointError(f"there is no checkpoint {checkpoint}")
+    own = read_description(file)
+    origin = own.metrics.get("imported") if own else None
+    digest = sha256_of(checkpoint)
+    return digest in (origin.get("sha256") if isinstance(origin, dict) else None, sha256_of(file))
 
 
 def read_dense(config: RunConfig, data: ImageData, checkpoint: Path) -> nn.Module:

@@ -16,12 +16,12 @@ from compress.config.location import root_setting
 from compress.data.batches import ImageData
 from compress.data.datasets import load_data
 from compress.distributed.torchrun import started_again
-from compress.distributed.world import joined, launched
+from compress.distributed.world import World, joined, launched
 from compress.errors import ConfigError, InterruptedRunError
 from compress.files.documents import section_of
 from compress.networks.models import SMALL_IMAGE_MODELS
 from compress.networks.registries import usual_images
-from compress.runs.dense import check_logits, read_dense
+from compress.runs.dense import check_logits, import_dense, is_import_of
 from compress.runs.lock import locked
 from compress.runs.request import Request, RunRequest
 from compress.runs.rundirectory import RunDirectory
@@ -65,10 +65,12 @@ def started(
     """Check everything that can be checked before the first file is written, then start.
 
     A command that fails before it has done anything leaves no directory behind, and an earlier run
-    as it was. Until the end no other process may work in the directory.
+    as it was. Until the end no other process may work in the directory. Weights of somebody else
+    are read and measured first: a run that can be seen can be gone on with.
 
     Raises:
         ConfigError: options contradict each other, or the configuration or the directory is unfit.
+        CheckpointError: the checkpoint does not fit the architecture or the classes of the data.
         InterruptedRunError: the user stopped.
     """
     _check_request(request)
@@ -77,8 +79,9 @@ def started(
     device = pick_device(config.device)
     for check in (check_logits, *checks):
         check(config, data)
-    if checkpoint is not None and request.overwrite and not resumed:
-        _check_checkpoint(checkpoint, config, data, run)
+    if checkpoint is not None:
+        _check_checkpoint(checkpoint, run, resumed=resumed)
+    begun = resumed
     try:
         with joined(device) as world:
             resumed = world.first(resumed)
@@ -86,12 +89,14 @@ def started(
             world.require_same("the validation set", data.identity.encode())
             if resumed and not request.resume and world.main:
                 log.warning("started again: going on with the run in %s", run.path)
-            with _taken(run, config, resumed=resumed):
+            with _taken(run, resumed=resumed):
                 world.wait()
+                _begin(run, config, data, checkpoint, world, resumed=resumed)
+                begun = True
                 yield Started(config, data, Session(run), resumed)
     except KeyboardInterrupt as error:
         output = shlex.quote(str(run.path))
-        advice = f"; go on with --resume --output {output}" if run.config.is_file() else ""
+        advice = f"; go on with --resume --output {output}" if begun and run.is_begun else ""
         raise InterruptedRunError(f"stopped{advice}") from error
     finally:
         if request.output is None:
@@ -102,18 +107,18 @@ def started(
 def _configured(request: RunRequest) -> tuple[RunConfig, RunDirectory, bool]:
     """Return the configuration, the directory, and whether a run lies there to go on with.
 
-    A scheduler that starts a command again, because its machine was taken away, gives the options
-    of the first time.
+    The command that began a run goes on with it when it is given again; where a scheduler gives it,
+    because its machine was taken away, ``overwrite`` belongs to the first time.
     """
     if request.resume and request.output:
         run = RunDirectory(request.output)
         config = run.saved_config()
-        request.permission.require(config.model, run.config)
+        request.permission.require(config.model, run.settings)
         return config, run, True
     name, config = asked_config(request)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run = RunDirectory(request.output or Path("runs") / f"{Path(name).stem}-{stamp}")
-    if started_again() and run.config.is_file():
+    if run.is_begun and (started_again() or not request.overwrite):
         saved = run.saved_config()
         if saved.model_dump() == config.model_dump():
             return saved, run, True
@@ -166,8 +171,8 @@ def config_name(request: RunRequest, model: str | None) -> str:
 
 
 @contextmanager
-def _taken(run: RunDirectory, config: RunConfig, *, resumed: bool) -> Iterator[None]:
-    """Have the directory for this run alone, ready to go on in or begun anew.
+def _taken(run: RunDirectory, *, resumed: bool) -> Iterator[None]:
+    """Have the directory for this run alone, ready to go on in.
 
     Of several processes the main one takes it for all of them.
     """
@@ -178,11 +183,33 @@ def _taken(run: RunDirectory, config: RunConfig, *, resumed: bool) -> Iterator[N
         with locked(run.lock) as alone:
             if resumed:
                 Session(run).mend(locked=alone)
-            else:
-                run.begin(config)
             yield
     finally:
         run.discard_if_bare()
+
+
+def _begin(
+    run: RunDirectory,
+    config: RunConfig,
+    data: ImageData,
+    checkpoint: Path | None,
+    world: World,
+    *,
+    resumed: bool,
+) -> None:
+    """Begin a run, with the network of a checkpoint if one is given; all processes together."""
+    wanted = checkpoint is not None and not world.first(world.main and run.dense.is_file())
+    try:
+        if checkpoint is not None and (wanted or not resumed):
+            import_dense(config, data, checkpoint, run.imported)
+        if world.main and not resumed:
+            run.begin(config)
+        elif world.main:
+            run.adopt()
+    finally:
+        if world.main and not run.beginning.is_file():
+            run.imported.unlink(missing_ok=True)
+    world.wait()
 
 
 def existing(path: Path, request: Request) -> tuple[RunDirectory, RunConfig, ImageData]:
@@ -193,7 +220,7 @@ def existing(path: Path, request: Request) -> tuple[RunDirectory, RunConfig, Ima
     """
     run = RunDirectory(path)
     run.saved_config()
-    config = load_config(str(run.config), settings_for(replace(request, model=None)))
+    config = load_config(str(run.settings), settings_for(replace(request, model=None)))
     check_folder(config, request.data)
     return run, config, load_data(config.data)
 
@@ -220,15 +247,24 @@ def check_folder(config: RunConfig, folder: Path | None) -> None:
         )
 
 
-def _check_checkpoint(
-    checkpoint: Path, config: RunConfig, data: ImageData, run: RunDirectory
-) -> None:
-    """Refuse a checkpoint that does not fit while the run that it replaces is still there."""
-    if checkpoint.resolve() == run.dense.resolve():
+def _check_checkpoint(checkpoint: Path, run: RunDirectory, *, resumed: bool) -> None:
+    """Refuse the weights of the run that is replaced, and a run of other weights to go on with.
+
+    Raises:
+        ConfigError: they are.
+        CheckpointError: a file of weights is missing or damaged.
+    """
+    if not resumed:
+        if checkpoint.resolve() == run.dense.resolve():
+            raise ConfigError(f"{checkpoint} would be overwritten: give another --output")
+        return
+    trains = run.state.is_file() and not run.dense.is_file()
+    weights = run.imported if run.beginning.is_file() else run.dense
+    if trains or (weights.is_file() and not is_import_of(weights, checkpoint)):
         raise ConfigError(
-            f"{checkpoint} would be overwritten before it is pruned: give another --output"
+            f"{run.path} holds a run of other weights than {checkpoint}: use --overwrite to start "
+            "anew, or another --output"
         )
-    read_dense(config, data, checkpoint)
 
 
 def _check_request(request: RunRequest) -> None:

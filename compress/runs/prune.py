@@ -276,7 +276,6 @@ class _PruneRun:
             "dense": {**dense, **self.dense.description.metrics.get("accuracy", {})},
             **({"latency": recorded(self.time.facts)} if self.time else {}),
             "proof": self.pruner.at.largest_difference,
-            "seconds": self.pruner.at.seconds,
             **self.accuracy,
         }
 

@@ -14,7 +14,7 @@ from typing import Any
 from compress.checkpoints.permission import remember
 from compress.config import RunConfig, load_config, save_config
 from compress.errors import CheckpointError, ConfigError, writing
-from compress.files.atomic import real_name
+from compress.files.atomic import link_or_copy, real_name, sync_folder
 
 ABANDONED_SECONDS = 3600.0
 """Age at which a temporary file is nobody's where no lock tells; no file takes as long to write."""
@@ -77,6 +77,26 @@ class RunDirectory:
         return self.path / "state" / "lock"
 
     @property
+    def beginning(self) -> Path:
+        """The configuration of a run that is being begun; all but ``imported`` is an earlier's."""
+        return self.path / "state" / "config.toml"
+
+    @property
+    def imported(self) -> Path:
+        """Somebody's dense network, read and measured, before the run begins that it is for."""
+        return self.path / "state" / "imported.safetensors"
+
+    @property
+    def settings(self) -> Path:
+        """Where the configuration of the run lies, also if its beginning was cut off."""
+        return self.beginning if self.beginning.is_file() else self.config
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a run lies here that can be gone on with."""
+        return self.settings.is_file()
+
+    @property
     def export(self) -> Path:
         """The exported networks."""
         return self.path / "export"
@@ -110,14 +130,43 @@ class RunDirectory:
     def begin(self, config: RunConfig) -> None:
         """Start a run: remove the files of an earlier one, and only those; write the configuration.
 
-        A network in it that is not built in was asked for: the run may go on with it.
+        A network that lies in ``imported`` is its dense one. It is the earlier run until the
+        configuration is on the disk, and this one from then on: whoever comes after a kill ends
+        what was begun, see ``settle``. A network that is not built in was asked for: the run may go
+        on with it.
 
         Raises:
             OutputError: the directory cannot be written.
         """
-        self._clear()
-        save_config(config, self.config)
-        remember(config.model, self.config.read_bytes())
+        save_config(config, self.beginning)
+        remember(config.model, self.beginning.read_bytes())
+        self.settle()
+
+    def settle(self) -> None:
+        """End a beginning that was cut off; nothing is done where there is none.
+
+        Raises:
+            OutputError: the directory cannot be written.
+        """
+        if self.beginning.is_file():
+            self._clear()
+            self.adopt()
+            with writing(self.config):
+                self.beginning.replace(self.config)
+                sync_folder(self.path)
+        with writing(self.path):
+            self.imported.unlink(missing_ok=True)
+        with suppress(OSError):  # the lock lies in it, or a state, or it was never made
+            self.beginning.parent.rmdir()
+
+    def adopt(self) -> None:
+        """Make what lies in ``imported`` the dense network of the run.
+
+        Raises:
+            OutputError: the directory cannot be written.
+        """
+        if self.imported.is_file():
+            link_or_copy(self.imported, self.dense)
 
     def saved_config(self) -> RunConfig:
         """Return the configuration of the run that lies here.
@@ -125,9 +174,9 @@ class RunDirectory:
         Raises:
             ConfigError: there is no run here.
         """
-        if not self.config.is_file():
+        if not self.is_begun:
             raise ConfigError(f"{self.path} is not a run directory: it holds no config.toml")
-        return load_config(str(self.config))
+        return load_config(str(self.settings))
 
     def events(self) -> list[dict[str, Any]]:
         """Return the history so far; a line that a full disk cut off is left out.
@@ -195,7 +244,10 @@ class RunDirectory:
     def _holds_something(self, path: Path) -> bool:
         """Whether an entry of the directory is more than what a killed start left."""
         if path == self.lock.parent and path.is_dir():
-            return any(entry != self.lock for entry in path.iterdir())
+            own = {file.name for file in (self.lock, self.beginning, self.imported)}
+            return any((real_name(each.name) or each.name) not in own for each in path.iterdir())
+        if self.beginning.is_file() and (real_name(path.name) or path.name) == self.dense.name:
+            return False
         return real_name(path.name) != self.config.name
 
     @property

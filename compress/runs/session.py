@@ -55,7 +55,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self._saved_at = time.monotonic()
-        config = self.run.saved_config() if self.run.config.is_file() else None
+        config = self.run.saved_config() if self.run.is_begun else None
         self._save_config = config.save if config else SaveConfig()
         self._curves = Curves(self.run.tensorboard) if config and config.tensorboard else None
         self._states = StateFiles(self.run.state, self.run.previous_state)
@@ -164,11 +164,12 @@ class Session:
             self._states.remove()
 
     def mend(self, *, locked: bool) -> None:
-        """Remove what a kill left behind: temporary files, and the state of a complete phase.
+        """End what a kill left behind: a beginning, temporary files, a state of a complete phase.
 
         Args:
             locked: whether nobody else can be writing in the run's directory.
         """
+        self.run.settle()
         self.run.remove_strays(locked=locked)
         trained = self.run.dense.is_file() and self._states.phase() == "train"
         if trained or self.run.pruned.is_file():

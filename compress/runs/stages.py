@@ -9,9 +9,9 @@ from pathlib import Path
 from compress.config import RunConfig
 from compress.distributed.torchrun import is_main
 from compress.distributed.world import current
-from compress.errors import ConfigError
+from compress.errors import CheckpointError, ConfigError
 from compress.latency.stopwatch import Stopwatch
-from compress.runs.dense import import_dense, train_dense
+from compress.runs.dense import note_import, train_dense
 from compress.runs.launch import Started, started
 from compress.runs.prune import check_budget, prune
 from compress.runs.request import PruneRequest, RunRequest
@@ -36,13 +36,17 @@ def prune_run(request: PruneRequest, stopwatch: StopwatchFor | None = None) -> S
     """Prune the network of a checkpoint, or go on with a run that does.
 
     Raises:
-        CompressError: see ``started``, ``import_dense`` and ``prune``.
+        CompressError: see ``started`` and ``prune``.
     """
     if (request.checkpoint is None) != request.resume:
         raise ConfigError("compress prune needs --checkpoint FILE, or --resume --output DIR")
     with started(request, [check_budget], request.checkpoint) as on:
-        if request.checkpoint is not None and not (on.resumed and is_there(on.run.dense)):
-            import_dense(on.config, on.data, on.session, request.checkpoint)
+        if not is_there(on.run.dense):
+            raise CheckpointError(
+                f"{on.run.path} holds no dense network yet: end its training with compress train "
+                "--resume, or give the --checkpoint that it was begun with"
+            )
+        note_import(on.session)
         prune_stage(on, stopwatch)
     return on
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from typing import Any
 from compress.checkpoints.description import read_description
 from compress.config import Budget, PruneConfig, RunConfig
 from compress.errors import CheckpointError, ConfigError, writing
-from compress.files.atomic import staged, write_atomically
+from compress.files.atomic import link_or_copy, real_name, write_atomically
 from compress.files.documents import Section, validated
 from compress.runs.lock import locked
 from compress.runs.rundirectory import (
@@ -89,7 +87,8 @@ class SweepFiles:
             check_resumable(self.document)
             return
         marker = self.document
-        held = self._entries()
+        own = {self.document.name, self.table.name, self.plot.name}
+        held = [path for path in self._entries() if real_name(path.name) not in own]
         check_directory(self.path, held, marker=marker, holds=marker.name, overwrite=overwrite)
 
     @contextmanager
@@ -122,7 +121,7 @@ class SweepFiles:
             names += [str(point["name"]) for point in read_goal(self.document)[1]["points"]]
         for name in names:
             run = self.run(Path(name).name)
-            if run.config.is_file():
+            if run.is_begun:
                 run.begin(RunConfig())  # removes what runs write, and leaves a configuration
                 run.config.unlink(missing_ok=True)
                 with suppress(OSError):  # somebody else's files lie there
@@ -148,28 +147,26 @@ class SweepFiles:
 def prepare_point(files: SweepFiles, budget: Budget, config: RunConfig) -> RunDirectory:
     """Make a run directory in which ``compress prune --resume`` prunes the dense network.
 
-    One that was made before is left as it is. The dense network comes last, as a hard link where
-    the file system has them: it says that the directory is ready.
+    One that was made before is left as it is. The dense network is a hard link where the file
+    system has them; the first line of the history comes last, and says that the directory is ready.
 
     Raises:
         OutputError: it cannot be written.
     """
     run = files.run(name_of(budget))
-    if run.dense.is_file():
+    if run.dense.is_file() and run.events():
         return run
     asked = point_config(config, budget)
     if budget.kind == "latency":  # one table serves all
         kept = {"latency_cache": table_folder(files, config)}
         asked = asked.model_copy(update={"prune": asked.prune.model_copy(update=kept)})
-    run.begin(asked)
     accuracy = dense_accuracy(files.dense)
     event = {"event": "dense", "checkpoint": files.dense.dense.name, **accuracy}
+    with writing(run.path):
+        run.imported.parent.mkdir(parents=True, exist_ok=True)
+    link_or_copy(files.dense.dense, run.imported)
+    run.begin(asked)
     write_atomically(run.history, json.dumps(event) + "\n")
-    with staged(run.dense) as temporary, writing(run.dense):
-        try:
-            os.link(files.dense.dense, temporary)
-        except OSError:
-            shutil.copyfile(files.dense.dense, temporary)
     return run
 
 

@@ -129,12 +129,13 @@ def _stored(
 ) -> tuple[Goal, dict[str, Any]] | None:
     """Return the sweep to go on with and its document; None if a new one is asked for.
 
-    A scheduler that starts a command again gives the options of the first time.
+    The command that began a sweep goes on with it when it is given again; where a scheduler gives
+    it, ``overwrite`` belongs to the first time.
     """
     if request.resume:
         files.check(resume=True, overwrite=request.overwrite)
         return read_goal(files.document)
-    if not (started_again() and files.document.is_file()):
+    if not files.document.is_file() or (request.overwrite and not started_again()):
         return None
     goal, document = read_goal(files.document)
     if not _is_same_goal(request, goal):

@@ -13,7 +13,7 @@ from compress.data.datasets import load_data
 from compress.errors import CompressError, InterruptedRunError
 from compress.files.atomic import write_atomically, write_json
 from compress.networks.models import is_builtin
-from compress.runs.dense import import_dense
+from compress.runs.dense import import_dense, note_import
 from compress.runs.session import Session
 from compress.sweep.picture import plot_sweep
 from compress.sweep.plan import Search, SearchState, misses, search_state
@@ -71,16 +71,19 @@ class Sweep:
         run = self.files.dense
         if self.has_dense:
             return
-        if not run.config.is_file():
-            run.begin(self.goal.config.model_copy(update={"device": "auto"}))
+        asked = self.goal.config.model_copy(update={"device": "auto"})
         if self.goal.checkpoint:
             self.say(f"dense: reading and measuring {self.goal.checkpoint}")
             start = time.monotonic()
             config = self.goal.config.model_copy(update={"device": self.slots[0].device})
             data = load_data(config.data)
-            import_dense(config, data, Session(run), self.goal.checkpoint)
+            import_dense(config, data, self.goal.checkpoint, run.imported)
+            run.begin(asked)
+            note_import(Session(run))
             self.seconds[DENSE] = time.monotonic() - start
         else:
+            if not run.is_begun:
+                run.begin(asked)
             task = self.task(DENSE, "train")
             self.all_run([task], self.slots[:1])
         if DENSE in self.errors:

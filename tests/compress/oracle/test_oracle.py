@@ -274,13 +274,15 @@ def test_command(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert document["cost"]["units"] == sum(UNITS.values())
     assert document["cost"]["forward_passes"] < sum(UNITS.values())
     assert (tmp_path / "out" / "oracle.png").read_bytes().startswith(b"\x89PNG")
-    again = CliRunner().invoke(cli.app, arguments)
-    assert again.exit_code == 2
-    assert "use --resume to go on" in again.stderr
+    other = CliRunner().invoke(cli.app, [*arguments, "--images", "5"])
+    assert other.exit_code == 2
+    assert "give the same, or start anew with --overwrite" in other.stderr
     monkeypatch.setattr("compress.oracle.run.plot_oracle", lambda *arguments: None)
-    table = CliRunner().invoke(cli.app, [*arguments, "--resume"])
-    assert "Spearman" in table.stdout
-    assert "weight-norm" in table.stdout
+    (tmp_path / "out" / ".oracle.1.jsonl").touch()  # of a process that was killed
+    for more in ([], ["--resume"]):
+        table = CliRunner().invoke(cli.app, [*arguments, *more])
+        assert "Spearman" in table.stdout
+        assert "weight-norm" in table.stdout
 
 
 @pytest.mark.usefixtures("_no_picture")

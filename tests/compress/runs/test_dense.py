@@ -15,8 +15,9 @@ from compress.config import DataConfig, ModelConfig, RunConfig
 from compress.data.batches import ImageData, eval_batches
 from compress.data.datasets import load_data
 from compress.errors import CheckpointError, ModelError, TrainingError
+from compress.files.atomic import sha256_of
 from compress.networks.models import build_model, build_network
-from compress.runs.dense import import_dense, train_dense
+from compress.runs.dense import import_dense, is_import_of, note_import, train_dense
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.training.evaluate import evaluate
@@ -207,12 +208,19 @@ def test_import_keeps_the_weights_and_measures_them(
     config = config_of()
     session = session_in(tmp_path / "run", config)
     before = file.read_bytes()
-    assert import_dense(config, digits, session, file) == session.run.dense
+    assert import_dense(config, digits, file, session.run.dense) == session.run.dense
+    note_import(session)
+    note_import(session)  # it is told once
     checkpoint = load_checkpoint(session.run.dense)
     for name, tensor in checkpoint.model.state_dict().items():
         assert torch.equal(tensor, state[name]), name
     measured = evaluate(trained, eval_batches(digits.val, batch_size=100), CPU)
-    assert checkpoint.description.metrics == {"accuracy": measured.as_dict()}
+    origin = {"file": file.name, "sha256": sha256_of(file)}
+    metrics = {"accuracy": measured.as_dict(), "imported": origin}
+    assert checkpoint.description.metrics == metrics
+    assert is_import_of(session.run.dense, file)
+    assert is_import_of(session.run.dense, session.run.dense)
+    assert not is_import_of(session.run.dense, Path(__file__))
     assert history(session.run) == [
         {"event": "dense", "checkpoint": file.name, **measured.as_dict()}
     ]
@@ -220,10 +228,9 @@ def test_import_keeps_the_weights_and_measures_them(
 
 
 def refused(path: Path, file: Path, data: ImageData, config: RunConfig, sentence: str) -> None:
-    session = session_in(path, config)
     with pytest.raises(CheckpointError, match=sentence):
-        import_dense(config, data, session, file)
-    assert {f.name for f in path.iterdir()} == {"config.toml"}
+        import_dense(config, data, file, path / "dense.safetensors")
+    assert not path.exists()
 
 
 def test_import_of_another_architecture(

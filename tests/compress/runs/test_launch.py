@@ -98,6 +98,25 @@ def _again(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def test_started_again_the_run_goes_on(
     overwrite: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    goes_on(tmp_path, caplog, overwrite=overwrite)
+
+
+@pytest.mark.parametrize("count", [None, "0", "", "many", "-1"])
+def test_the_same_command_goes_on_whoever_gives_it(
+    count: str | None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if count is not None:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+    goes_on(tmp_path, caplog)
+    with started(request_for(tmp_path, overwrite=True)) as on:
+        assert not on.resumed
+        assert on.session.load("train") is None
+
+
+def goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture, *, overwrite: bool = False) -> None:
     begun(tmp_path)
     with started(request_for(tmp_path, overwrite=overwrite)) as on:
         assert on.resumed
@@ -127,17 +146,6 @@ def test_started_again_beside_the_run_of_another_configuration(tmp_path: Path) -
         assert on.session.load("train") is None
         on.session.record("epoch", phase="train", epoch=1)
     assert on.run.saved_config().seed == RunConfig().seed
-
-
-@pytest.mark.parametrize("count", [None, "0", "", "many", "-1"])
-def test_a_first_start_never_goes_on_by_itself(
-    count: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun(tmp_path)
-    if count is not None:
-        monkeypatch.setenv("SLURM_RESTART_COUNT", count)
-    with pytest.raises(ConfigError, match="is not empty"), started(request_for(tmp_path)):
-        pass
 
 
 # Nothing stays of a command that did nothing

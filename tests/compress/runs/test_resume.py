@@ -114,7 +114,7 @@ def tensors_of(file: Path) -> dict[str, bytes]:
 def metrics_of(file: Path) -> dict[str, Any]:
     description = read_description(file)
     assert description is not None
-    return {key: value for key, value in description.metrics.items() if key != "seconds"}
+    return description.metrics
 
 
 def interrupted(work: Work, run: RunDirectory, steps: Iterable[int]) -> Path:

@@ -5,9 +5,11 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -590,10 +592,62 @@ def test_killed_while_an_earlier_run_is_overwritten_a_result_never_outlives_its_
     monkeypatch.setattr(Path, "unlink", killed)
     with pytest.raises(MemoryError):
         run.begin(RunConfig(seed=6))
-    assert run.saved_config().seed == 5  # it is still the earlier run
     assert run.pruned.exists() >= run.report.exists()
     assert run.dense.exists() >= run.pruned.exists()
     assert run.history.exists() >= run.dense.exists()
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert run.saved_config().seed == 6  # it is the new run from its first moment on
+    Session(run).mend(locked=True)
+    assert set(everything_under(tmp_path)) == {"config.toml", "notes.txt", "figures/plot.png"}
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_killed_at_any_moment_of_its_beginning_a_run_is_whole_or_the_earlier_one(
+    earlier: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every operation on files is the last one once; the network is that of the configuration."""
+    for last in count():
+        run = filled(tmp_path / str(last)) if earlier else RunDirectory(tmp_path / str(last))
+        run.lock.parent.mkdir(parents=True, exist_ok=True)
+        run.lock.touch()
+        before = everything_under(run.path)
+        run.imported.write_text("the new network")
+        done = [0]
+        with monkeypatch.context() as patch:
+            for owner, name in ((Path, "replace"), (os, "link"), (Path, "unlink"), (os, "fsync")):
+                patch.setattr(owner, name, _until(getattr(owner, name), last, done))
+            try:
+                run.begin(RunConfig(seed=6))
+            except MemoryError:
+                pass
+            else:
+                break
+        begun = run.is_begun and run.saved_config().seed == 6
+        if not (begun or earlier) or (begun and not run.config.is_file()):
+            run.check_new(overwrite=False)  # another command may take it
+        run.settle()
+        run.remove_strays(locked=True)
+        if not begun:
+            assert everything_under(run.path) == before
+            continue
+        assert run.saved_config().seed == 6
+        assert run.dense.read_text() == "the new network"
+        others = {"notes.txt", "figures/plot.png"} if earlier else set()
+        found = set(everything_under(run.path)) - others
+        assert found == {"config.toml", "dense.safetensors", "state/lock"}
+    assert last > 5
+
+
+def _until(operation: Callable[..., Any], last: int, done: list[int]) -> Callable[..., Any]:
+    """Return an operation that is not done once the process is dead."""
+
+    def tried(*arguments: Any, **options: Any) -> Any:
+        if done[0] >= last:
+            raise MemoryError
+        done[0] += 1
+        return operation(*arguments, **options)
+
+    return tried
 
 
 def test_a_state_that_does_not_fit_names_itself(tmp_path: Path) -> None:
