@@ -1,13 +1,18 @@
 """A run on digits, killed with SIGKILL again and again and resumed, against one left alone.
 
-    python benchmarks/kill_and_resume.py [--kills 20] [--seed 0] [--output DIR]
+    python benchmarks/kill_and_resume.py [--kills 20] [--starts 30] [--seed 0] [--output DIR]
     python benchmarks/kill_and_resume.py --smoke
 
 The moments are drawn by lot and spread over all phases: between training steps of dense training,
 of pruning and of finetuning, and in the middle of what is done with files, where the process is
 held until it is dead. At the end both runs must hold the same files, the same weights to the last
-bit, the same history and the same curves, and no temporary file. Prints a Markdown table; exit code
-1 if anything differs.
+bit, the same history and the same curves, and no temporary file.
+
+Then `compress prune --checkpoint` is killed so many times at moments from its first millisecond to
+its end, more of them early, every second time twice. It goes on with --resume where there is
+something to resume, or with the same command, in turn.
+
+Prints Markdown tables; exit code 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -307,6 +312,20 @@ class Runs:
             if killed and pid:  # either may be said first
                 os.kill(pid, signal.SIGKILL)
 
+    def killed_after(self, arguments: Sequence[str], seconds: float) -> bool:
+        """Run the command, killed so many seconds after its start; return whether it still ran."""
+        assert self._process.stdin
+        order = {"arguments": list(arguments), "moment": None, "until_pruned": False}
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        pid = self._read()["pid"]
+        time.sleep(seconds)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        code = int(self._read()["ended"])
+        if code not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"the run failed with exit code {code}:\n{self.said()}")
+        return code != 0
+
     def said(self) -> str:
         """Return what the processes said on stderr."""
         self.log.seek(0)
@@ -326,6 +345,21 @@ def command(output: Path, settings: dict[str, str]) -> list[str]:
         return ["run", "--resume", "--output", str(output)]
     options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     return ["run", "--output", str(output), *options]
+
+
+def pruning(output: Path, checkpoint: Path, settings: dict[str, str], *, same: bool) -> list[str]:
+    """Return the command that prunes a checkpoint, or goes on with what lies there.
+
+    Args:
+        output: the run directory.
+        checkpoint: dense weights.
+        settings: of the run.
+        same: give the same command, whatever lies there.
+    """
+    if not same and (output / "config.toml").is_file():
+        return ["prune", "--resume", "--output", str(output)]
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return ["prune", "--checkpoint", str(checkpoint), "--output", str(output), *options]
 
 
 def tensors_sha256(file: Path) -> str:
@@ -362,11 +396,11 @@ def files_of(run: Path) -> set[str]:
 
 
 def differences(expected: Path, actual: Path) -> list[str]:
-    """Return in what two runs that have ended differ, but for times."""
+    """Return in what two runs that have ended differ."""
     found = []
     for name in ("dense.safetensors", "pruned.safetensors"):
-        if tensors_sha256(expected / name) != tensors_sha256(actual / name):
-            found.append(f"the weights in {name}")
+        if (expected / name).read_bytes() != (actual / name).read_bytes():
+            found.append(name)
     if (expected / "history.jsonl").read_text() != (actual / "history.jsonl").read_text():
         found.append("the history")
     if curves(expected) != curves(actual):
@@ -406,11 +440,12 @@ def _folder(path: Path | None) -> Iterator[Path]:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--starts", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="keep both runs here; it must be empty")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="of both runs")
     parser.add_argument("--nursery", action="store_true", help=argparse.SUPPRESS)
-    return parsed(parser, arguments, kills=2, settings=list(SHORT))
+    return parsed(parser, arguments, kills=2, starts=2, settings=list(SHORT))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -443,6 +478,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for name in ("dense", "pruned"):
             print(f"{name}: {tensors_sha256(killed / f'{name}.safetensors')}")
+        from_the_start(runs, folder, settings, options.starts, rng)
+
+
+def from_the_start(
+    runs: Runs, folder: Path, settings: dict[str, str], starts: int, rng: random.Random
+) -> None:
+    """Kill ``compress prune --checkpoint`` from its first millisecond on; exit where it matters."""
+    checkpoint, alone = folder / "alone" / "dense.safetensors", folder / "pruned-alone"
+    start = time.monotonic()
+    if runs.run(pruning(alone, checkpoint, settings, same=True)):
+        sys.exit(runs.said())
+    whole = time.monotonic() - start
+    print(
+        f"\n| start | killed after (of {whole:.1f} s) | goes on by | left behind |\n|---|---|---|---|"
+    )
+    wrong = []
+    for number in range(starts):
+        killed, same = folder / f"pruned-{number}", number % 4 < 2
+        # Evenly spread on a scale of powers, so that half of all come in the first tenth.
+        moments = [0.001 * (1000 * whole) ** (number / max(1, starts - 1))]
+        moments += [rng.uniform(0.001, whole)] * (number % 2)
+        left = []
+        for moment in moments:
+            runs.killed_after(pruning(killed, checkpoint, settings, same=same), moment)
+            left.append(left_in(killed) or "nothing")
+        if runs.run(pruning(killed, checkpoint, settings, same=same)):
+            wrong.append(f"start {number + 1} cannot go on: {runs.said().splitlines()[-1]}")
+        elif found := differences(alone, killed):
+            wrong.append(f"start {number + 1}: {'; '.join(found)}")
+        after = ", ".join(f"{1000 * moment:.0f} ms" for moment in moments)
+        how = "the same command" if same else "--resume"
+        print(f"| {number + 1} | {after} | {how} | {'; '.join(left)} |", flush=True)
+    if wrong:
+        print(f"\n{len(wrong)} of {starts} differ. {'. '.join(wrong)}.")
+        sys.exit(1)
+    print(f"\n{starts} of {starts} ended with the files, to the last byte, of the run left alone.")
 
 
 if __name__ == "__main__":

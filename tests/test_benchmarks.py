@@ -25,7 +25,7 @@ PROGRAMS = {
     "gate_on_this_machine": ("ratio", "at least", "at most", "verdict", "one more layer"),
     "imagenet_throughput": ("the loader alone", "step", "images/s (range)", "peak memory"),
     "int8_accuracy": ("network", "precision", "top-1", "drop", "calibration"),
-    "kill_and_resume": ("kill", "at", "left behind", "those of the run left alone"),
+    "kill_and_resume": ("kill", "at", "left behind", "goes on by", "of 2 ended with the files"),
     "latency_error": ("network", "dense, ms", "mean", "largest", "by MACs", "halves", "load"),
     "many_files": ("what", "seconds", "batches read", "epoch", "main process, MiB (private)"),
     "network_coverage": (
