@@ -263,11 +263,14 @@ def inspect_command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="model.options.KEY=VALUE; repeatable.")
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Which weights, where it holds several sets.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a file of weights holds: architecture, groups, widths, MACs, provenance."""
     request = Request(model=model, settings=tuple(settings or ()))
-    _print_weights(file, request.permission, as_json)
+    _print_weights(file, request.permission, as_json, weights)
 
 
 @app.command("import")
@@ -301,13 +304,15 @@ def _print_report(judged: Judged, as_json: bool) -> None:
         print_table(render_table(judged.report, judged.verdicts))
 
 
-def _print_weights(path: Path, permission: Permission, as_json: bool) -> None:
+def _print_weights(
+    path: Path, permission: Permission, as_json: bool, key: str | None = None
+) -> None:
     """Print what a file of weights holds, in the main process of several."""
     if not is_main():
         return
     from compress.checkpoints.summary import inspect_checkpoint, render_summary
 
-    document = inspect_checkpoint(path, permission)
+    document = inspect_checkpoint(path, permission, key)
     if as_json:
         print_json(document)
     else:

@@ -490,9 +490,8 @@ def from_the_start(
     if runs.run(pruning(alone, checkpoint, settings, same=True)):
         sys.exit(runs.said())
     whole = time.monotonic() - start
-    print(
-        f"\n| start | killed after (of {whole:.1f} s) | goes on by | left behind |\n|---|---|---|---|"
-    )
+    print(f"\n| start | killed after, of {whole:.1f} s | goes on by | left behind |")
+    print("|---|---|---|---|")
     wrong = []
     for number in range(starts):
         killed, same = folder / f"pruned-{number}", number % 4 < 2

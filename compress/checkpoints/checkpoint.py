@@ -28,8 +28,9 @@ from compress.checkpoints.description import (
 )
 from compress.checkpoints.permission import BUILT_IN, Permission, how_to_allow, remember
 from compress.checkpoints.recipe import mask_from_groups, rebuild_, recipe_of, version_of
-from compress.checkpoints.tensors import read_state_dict, read_tensors, without_prefixes
-from compress.checkpoints.weights import COUNTERS, assign, encoded, with_tied
+from compress.checkpoints.tensors import read_state_dict, read_tensors
+from compress.checkpoints.weights import COUNTERS, assign, encoded, is_gate, with_tied
+from compress.checkpoints.wrapped import without_prefixes
 from compress.config import ModelConfig
 from compress.errors import CheckpointError, ModelError
 from compress.files.atomic import sha256_of, write_atomically
@@ -181,7 +182,9 @@ def load_checkpoint(path: Path, permission: Permission = BUILT_IN) -> Checkpoint
     return Checkpoint(network.eval(), description, sha256_of(path), structure)
 
 
-def load_weights(path: Path, model: nn.Module, *, without: Collection[str] = ()) -> None:
+def load_weights(
+    path: Path, model: nn.Module, *, without: Collection[str] = (), key: str | None = None
+) -> None:
     """Load a dense state dict (``.pth`` or safetensors) into a network of the same architecture.
 
     Wrappers such as ``{"state_dict": ...}`` and prefixes such as ``module.`` are taken off.
@@ -190,6 +193,7 @@ def load_weights(path: Path, model: nn.Module, *, without: Collection[str] = ())
         path: the file.
         model: the network.
         without: names of tensors that the network keeps as they are, whatever the file holds.
+        key: which weights, where the file holds several sets; None for the usual ones.
 
     Raises:
         CheckpointError: the file is missing, damaged, a pickle that needs code execution, or of
@@ -201,7 +205,13 @@ def load_weights(path: Path, model: nn.Module, *, without: Collection[str] = ())
     own = model.state_dict()
     short = zip(own, without_prefixes(own).items(), strict=True)
     kept = dict(item for name, item in short if name in without)
-    state = with_tied(read_state_dict(path), header)
+    needed = {name for name in without_prefixes(own) if not name.endswith(COUNTERS)}
+
+    def fits(state: Mapping[str, torch.Tensor]) -> bool:
+        names = {name for name in with_tied(state, header) if not name.endswith(COUNTERS)}
+        return names - {name for name in names if is_gate(name)} == needed
+
+    state = with_tied(read_state_dict(path, key, fits), header)
     assign(model, {**state, **kept}, path, classes=NEW_HEAD)
 
 

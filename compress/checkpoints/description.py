@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from safetensors import safe_open
 
+from compress.checkpoints.kinds import require_weights
 from compress.config import ModelConfig
 from compress.config.images import Option, OptionName
 from compress.errors import CheckpointError
@@ -189,8 +190,7 @@ def require_header(path: Path) -> None:
     Raises:
         CheckpointError: the file is absent, unreadable or not safetensors.
     """
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
+    require_weights(path)
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -27,8 +27,9 @@ from compress.checkpoints.recipe import (
     recipe_from,
     version_of,
 )
-from compress.checkpoints.tensors import read_tensors, without_prefixes
+from compress.checkpoints.tensors import read_tensors
 from compress.checkpoints.weights import assign, encoded, with_tied
+from compress.checkpoints.wrapped import without_prefixes
 from compress.errors import CheckpointError, ConfigError, ModelError
 from compress.files.atomic import write_atomically
 from compress.networks.wrappers import unwrapped

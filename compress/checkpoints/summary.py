@@ -24,7 +24,8 @@ from compress.checkpoints.checkpoint import (
 from compress.checkpoints.description import Saved, Structure, read_header
 from compress.checkpoints.permission import BUILT_IN, Permission
 from compress.checkpoints.recipe import cuts_in
-from compress.checkpoints.tensors import read_state_dict, read_tensors, without_prefixes
+from compress.checkpoints.tensors import read_state_dict, read_tensors
+from compress.checkpoints.wrapped import without_prefixes
 from compress.config import ModelConfig
 from compress.errors import CheckpointError, one_line
 from compress.files.atomic import sha256_of
@@ -33,7 +34,9 @@ from compress.networks.registries import usual_images
 from compress.networks.trial import tried_graph
 
 
-def inspect_checkpoint(path: Path, permission: Permission = BUILT_IN) -> dict[str, Any]:
+def inspect_checkpoint(
+    path: Path, permission: Permission = BUILT_IN, key: str | None = None
+) -> dict[str, Any]:
     """Describe a file of weights.
 
     Args:
@@ -41,6 +44,7 @@ def inspect_checkpoint(path: Path, permission: Permission = BUILT_IN) -> dict[st
         permission: names the network, where the file does not say which it is and it cannot be
             recognised, or where it is not built in. What a library's user saved is described by its
             tensors alone.
+        key: which weights, where the file holds several sets; None for the usual ones.
 
     Raises:
         CheckpointError: the file is missing, damaged or of no known architecture.
@@ -53,7 +57,8 @@ def inspect_checkpoint(path: Path, permission: Permission = BUILT_IN) -> dict[st
         about = header.model_dump(exclude={"recipe", "classes", "structure"})
         document = {**about, "num_classes": header.num_classes, "sha256": checkpoint.sha256}
         return document | (checkpoint.structure or _structure(checkpoint)).model_dump()
-    state, typed = read_state_dict(path), permission.typed
+    typed = permission.typed
+    state = read_state_dict(path, key, lambda state: typed is not None or bool(identify(state)))
     name = identify(state) if typed is None else typed.name
     if name is None:
         raise CheckpointError(
@@ -64,7 +69,7 @@ def inspect_checkpoint(path: Path, permission: Permission = BUILT_IN) -> dict[st
     classes, channels = _ends(model, state)
     require_claims(path, model, state, classes, channels)
     network = build_network(model, num_classes=classes, in_channels=channels)
-    load_weights(path, network)
+    load_weights(path, network, key=key)
     usual = 32 if name in SMALL_IMAGE_MODELS else 224
     size = usual_images(name).get("image_size", usual)
     graph = tried_graph(network, (channels, size, size))

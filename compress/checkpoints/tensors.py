@@ -6,27 +6,42 @@ itself before memory is taken for it.
 
 from __future__ import annotations
 
-import re
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import safetensors.torch
 import torch
 
 from compress.checkpoints.description import require_header
+from compress.checkpoints.kinds import require_weights
+from compress.checkpoints.sets import Fits, chosen
+from compress.checkpoints.wrapped import without_prefixes
 from compress.errors import CheckpointError
 
-T = TypeVar("T")
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+
+def read_state_dict(
+    path: Path, key: str | None = None, fits: Fits = lambda _: True
+) -> dict[str, torch.Tensor]:
+    """Read tensors by name from ``.pth`` or safetensors, wrappers and prefixes taken off.
+
+    Args:
+        path: the file.
+        key: which weights, where it holds several sets; None for the usual ones.
+        fits: whether weights are of the network, by their names.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another kind, or holds no such weights.
+    """
+    require_weights(path)
+    state = chosen(_content(path), path, key, fits)
+    _require_plain(state, path)
+    return state
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read tensors by name from ``.pth`` or safetensors, wrappers and prefixes taken off."""
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
+def _content(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     _require_stored(path)
@@ -36,9 +51,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way
         raise CheckpointError(_unpickling_message(path, error)) from error
-    state = _plain_state(content, path)
-    _require_plain(state, path)
-    return state
+    return content
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -54,14 +67,6 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} is truncated or not a safetensors file") from error
     _require_plain(state, path)
     return state
-
-
-def without_prefixes(state: Mapping[str, T]) -> dict[str, T]:
-    """Take off the prefixes that wrappers such as DistributedDataParallel give to every name."""
-    names = list(state)
-    while names and all(re.match(r"(module|_orig_mod)\.", name) for name in names):
-        names = [name.partition(".")[2] for name in names]
-    return dict(zip(names, state.values(), strict=True))
 
 
 def _require_stored(path: Path) -> None:
@@ -98,19 +103,6 @@ def _require_plain(state: Mapping[str, torch.Tensor], path: Path) -> None:
 
 def _refuse_tensor(path: Path, name: str, why: str) -> NoReturn:
     raise CheckpointError(f"{path}: {name!r} {why}: save the state dict of a trained network")
-
-
-def _plain_state(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = isinstance(content, Mapping) and all(
-        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()
-    )
-    if not tensors or not content:
-        raise CheckpointError(f"{path} holds no state dict: save model.state_dict()")
-    return without_prefixes(content)
 
 
 def _unpickling_message(path: Path, error: Exception) -> str:

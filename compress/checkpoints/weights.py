@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compress.checkpoints.description import METADATA_KEY, Header, Saved
-from compress.checkpoints.tensors import without_prefixes
+from compress.checkpoints.wrapped import without_prefixes
 from compress.errors import CheckpointError
 
 COUNTERS = "num_batches_tracked"
@@ -46,7 +46,7 @@ def assign(
         classes: what to do where the classifier is of another width, as the end of a sentence.
 
     Raises:
-        CheckpointError: a tensor is missing, does not belong or has another shape.
+        CheckpointError: a tensor is missing, does not belong, has another shape or whole numbers.
     """
     names = model.state_dict()
     own = without_prefixes(names)
@@ -57,6 +57,12 @@ def assign(
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             raise CheckpointError(_shape_message(path, name, tensor, own[name], classes))
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{path} holds {name!r} as {kind}, and the network has fractions there: give the "
+                "weights from before they were quantised"
+            )
     for full_name, (name, tensor) in zip(names, own.items(), strict=True):
         value = state.get(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
         # A copy: safetensors gives views of the file, at addresses that change how sums round.

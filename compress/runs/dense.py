@@ -81,20 +81,29 @@ def train_dense(config: RunConfig, data: ImageData, session: Session) -> Path:
     return session.run.dense
 
 
-def import_dense(config: RunConfig, data: ImageData, checkpoint: Path, output: Path) -> Path:
+def import_dense(
+    config: RunConfig, data: ImageData, checkpoint: Path, output: Path, key: str | None = None
+) -> Path:
     """Read a dense checkpoint, measure it, and write it as a file that a run can begin with.
+
+    Args:
+        config: of the run.
+        data: of the run.
+        checkpoint: the file.
+        output: the file to write.
+        key: which weights, where the checkpoint holds several sets; None for the usual ones.
 
     Raises:
         CheckpointError: the file does not fit the architecture or the classes of the data.
     """
     device, world = pick_device(config.device), current()
     torch.manual_seed(config.seed)
-    model = read_dense(config, data, checkpoint)
+    model = read_dense(config, data, checkpoint, key)
     if config.model.new_head:
         log.warning("the classifier begins anew, and learns while the network is pruned")
     accuracy = accuracy_of(model.to(device), data, config, world)
     if world.main:
-        origin = {"file": checkpoint.name, "sha256": sha256_of(checkpoint)}
+        origin = {"file": checkpoint.name, "sha256": sha256_of(checkpoint), "weights": key}
         metrics = {"accuracy": accuracy.as_dict(), "imported": origin}
         save_checkpoint(output, model, description=Description.of(config.model, data, metrics))
     world.wait()
@@ -118,7 +127,7 @@ def note_import(session: Session) -> None:
     session.record("dense", checkpoint=metrics["imported"]["file"], **metrics["accuracy"])
 
 
-def is_import_of(file: Path, checkpoint: Path) -> bool:
+def is_import_of(file: Path, checkpoint: Path, key: str | None = None) -> bool:
     """Whether the dense network of a run is that of a checkpoint, by the bytes of the checkpoint.
 
     Raises:
@@ -129,10 +138,14 @@ def is_import_of(file: Path, checkpoint: Path) -> bool:
     own = read_description(file)
     origin = own.metrics.get("imported") if own else None
     digest = sha256_of(checkpoint)
-    return digest in (origin.get("sha256") if isinstance(origin, dict) else None, sha256_of(file))
+    if isinstance(origin, dict):
+        return (origin.get("sha256"), origin.get("weights")) == (digest, key)
+    return digest == sha256_of(file)
 
 
-def read_dense(config: RunConfig, data: ImageData, checkpoint: Path) -> nn.Module:
+def read_dense(
+    config: RunConfig, data: ImageData, checkpoint: Path, key: str | None = None
+) -> nn.Module:
     """Return the configured network with the weights of a checkpoint.
 
     With ``model.new_head`` what follows the number of classes keeps its fresh weights.
@@ -145,7 +158,7 @@ def read_dense(config: RunConfig, data: ImageData, checkpoint: Path) -> nn.Modul
     if own:
         _check_origin(own, config, data, checkpoint)
     model = _trainable(config, data)
-    load_weights(checkpoint, model, without=_new_head(config, data))
+    load_weights(checkpoint, model, without=_new_head(config, data), key=key)
     return model
 
 

@@ -38,6 +38,15 @@ Check = Callable[[RunConfig, ImageData], object]
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Somebody's dense weights."""
+
+    file: Path
+    key: str | None = None
+    """Of them, where the file holds several sets."""
+
+
+@dataclass(frozen=True)
 class Started:
     """A run whose configuration, data and directory are known to be good."""
 
@@ -60,7 +69,7 @@ class Started:
 
 @contextmanager
 def started(
-    request: RunRequest, checks: Sequence[Check] = (), checkpoint: Path | None = None
+    request: RunRequest, checks: Sequence[Check] = (), weights: Weights | None = None
 ) -> Iterator[Started]:
     """Check everything that can be checked before the first file is written, then start.
 
@@ -79,8 +88,8 @@ def started(
     device = pick_device(config.device)
     for check in (check_logits, *checks):
         check(config, data)
-    if checkpoint is not None:
-        _check_checkpoint(checkpoint, run, resumed=resumed)
+    if weights is not None:
+        _check_weights(weights, run, resumed=resumed)
     begun = resumed
     try:
         with joined(device) as world:
@@ -91,7 +100,7 @@ def started(
                 log.warning("started again: going on with the run in %s", run.path)
             with _taken(run, resumed=resumed):
                 world.wait()
-                _begin(run, config, data, checkpoint, world, resumed=resumed)
+                _begin(run, config, data, weights, world, resumed=resumed)
                 begun = True
                 yield Started(config, data, Session(run), resumed)
     except KeyboardInterrupt as error:
@@ -192,16 +201,16 @@ def _begin(
     run: RunDirectory,
     config: RunConfig,
     data: ImageData,
-    checkpoint: Path | None,
+    weights: Weights | None,
     world: World,
     *,
     resumed: bool,
 ) -> None:
     """Begin a run, with the network of a checkpoint if one is given; all processes together."""
-    wanted = checkpoint is not None and not world.first(world.main and run.dense.is_file())
+    wanted = not resumed or not world.first(world.main and run.dense.is_file())
     try:
-        if checkpoint is not None and (wanted or not resumed):
-            import_dense(config, data, checkpoint, run.imported)
+        if weights is not None and wanted:
+            import_dense(config, data, weights.file, run.imported, weights.key)
         if world.main and not resumed:
             run.begin(config)
         elif world.main:
@@ -247,7 +256,7 @@ def check_folder(config: RunConfig, folder: Path | None) -> None:
         )
 
 
-def _check_checkpoint(checkpoint: Path, run: RunDirectory, *, resumed: bool) -> None:
+def _check_weights(weights: Weights, run: RunDirectory, *, resumed: bool) -> None:
     """Refuse the weights of the run that is replaced, and a run of other weights to go on with.
 
     Raises:
@@ -255,15 +264,15 @@ def _check_checkpoint(checkpoint: Path, run: RunDirectory, *, resumed: bool) -> 
         CheckpointError: a file of weights is missing or damaged.
     """
     if not resumed:
-        if checkpoint.resolve() == run.dense.resolve():
-            raise ConfigError(f"{checkpoint} would be overwritten: give another --output")
+        if weights.file.resolve() == run.dense.resolve():
+            raise ConfigError(f"{weights.file} would be overwritten: give another --output")
         return
     trains = run.state.is_file() and not run.dense.is_file()
-    weights = run.imported if run.beginning.is_file() else run.dense
-    if trains or (weights.is_file() and not is_import_of(weights, checkpoint)):
+    own = run.imported if run.beginning.is_file() else run.dense
+    if trains or (own.is_file() and not is_import_of(own, weights.file, weights.key)):
         raise ConfigError(
-            f"{run.path} holds a run of other weights than {checkpoint}: use --overwrite to start "
-            "anew, or another --output"
+            f"{run.path} holds a run of other weights than {weights.file}: use --overwrite to "
+            "start anew, or another --output"
         )
 
 

@@ -26,6 +26,10 @@ Data = Annotated[
     Path | None,
     Option("--data", "Folder of the data set (image folder: train/, val/), or URL."),
 ]
+WeightsKey = Annotated[
+    str | None,
+    Option("--weights", "Which weights, where a file holds several sets: model_ema, ..."),
+]
 Output = Annotated[Path | None, Option("--output", "Directory to write to.")]
 Directory = Annotated[Path, Option("--output", "Directory to write to.")]
 Target = Annotated[
@@ -130,6 +134,7 @@ class PruneRequest(BudgetRequest):
     checkpoint: Annotated[
         Path | None, Option("--checkpoint", "Dense weights: .pth or .safetensors.")
     ] = None
+    weights: WeightsKey = None
     budget: Annotated[
         str | None,
         Option("--budget", "latency=0.5, macs=0.5, params=0.4, ...", "prune.budget"),
@@ -144,6 +149,7 @@ class SweepRequest(BudgetRequest):
     checkpoint: Annotated[
         Path | None, Option("--checkpoint", "Dense weights; without them they are trained.")
     ] = None
+    weights: WeightsKey = None
     budgets: Annotated[
         tuple[str, ...], Option("--budget", "A grid: macs=0.7,0.5,latency=0.4; repeatable.")
     ] = ()
@@ -200,5 +206,6 @@ class ImportRequest(Request):
 
     checkpoint: Annotated[Path, Argument("CHECKPOINT", "A state dict: .pth or .safetensors.")]
     output: Annotated[Path, Option("--output", "File to write: NAME.safetensors.")] = field()
+    weights: WeightsKey = None
     classes: Annotated[int | None, Option("--classes", "Classes that there must be.")] = None
     overwrite: Annotated[bool, Option("--overwrite", "Replace --output.")] = False

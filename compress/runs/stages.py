@@ -12,7 +12,7 @@ from compress.distributed.world import current
 from compress.errors import CheckpointError, ConfigError
 from compress.latency.stopwatch import Stopwatch
 from compress.runs.dense import note_import, train_dense
-from compress.runs.launch import Started, started
+from compress.runs.launch import Started, Weights, started
 from compress.runs.prune import check_budget, prune
 from compress.runs.request import PruneRequest, RunRequest
 from compress.terminal.console import say
@@ -40,7 +40,8 @@ def prune_run(request: PruneRequest, stopwatch: StopwatchFor | None = None) -> S
     """
     if (request.checkpoint is None) != request.resume:
         raise ConfigError("compress prune needs --checkpoint FILE, or --resume --output DIR")
-    with started(request, [check_budget], request.checkpoint) as on:
+    weights = Weights(request.checkpoint, request.weights) if request.checkpoint else None
+    with started(request, [check_budget], weights) as on:
         if not is_there(on.run.dense):
             raise CheckpointError(
                 f"{on.run.path} holds no dense network yet: end its training with compress train "

@@ -48,6 +48,7 @@ def import_checkpoint(
     data: DataConfig | None = None,
     classes: int | None = None,
     overwrite: bool = False,
+    key: str | None = None,
 ) -> Path:
     """Write a state dict as a file of this tool, without channels that are closed.
 
@@ -63,6 +64,7 @@ def import_checkpoint(
             Without it: numbers, what published weights of the network are trained with, and noise.
         classes: how many there must be.
         overwrite: replace a file that is there.
+        key: which weights, where the checkpoint holds several sets; None for the usual ones.
 
     Returns:
         The path of the file that was written.
@@ -75,8 +77,10 @@ def import_checkpoint(
         ModelError: the network cannot be built, or the result would not compute the same.
     """
     _check_paths(checkpoint, output, overwrite=overwrite)
-    state = read_state_dict(checkpoint)
-    weights = {name: tensor for name, tensor in state.items() if not is_gate(name)}
+    state = read_state_dict(
+        checkpoint, key, lambda state: model is not None or bool(identify(_weights_in(state)))
+    )
+    weights = _weights_in(state)
     name = identify(weights) if model is None else model.name
     if name is None:
         raise CheckpointError(
@@ -95,7 +99,7 @@ def import_checkpoint(
         model, num_classes=description.num_classes, in_channels=description.input_size[0]
     )
     graph = analyse(network, description.input_size)
-    result, gated, gates = _without_gates(network, name, graph, checkpoint, state)
+    result, gated, gates = _without_gates(network, name, graph, checkpoint, state, key)
     kept = _without_zeroed(result, graph, gated, images, checkpoint)
     shrink_(result, graph, kept)
     imported = {
@@ -123,6 +127,7 @@ def import_asked_for(request: ImportRequest) -> Path:
         data=data_asked_for(request.data, request.settings),
         classes=request.classes,
         overwrite=request.overwrite,
+        key=request.weights,
     )
 
 
@@ -149,6 +154,10 @@ def data_asked_for(folder: Path | None, settings: Iterable[str]) -> DataConfig |
     return found if settings else None
 
 
+def _weights_in(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in state.items() if not is_gate(name)}
+
+
 def _check_paths(checkpoint: Path, output: Path, *, overwrite: bool) -> None:
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output {output} must be the name of a file ending in .safetensors")
@@ -170,6 +179,7 @@ def _without_gates(
     graph: ChannelGraph,
     checkpoint: Path,
     tensors: Iterable[str],
+    key: str | None,
 ) -> tuple[nn.Module, Mask, int]:
     """Load a checkpoint with its gates into a network, which becomes float64.
 
@@ -179,6 +189,7 @@ def _without_gates(
         graph: its channel graph.
         checkpoint: the file.
         tensors: the names of all that it holds.
+        key: which weights of it.
 
     Returns:
         The dense network without gates, the units that they leave, and how many gates there were.
@@ -188,7 +199,7 @@ def _without_gates(
     modules = [name.rpartition(".")[0] for name in foreign if is_gate(name)]
     gates = find_gates(architecture, graph, modules, checkpoint) if modules else ()
     attach(network, gates)
-    load_weights(checkpoint, network)  # which checks the names and lengths of gates as well
+    load_weights(checkpoint, network, key=key)  # checks the names and lengths of gates as well
     clean, kept = ungated(network.double().state_dict(), gates, graph, checkpoint)
     result.double().load_state_dict(clean)
     return result, kept, len(gates)

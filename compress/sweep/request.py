@@ -25,6 +25,8 @@ class Goal(Section):
     search: Search | None = None
     checkpoint: Path | None = None
     """Where the dense weights came from."""
+    weights: str | None = None
+    """Which of them, where the file holds several sets."""
     config: RunConfig
     """Of every run, but for the budget and the device."""
 
@@ -37,7 +39,8 @@ def check_options(request: SweepRequest) -> None:
     """
     given = bool(request.budgets), request.max_drop is not None
     if request.resume:
-        others = (request.config, request.asked, request.checkpoint, request.data)
+        weights = (request.checkpoint, request.weights)
+        others = (request.config, request.asked, *weights, request.data)
         if any(given) or request.search_options or any(others):
             raise ConfigError(
                 "--resume goes on with what the sweep was asked for: give no more than --output, "
@@ -66,6 +69,7 @@ def goal_of(request: SweepRequest) -> Goal:
         "budgets": split_budgets(request.budgets),
         "search": None if request.budgets else request.search_options,
         "checkpoint": checkpoint,
+        "weights": request.weights,
         "config": config,
     }
     return validated(Goal, document, source="compress sweep")

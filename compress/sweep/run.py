@@ -165,7 +165,7 @@ def _new(request: SweepRequest) -> tuple[Goal, tuple[Slot, ...]]:
     check_logits(goal.config, data)
     goal = _reachable(request, goal, goal.config)
     if goal.checkpoint:
-        read_dense(goal.config, data, goal.checkpoint)
+        read_dense(goal.config, data, goal.checkpoint, goal.weights)
     return goal, slots
 
 

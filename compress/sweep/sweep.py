@@ -77,7 +77,7 @@ class Sweep:
             start = time.monotonic()
             config = self.goal.config.model_copy(update={"device": self.slots[0].device})
             data = load_data(config.data)
-            import_dense(config, data, self.goal.checkpoint, run.imported)
+            import_dense(config, data, self.goal.checkpoint, run.imported, self.goal.weights)
             run.begin(asked)
             note_import(Session(run))
             self.seconds[DENSE] = time.monotonic() - start
