@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from dataclasses import asdict
@@ -14,7 +13,12 @@ from typer.core import TyperGroup
 
 from bench.request import BaselineRequest, BenchRequest, GateRequest, ReportRequest
 from compress.distributed.torchrun import is_main, leave, require_one_process
-from compress.errors import CompressError, EnvironmentUnfitError, InterruptedRunError
+from compress.errors import (
+    CompressError,
+    EnvironmentUnfitError,
+    InterruptedRunError,
+    refused_by_the_machine,
+)
 from compress.runs.request import (
     ImportRequest,
     OracleRequest,
@@ -24,7 +28,15 @@ from compress.runs.request import (
     RunRequest,
     SweepRequest,
 )
-from compress.terminal.console import print_json, print_table, print_text, say, say_error
+from compress.terminal.console import (
+    log_to_stderr,
+    open_all,
+    print_json,
+    print_table,
+    print_text,
+    say,
+    say_error,
+)
 from compress.terminal.options import takes_request
 from compress.terminal.signals import hold_on, sigterm_as_ctrl_c
 from export.request import DoctorRequest, ExportRequest, ProfileRequest
@@ -52,6 +64,12 @@ class Commands(TyperGroup):
         except CompressError as error:
             say_error(str(error))
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            known = refused_by_the_machine(error)
+            if known is None:
+                raise
+            say_error(str(known))
+            raise typer.Exit(known.exit_code) from error
         except KeyboardInterrupt as error:
             say("stopped")
             raise typer.Exit(InterruptedRunError.exit_code) from error
@@ -75,8 +93,7 @@ def main_options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Make trained convolutional networks small and fast, and prove it."""
-    level = logging.WARNING if is_main() else logging.ERROR
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=level)
+    log_to_stderr()
     if context.invoked_subcommand not in (None, "run", "train", "prune"):
         require_one_process(context.invoked_subcommand)
     if version:
@@ -99,6 +116,7 @@ def run_command(request: PruningRequest, as_json: Json = False) -> None:
     judged = whole_run(request)
     if judged is not None:
         _print_report(judged, as_json)
+        judged.publish()
         say(f"{time.monotonic() - start:.0f} s; everything is in {judged.folder}")
         raise typer.Exit(judged.exit_code)
 
@@ -167,7 +185,10 @@ def bench_command(request: BenchRequest, as_json: Json = False) -> None:
     from bench.commands import bench
 
     judged = bench(request)
-    _print_report(judged, as_json)
+    _print_report(judged, as_json)  # before it is written: it took minutes
+    judged.publish()
+    if request.candidate is not None:
+        say(f"the report is in {judged.folder}")
     raise typer.Exit(judged.exit_code)
 
 
@@ -179,6 +200,8 @@ def gate_command(request: GateRequest, as_json: Json = False) -> None:
 
     judged = gate(request)
     _print_report(judged, as_json)
+    if request.output is not None:
+        judged.publish()
     raise typer.Exit(judged.exit_code)
 
 
@@ -188,7 +211,9 @@ def report_command(request: ReportRequest, as_json: Json = False) -> None:
     """Write a report's Markdown, page and JUnit file again, from its JSON alone."""
     from bench.commands import show_again
 
-    _print_report(show_again(request), as_json)
+    judged = show_again(request)
+    _print_report(judged, as_json)
+    judged.publish_views()
 
 
 @app.command("baseline")
@@ -196,10 +221,12 @@ def report_command(request: ReportRequest, as_json: Json = False) -> None:
 def baseline_command(request: BaselineRequest, as_json: Json = False) -> None:
     """Keep a report as the baseline that later ones are judged against."""
     from bench.commands import keep
+    from bench.reports.report import save_report
 
     kept = keep(request)
-    say(f"the baseline is in {request.output}")
     _print_report(kept, as_json)
+    save_report(kept.report.model_copy(update={"change": None}), request.output)
+    say(f"the baseline is in {request.output}")
 
 
 @app.command("oracle")
@@ -287,6 +314,7 @@ def import_command(request: ImportRequest, as_json: Json = False) -> None:
 
 def main() -> None:
     """Run the command line."""
+    open_all()
     hold_on()
     try:
         app(prog_name="compress")

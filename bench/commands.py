@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.compare import DENSE, compare, compare_run, read_settings
-from bench.judging.baseline import keep_baseline, load_compared
+from bench.judging.baseline import baseline_of, load_compared
 from bench.judging.quality_gate import judge
 from bench.judging.verdicts import Verdict, exit_code
 from bench.limits import Limits, load_limits, require_judgeable
-from bench.pages.publish import publish, write_views
-from bench.reports.report import load_report, sealed
+from bench.pages.publish import REPORT, publish, write_views
+from bench.reports.report import load_report, save_report, sealed
 from bench.stopwatch import stopwatch_for
 from compress.distributed.world import part
-from compress.errors import ConfigError
+from compress.errors import ConfigError, OutputError
 from compress.runs.launch import Started, existing, reading, started
 from compress.runs.prune import check_budget
 from compress.runs.stages import prune_run, prune_stage, stage, train_stage
@@ -39,6 +41,29 @@ class Judged:
     verdicts: list[Verdict]
     folder: Path
     """Where its files are, or would be."""
+    beside: tuple[Report, ...] = ()
+    """Further reports that the page shows."""
+
+    def publish(self) -> None:
+        """Write the report, and what people and CI read of it.
+
+        Raises:
+            OutputError: a file cannot be written; the report is then where the message says.
+        """
+        try:
+            publish(self.report, self.verdicts, self.folder)
+        except OutputError as error:
+            rescued = _rescued(self.report)
+            where = f"; the report is in {rescued}" if rescued else ""
+            raise OutputError(f"{error}{where}") from error
+
+    def publish_views(self) -> None:
+        """Write what people and CI read of the report.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        write_views(self.report, self.verdicts, self.folder, others=self.beside)
 
     @property
     def exit_code(self) -> int:
@@ -74,7 +99,7 @@ def whole_run(request: PruningRequest) -> Judged | None:
                 permission=on.permission,
                 progress=show,
             )
-        return _published(report, on.run.path)
+        return _judged(report, on.run.path)
 
 
 def prune(request: PruneRequest) -> Started:
@@ -102,10 +127,7 @@ def bench(request: BenchRequest) -> Judged:
         if request.against is not None:
             raise ConfigError("--against is for one run directory: name the two networks alone")
         report, folder = _bench_files(request)
-    judged = _published(report, request.output or folder)
-    if request.candidate is not None:
-        say(f"the report is in {judged.folder}")
-    return judged
+    return _judged(report, request.output or folder)
 
 
 def gate(request: GateRequest) -> Judged:
@@ -116,31 +138,28 @@ def gate(request: GateRequest) -> Judged:
     """
     limits = load_limits(request.limits or "default", request.settings)
     report = load_compared(request.report, request.baseline).model_copy(update={"limits": limits})
-    if request.output is not None:
-        return _published(report, request.output)
-    return Judged(report, _verdicts(report), request.report.parent)
+    return _judged(report, request.output or request.report.parent)
 
 
 def show_again(request: ReportRequest) -> Judged:
-    """Write the files of a report that people and CI read again, from its JSON alone.
+    """Return a report whose files for people and CI are to be written again, from its JSON alone.
 
     Raises:
         CheckpointError: a report cannot be read.
     """
     measured = load_report(request.report)
-    judged = Judged(measured, _verdicts(measured), request.output or request.report.parent)
-    beside = [load_report(other) for other in request.others]
-    write_views(judged.report, judged.verdicts, judged.folder, others=beside)
-    return judged
+    beside = tuple(load_report(other) for other in request.others)
+    folder = request.output or request.report.parent
+    return Judged(measured, _verdicts(measured), folder, beside)
 
 
 def keep(request: BaselineRequest) -> Judged:
-    """Keep a report as the baseline that later ones are judged against.
+    """Return a report that may be kept as the baseline that later ones are judged against.
 
     Raises:
-        CompressError: see ``keep_baseline``.
+        CompressError: see ``baseline_of``.
     """
-    kept = keep_baseline(request.report, request.output, overwrite=request.overwrite)
+    kept = baseline_of(request.report, request.output, overwrite=request.overwrite)
     return Judged(kept, [], request.output.parent)
 
 
@@ -204,8 +223,14 @@ def _verdicts(report: Report) -> list[Verdict]:
     return judge(report, report.limits) if report.limits else []
 
 
-def _published(report: Report, folder: Path) -> Judged:
-    """Judge a report, and write its files."""
-    judged = Judged(report, _verdicts(report), folder)
-    publish(report, judged.verdicts, folder)
-    return judged
+def _judged(report: Report, folder: Path) -> Judged:
+    return Judged(report, _verdicts(report), folder)
+
+
+def _rescued(report: Report) -> Path | None:
+    """Write a report where temporary files go; it took minutes. None if that fails as well."""
+    with suppress(OSError, OutputError):
+        path = Path(tempfile.mkdtemp(prefix="compress-")) / REPORT
+        save_report(report, path)
+        return path
+    return None

@@ -126,18 +126,42 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EFBIG: "the file would be larger than files may be here",
+    errno.EIO: "the disk does not answer as it should",
+    errno.ELOOP: "links lead in a circle",
+    errno.ENOTDIR: "part of the path is a file and no folder",
+    errno.EMFILE: "this process has too many files open",
+    errno.ENFILE: "this machine has too many files open",
+}
+"""What the machine says no to, in words; none of it is a defect of this tool."""
+
+
+def reason_of(error: OSError) -> str:
+    """Return in words why the operating system refused."""
+    return _REASONS.get(error.errno or 0, error.strerror or str(error))
+
+
+def refused_by_the_machine(error: OSError) -> CompressError | None:
+    """Return the user's error that an error of the operating system is; None for a defect."""
+    if error.errno not in _REASONS:
+        return None
+    name = f"{error.filename}: " if error.filename is not None else ""
+    return OutputError(f"the machine refuses: {name}{reason_of(error)}")
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Translate the operating system's errors while ``path`` is written into an OutputError."""
     try:
         yield
     except OSError as error:
-        reason = {
-            errno.ENOSPC: "the disk is full",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EACCES: "permission denied",
-            errno.EROFS: "the file system is read-only",
-        }.get(error.errno or 0, error.strerror or str(error))
         raise OutputError(
-            f"cannot write {path}: {reason}; what was there before is kept"
+            f"cannot write {path}: {reason_of(error)}; what was there before is kept"
         ) from error

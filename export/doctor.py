@@ -302,7 +302,7 @@ def render_findings(document: Mapping[str, Any]) -> Table:
 
     title = f"this machine for {document['target']}" if document["target"] else "this machine"
     table = Table("component", "found", "needed", "fits", title=title)
-    words = {True: "yes", False: "[bold red]NO[/]", None: "-"}
+    words = {True: Text("yes"), False: Text("NO", style="bold red"), None: Text("-")}
     for row in document["findings"]:
         found, needed = Text(row["found"]), Text(row["needed"])  # no markup, whatever they say
         table.add_row(row["component"], found, needed, words[row["fits"]])

@@ -214,7 +214,7 @@ def test_options_belong_to_what_is_allowed(images: Path, monkeypatch: pytest.Mon
         ("model.options.x=[[[1]]]", "input should be a number, a text, true or false, or a list"),
         ("model.options.x=nan", "input should be finite"),
         ("model.options.a-b=1", "should match pattern"),
-        ("model.options=1", "input should be a valid dictionary"),
+        ("model.options=1", "keys with values belong here"),
         ("data.mean=[0.5]", "data.mean has 1 numbers and the images of imagefolder have 3"),
         ("data.crop=0", "data.crop"),
         ("data.interpolation=nearest", "data.interpolation"),

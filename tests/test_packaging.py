@@ -26,7 +26,7 @@ COMMANDS = {
     "train": "config set output model data resume overwrite json",
     "prune": (
         "config set output model data resume overwrite json checkpoint budget criterion target "
-        "precision runtime batch latency-table"
+        "precision runtime batch latency-table weights"
     ),
     "export": "target precision batch engine triton set output model data json",
     "profile": (
@@ -38,15 +38,16 @@ COMMANDS = {
     "report": "output json",
     "baseline": "output overwrite json",
     "doctor": "target json",
-    "inspect": "model set json",
-    "import": "output model data set classes overwrite json",
+    "inspect": "model set weights json",
+    "import": "output model data set weights classes overwrite json",
     "oracle": (
         "checkpoint output config data model images split batch-size criteria pairs seed set "
         "resume overwrite json"
     ),
     "sweep": (
         "config checkpoint data model budget max-drop kind lowest tolerance points devices jobs "
-        "criterion target precision runtime batch latency-table set output resume overwrite json"
+        "criterion target precision runtime batch latency-table set output resume overwrite json "
+        "weights"
     ),
 }
 

@@ -119,9 +119,21 @@ def keep_baseline(report: Path, baseline: Path, *, overwrite: bool = False) -> R
     """Keep a report as the baseline, and return it with its change against the one it replaces.
 
     Raises:
+        CompressError: see ``baseline_of``.
+        OutputError: it cannot be written.
+    """
+    found = baseline_of(report, baseline, overwrite=overwrite)
+    save_report(found.model_copy(update={"change": None}), baseline)
+    return found
+
+
+def baseline_of(report: Path, baseline: Path, *, overwrite: bool = False) -> Report:
+    """Return what may be kept as the baseline, with its change against the one it replaces.
+
+    Raises:
         CheckpointError: a file cannot be read, or the baseline that is there is of another model.
         EnvironmentUnfitError: the machine of the report was not fit to measure latency.
-        OutputError: there is a baseline and it is not to be replaced, or it cannot be written.
+        OutputError: there is a baseline and it is not to be replaced.
     """
     found = load_report(report)
     for comparison in found.comparison.latency:
@@ -139,7 +151,6 @@ def keep_baseline(report: Path, baseline: Path, *, overwrite: bool = False) -> R
             "replace it with --overwrite"
         )
     change = change_against(kept, replaced) if replaced is not None else None
-    save_report(kept, baseline)
     return kept.model_copy(update={"change": change})
 
 

@@ -34,12 +34,12 @@ InputKind = Literal["labelled", "images", "arrays", "random"]
 class ParityRecord(Section):
     """How closely ONNX Runtime agrees with torch, as the export found it."""
 
-    batch_size: int
-    relative_error: float
+    batch_size: int = Field(ge=1)
+    relative_error: float = Field(ge=0)
     """Largest difference of the logits over the largest logit."""
-    cosine: float
+    cosine: float = Field(ge=-1 - 1e-6, le=1 + 1e-6)
     """Cosine of all logits of the batch."""
-    top1_agreement: float
+    top1_agreement: float = Field(ge=0, le=1)
     """Share of images with the same most likely class."""
 
 

@@ -17,9 +17,10 @@ from bench.judging.verdicts import EXIT_CODES, Status, Verdict
 from bench.measuring.records import AgreementRecord
 from bench.pages.figures import plots
 from bench.pages.sheets import measured_on, sheets, verdict_sheet
-from bench.pages.svg import Plot, default_style, inline_svg, plain
+from bench.pages.svg import Plot, default_style, inline_svg
 from bench.reports.schema import LatencyComparison, Report
 from bench.reports.summary import NOT_MEASURED, headline, known, reference_name
+from compress.terminal.text import plain
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -31,6 +32,7 @@ _LONG = 12  # rows from which a table is folded
 _NARROW = 4  # columns of a table that fits a phone when its cells wrap
 _WITHIN_FIGURE = re.compile(r"(?<=\d) (?=[a-zA-Z%]{1,3}\b|%)|(?<=x) (?=\d)|(?<=\d,) (?=[-+\d])")
 _AFTER_WORD = re.compile(r"[._]")
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 _ARROW = "\N{RIGHTWARDS ARROW}"
 
 _MARKS: dict[Status, str] = {
@@ -110,13 +112,13 @@ def _template() -> Template:
 
 
 def _legal(value: Any) -> Any:
-    """Return what is printed without characters that no page can hold; markup has none."""
-    return plain(value) if type(value) is str else value
+    """Return what is printed with everything spelt out that is not printable; markup is ours."""
+    return _NO_BREAK.join(map(plain, value.split(_NO_BREAK))) if type(value) is str else value
 
 
 def _cell(text: str) -> str:
     """Return figures so that none is parted from its unit at the end of a line."""
-    return _WITHIN_FIGURE.sub("\N{NO-BREAK SPACE}", text)
+    return _WITHIN_FIGURE.sub(_NO_BREAK, plain(text))
 
 
 def _facts(report: Report) -> tuple[str, ...]:

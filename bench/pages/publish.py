@@ -7,7 +7,6 @@ host nor path.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from datetime import timezone
 from pathlib import Path
@@ -22,6 +21,7 @@ from bench.reports.summary import comparison_sheet, explain, headline
 from compress.errors import writing
 from compress.files.atomic import write_atomically
 from compress.terminal.sheet import Sheet, fill, markdown_lines
+from compress.terminal.text import markdown, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 REPORT = "report.json"
 """The one file that the others are made of."""
 
-# What XML 1.0 (section 2.2) cannot hold, escaped or not.
-_ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_REPLACEMENT = "\ufffd"
 _STYLES: dict[Status, str] = {
     "PASS": "green",
     "FAIL": "bold red",
@@ -81,9 +78,9 @@ def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
 
     sheet, judged = comparison_sheet(report), verdict_sheet(verdicts)
     layers = (f"Batch {times.batch_size}: {explain(times)}" for times in report.layers)
-    notes = "\n".join((*sheet.notes, *judged.notes, *layers))
+    notes = "\n".join(map(plain, (*sheet.notes, *judged.notes, *layers)))
     table = Table(
-        title=headline(report),
+        title=Text(plain(headline(report))),
         caption=Text(notes) if notes else None,
         caption_justify="left",
     )
@@ -99,7 +96,7 @@ def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
 
 def render_markdown(report: Report, verdicts: Sequence[Verdict]) -> str:
     """Return the whole report as a page: figures, verdicts, details, environment."""
-    parts = [f"# {headline(report)}", "", measured_on(report), ""]
+    parts = [f"# {markdown(headline(report))}", "", markdown(measured_on(report)), ""]
     for sheet in sheets(report, verdicts):
         parts += [*_markdown(sheet), ""]
     return "\n".join(parts)
@@ -138,7 +135,7 @@ def _markdown(sheet: Sheet) -> Iterator[str]:
     yield from markdown_lines(sheet)
     if sheet.notes:
         yield ""
-        yield from (f"- {note}" for note in sheet.notes)
+        yield from (f"- {markdown(note)}" for note in sheet.notes)
 
 
 def _properties(report: Report) -> dict[str, str]:
@@ -168,13 +165,9 @@ def _outcome(verdict: Verdict) -> ET.Element:
     else:
         tag = "failure" if verdict.status == "FAIL" else "error"
         found = _element(tag, message=verdict.sentence, type=verdict.status)
-    found.text = _legal(verdict.sentence)
+    found.text = plain(verdict.sentence)
     return found
 
 
 def _element(tag: str, **attributes: str) -> ET.Element:
-    return ET.Element(tag, {name: _legal(value) for name, value in attributes.items()})
-
-
-def _legal(text: str) -> str:
-    return _ILLEGAL.sub(_REPLACEMENT, text)
+    return ET.Element(tag, {name: plain(value) for name, value in attributes.items()})

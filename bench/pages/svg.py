@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from compress.runs.plots import BLUE, FAINT, GREEN, INK, ORANGE, PALE, VERMILION
+from compress.terminal.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +74,6 @@ _SHAPES = {"path", "use", "text", "tspan", "image"}
 _REFERENCE = re.compile(r"#([\w.-]+)")
 _LONG = re.compile(r"-?\d+\.\d{3,}")
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
-_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _SPACES = re.compile(r"\s+")
 
 
@@ -137,11 +137,6 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
     }
     drawn.extend([*_children(root, lambda name: f"{key}-{name}" if name in used else None)])
     return ElementTree.tostring(drawn, encoding="unicode", short_empty_elements=True)
-
-
-def plain(text: str) -> str:
-    """Return a text without characters that neither XML nor UTF-8 can hold."""
-    return _UNFIT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def fitted(name: str, most: int = MOST_LETTERS) -> str:

@@ -17,6 +17,8 @@ from bench.measuring.records import Artefact, Sha256, pack_outcomes
 from bench.measuring.session import Measured
 from bench.measuring.subject import About
 from bench.reports.schema import (
+    LARGEST,
+    MOST_RATIO,
     SCHEMA_VERSION,
     Against,
     Comparison,
@@ -28,10 +30,12 @@ from bench.reports.schema import (
 )
 from bench.statistics.latency_ratios import summary
 from compress.errors import CheckpointError
-from compress.files.atomic import staged, write_flushed
+from compress.files.atomic import write_atomically
 from compress.files.documents import MOST_MISTAKES, parsed_json, shown
 
 _BEFORE = (2, 3)  # versions that are read besides: 2 says budgets for limits, none has predictions
+MOST_NUMBER = MOST_RATIO * 10
+"""Of fractions: nothing that is measured or derived comes near it."""
 MOST_BYTES = 2**24
 """Largest report: that of 50,000 images with a hundred layers takes half a MiB."""
 
@@ -101,8 +105,7 @@ def save_report(report: Report, path: Path) -> None:
         OutputError: it cannot be written.
     """
     text = json.dumps(sealed(report), indent=2, allow_nan=False) + "\n"
-    with staged(path) as temporary:
-        write_flushed(temporary, text.encode("ascii"))
+    write_atomically(path, text)
 
 
 def load_report(path: Path) -> Report:
@@ -120,12 +123,15 @@ def load_report(path: Path) -> Report:
         )
     digest = document.pop("sha256", None)
     try:
-        report = Report.model_validate({**document, "schema_version": SCHEMA_VERSION})
         found = _digest(document)
+        _require_numbers(document)
+        report = Report.model_validate({**document, "schema_version": SCHEMA_VERSION})
+        _require_no_text_for_a_number(document, report.model_dump(mode="json"))
     except ValidationError as error:
         raise CheckpointError(f"{path} is a damaged report: {_first(error)}") from error
     except (ValueError, RecursionError) as error:  # infinities, or depth, where anything may be
-        raise CheckpointError(f"{path} is a damaged report: JSON does not hold it") from error
+        why = error if "measurement" in str(error) else "JSON does not hold it"
+        raise CheckpointError(f"{path} is a damaged report: {why}") from error
     if digest != found:
         raise CheckpointError(
             f"{path} was changed after it was written: its sha256 is not that of its content; "
@@ -157,6 +163,37 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or "schema_version" not in document:
         raise CheckpointError(f"{path} is JSON but not a report of `compress bench`")
     return document
+
+
+def _require_numbers(value: Any) -> None:
+    """Refuse numbers that nothing measured and that no figure can be derived from.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _require_numbers(part)
+    elif isinstance(value, int | float) and not abs(value) <= (
+        MOST_NUMBER if isinstance(value, float) else LARGEST
+    ):
+        raise ValueError(f"{shown(value)} is no number of a measurement")
+
+
+def _require_no_text_for_a_number(told: Any, kept: Any, place: str = "") -> None:
+    """Refuse text that was understood as a number or as a truth value.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    if isinstance(told, str) and isinstance(kept, int | float):
+        raise ValueError(f"{place} is text and no number of a measurement")
+    if isinstance(told, dict) and isinstance(kept, dict):
+        for key in told.keys() & kept.keys():
+            _require_no_text_for_a_number(told[key], kept[key], f"{place}.{key}".strip("."))
+    elif isinstance(told, list) and isinstance(kept, list):
+        for one, other in zip(told, kept, strict=False):
+            _require_no_text_for_a_number(one, other, place)
 
 
 def _digest(document: dict[str, Any]) -> Sha256:

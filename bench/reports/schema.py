@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
@@ -37,7 +38,7 @@ from bench.measuring.records import (
 )
 from bench.reports.summary import summary_text
 from bench.statistics.latency_ratios import QUANTILES, LatencySummary, RatioInterval
-from bench.statistics.shares import MOST_COUNT, PairedDrop, Share
+from bench.statistics.shares import MOST_COUNT, PairedDrop, Share, tango_interval
 from compress.config import BenchConfig, Precision
 from compress.files.documents import Section
 
@@ -46,6 +47,8 @@ SCHEMA_VERSION: Literal[4] = 4
 Against = Literal["dense", "run", "file"]
 """What the reference is: the dense parent, the pruned network of another run, or any file."""
 
+YEARS = range(2000, 2200)
+"""In which a report may have been made; dates at either end of the calendar have no time zones."""
 LEAST_MS, MOST_MS = 1e-6, 1e9
 """Milliseconds: from a nanosecond to eleven days."""
 MOST_RATIO = (MOST_MS / LEAST_MS) ** 2
@@ -115,8 +118,25 @@ def sound_drop(found: PairedDrop) -> PairedDrop:
     _require(0 <= found.mcnemar_p <= 1, "mcnemar_p is no probability")
     drop = 100 * (found.flips_to_wrong - found.flips_to_right) / found.images
     _require(math.isclose(found.drop_pp, drop, abs_tol=1e-9), "the drop is not that of its flips")
+    tails = (
+        ((1 - found.confidence) / 2, (found.low_pp, found.high_pp)),
+        (
+            1 - found.confidence,
+            (found.at_least_pp, found.at_most_pp),
+        ),
+    )
+    for tail, told in tails:
+        counts = (found.flips_to_wrong, found.flips_to_right, found.images)
+        derived = [100 * share for share in tango_interval(*counts, tail=tail)]
+        alike = [math.isclose(a, b, abs_tol=1e-6) for a, b in zip(told, derived, strict=True)]
+        _require(all(alike), "the interval of the drop is not that of its flips")
     agreement = 1 - flips / found.images
     _require(math.isclose(found.agreement, agreement, abs_tol=1e-9), "agreement misses the flips")
+    return found
+
+
+def _sound_date(found: datetime) -> datetime:
+    _require(found.year in YEARS, f"the year {found.year} is none in which a report was made")
     return found
 
 
@@ -131,6 +151,7 @@ Stage = Annotated[LatencySummary, AfterValidator(_sound_stage)]
 Blocks = Annotated[tuple[float, ...], AfterValidator(_sound_blocks)]
 Interval = Annotated[RatioInterval, AfterValidator(_sound_interval)]
 Drop = Annotated[PairedDrop, AfterValidator(sound_drop)]
+Date = Annotated[AwareDatetime, AfterValidator(_sound_date)]
 
 
 # The parts
@@ -164,6 +185,16 @@ class NetworkRecord(Artefact):
     """What it said of every image."""
     latency: tuple[LatencyRecord, ...] = ()
 
+    @model_validator(mode="after")
+    def _derived(self) -> NetworkRecord:
+        if self.outcomes is not None:
+            right = (self.outcomes.read_correct(), self.outcomes.read_top5_correct())
+            for told, each in zip((self.top1, self.top5), right, strict=True):
+                share = float(each.mean())
+                agrees = told is None or math.isclose(told, share, abs_tol=1e-9)
+                _require(agrees, "the accuracy is not that of the images")
+        return self
+
 
 class Networks(Section):
     """The two that are compared."""
@@ -186,6 +217,12 @@ class LatencyComparison(Section):
     """Whether the ratio became as precise as asked before the time was up."""
     conditions: Conditions | None = None
     """What the machine did meanwhile."""
+
+    @model_validator(mode="after")
+    def _derived(self) -> LatencyComparison:
+        agrees = math.isclose(self.speed_up * self.ratio.ratio, 1, rel_tol=1e-9)
+        _require(agrees, "the speed-up is not that of the ratio")
+        return self
 
 
 class Comparison(Section):
@@ -222,7 +259,7 @@ class LatencyChange(Section):
 class Change(Section):
     """This report against a stored one of the same reference, runtime and precision."""
 
-    created: AwareDatetime
+    created: Date
     """Of the stored report."""
     sha256: Sha256
     """Digest of the stored report."""
@@ -242,7 +279,7 @@ class Report(Section):
     renamed: ClassVar = {"budgets": "limits"}
 
     schema_version: Literal[4] = SCHEMA_VERSION
-    created: AwareDatetime
+    created: Date
     """UTC."""
     runtime: str
     """What ran the networks, as the runner names it."""
@@ -294,6 +331,33 @@ class Report(Section):
                 raise ValueError("the networks are not measured in the same rounds")
         if len(set(compared)) < len(compared):
             raise ValueError("a batch size is there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _derived(self) -> Report:
+        """Refuse ratios and drops that are not those of the counts beside them."""
+        one, other = self.networks.reference, self.networks.pruned
+        for name in ("macs", "params", "bytes"):
+            ratio = getattr(self.comparison, f"{name}_ratio")
+            counts = getattr(one, name), getattr(other, name)
+            if ratio is not None:
+                agrees = all(counts) and math.isclose(ratio, counts[1] / counts[0], rel_tol=1e-9)
+                _require(agrees, f"{name}_ratio is not that of the counts")
+        accuracy = self.comparison.accuracy
+        if accuracy is not None and one.outcomes is not None and other.outcomes is not None:
+            _require(one.outcomes.images == other.outcomes.images, "the images are others")
+            told = (
+                (accuracy.drop, one.outcomes.read_correct(), other.outcomes.read_correct()),
+                (
+                    accuracy.top5_drop,
+                    one.outcomes.read_top5_correct(),
+                    other.outcomes.read_top5_correct(),
+                ),
+            )
+            for drop, was, is_ in told:
+                flips = (drop.images, drop.flips_to_wrong, drop.flips_to_right)
+                found = (len(was), int((was & ~is_).sum()), int((~was & is_).sum()))
+                _require(flips == found, "the drop is not that of the images")
         return self
 
 

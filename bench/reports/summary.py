@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bench import units
 from compress.terminal.sheet import Row, Sheet, text_lines
+from compress.terminal.text import plain
 
 if TYPE_CHECKING:  # a report prints itself by this module
     from bench.measuring.records import LayerFigures, LayerRecord, LayerTimes, Prediction
@@ -70,7 +71,7 @@ def comparison_sheet(report: Report) -> Sheet:
 def summary_text(report: Report) -> str:
     """Return the main table and its notes as plain lines."""
     sheet = comparison_sheet(report)
-    return "\n".join((headline(report), *text_lines(sheet), *sheet.notes))
+    return "\n".join((plain(headline(report)), *text_lines(sheet), *map(plain, sheet.notes)))
 
 
 def told_share(found: Share) -> str:

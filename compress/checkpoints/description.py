@@ -25,6 +25,8 @@ FORMAT_VERSION = 2
 where branches are gone."""
 READABLE = (1, 2, 3)
 METADATA_KEY = "compress"
+MOST_CLASSES = 2**18
+"""Of a network: more than any data set of images has."""
 MOST_HEADER_BYTES = 2**24
 """Of a safetensors file; names and shapes of a thousand layers with 20,000 classes take a MiB."""
 
@@ -88,7 +90,7 @@ class Saved(Header):
     """Whatever its user wants to keep with it."""
     tied: dict[str, str] = Field(default_factory=dict)
     """Other names of tensors, and the name under which the file holds each."""
-    classes: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = Field(default=None, max_length=MOST_CLASSES)
     input_size: tuple[int, ...] | None = None
     """Of one example, as its user counts."""
     mean: tuple[FiniteFloat, ...] | None = None
@@ -103,7 +105,7 @@ class Description(Header):
     """What it is called with, besides the classes and the channels of the images."""
     output: str | None = None
     """Where the logits are in what it returns; None where it returns them alone."""
-    classes: tuple[str, ...] = Field(min_length=1)
+    classes: tuple[str, ...] = Field(min_length=1, max_length=MOST_CLASSES)
     input_size: tuple[Length, Length, Length]
     """(C, H, W) of one image."""
     mean: tuple[FiniteFloat, ...]
@@ -181,7 +183,9 @@ def read_header(path: Path) -> Description | Saved | None:
         kind = Saved if "metadata" in document else Description
         return kind.model_validate_json(text)
     except (ValidationError, ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a header that cannot be understood") from error
+        many = len(text) > 2**16 and '"type":"too_long"' in getattr(error, "json", str)()
+        why = f": it names more than {MOST_CLASSES} classes" if many else ""
+        raise CheckpointError(f"{path} has a header that cannot be understood{why}") from error
 
 
 def require_header(path: Path) -> None:

@@ -101,7 +101,7 @@ def _begins(path: Path) -> str | None:
         stream.seek(max(0, path.stat().st_size - 8))
         tail = stream.read(8)
     if not head:
-        return "empty"
+        return "empty: copy or download it again"
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind

@@ -30,9 +30,15 @@ class Budget(Section):
             if not separator:
                 raise ValueError("a budget is written KIND=VALUE, for example macs=0.5")
             number, unit = number.strip(), ""
+            if "," in number:
+                raise ValueError("a budget is one KIND=VALUE, and here are several: give one")
             if number.endswith("ms"):
                 number, unit = number.removesuffix("ms").rstrip(), "ms"
+            if not _is_number(number):
+                raise ValueError("the value of a budget is a number, as in macs=0.5")
             return {"kind": kind.strip(), "value": number, "unit": unit}
+        if isinstance(value, int | float | list):
+            raise ValueError("a budget is written KIND=VALUE, for example macs=0.5")
         return value
 
     @model_validator(mode="after")
@@ -56,6 +62,14 @@ class Budget(Section):
     def __str__(self) -> str:
         whole = self.value.is_integer()
         return f"{self.kind}={int(self.value) if whole else self.value}{self.unit}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 CRITERION_NUMBERS = {

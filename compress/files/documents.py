@@ -234,7 +234,9 @@ def apply_setting(document: dict[str, Any], setting: str) -> None:
     key, separator, text = setting.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {setting!r} is not of the form section.key=value")
-    *sections, last = key.strip().split(".")
+    *sections, last = (part.strip() for part in key.split("."))
+    if not all((*sections, last)):
+        raise ConfigError(f"--set {setting!r} is not of the form section.key=value")
     table = document
     for section in sections:
         table = table.setdefault(section, {})
@@ -305,8 +307,28 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
         return f"unknown key {key!r}: {nearest(location[-1], _fields_at(model, location[:-1]))}"
     if detail["type"] == "missing":
         return f"the key {key!r} is missing"
-    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        return f"{key} is a section: give one of its keys, as {key}.{_a_key(model, location)}=..."
+    message = _WANTED.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
     return f"{key} = {shown(detail['input'])}: {message[0].lower()}{message[1:]}"
+
+
+_WHOLE, _NUMBER, _SWITCH = "a whole number belongs here", "a number belongs here", "true or false"
+_LIST = "a list belongs here, as 1,2"
+_WANTED = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float", "int_parsing_size"), _WHOLE),
+    **dict.fromkeys(("float_parsing", "float_type"), _NUMBER),
+    **dict.fromkeys(("bool_parsing", "bool_type"), f"{_SWITCH} belongs here"),
+    **dict.fromkeys(("tuple_type", "list_type"), _LIST),
+    "string_type": "text belongs here",
+    "dict_type": "keys with values belong here",
+}
+"""What belongs where something else is, by pydantic's name of the mistake."""
+
+
+def _a_key(model: type[BaseModel], path: list[str]) -> str:
+    """Return the name of some key of a section, for an example."""
+    return next(iter(_fields_at(model, path)), "KEY")
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> Iterable[str]:

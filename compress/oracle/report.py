@@ -30,6 +30,7 @@ from compress.runs.plots import (
     write_figure,
 )
 from compress.terminal.sheet import Sheet, fill, markdown_lines
+from compress.terminal.text import markdown
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
     from matplotlib.axes import Axes
@@ -74,10 +75,10 @@ def render_tables(document: Mapping[str, Any]) -> RenderableType:
 
 def render_markdown(document: Mapping[str, Any]) -> str:
     """Return the same tables as a page."""
-    lines = [f"# {_headline(document)}", "", _costs(document), ""]
+    lines = [f"# {markdown(_headline(document))}", "", markdown(_costs(document)), ""]
     for sheet in _sheets(document):
         lines += [*markdown_lines(sheet), ""]
-        lines += [line for note in sheet.notes for line in (note, "")]
+        lines += [line for note in sheet.notes for line in (markdown(note), "")]
     return "\n".join(lines)
 
 

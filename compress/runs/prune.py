@@ -17,7 +17,7 @@ from compress.criteria import bind
 from compress.data.batches import ImageData, first_images
 from compress.data.loading import Batch
 from compress.distributed.world import current
-from compress.errors import BudgetError, CheckpointError, ConfigError
+from compress.errors import BudgetError, CheckpointError, ConfigError, OutputError
 from compress.latency.stopwatch import Stopwatch
 from compress.networks import cost
 from compress.networks.trial import tried_graph
@@ -31,6 +31,7 @@ from compress.runs.loop import Loop, train_batches
 from compress.runs.plots import plot_history, plot_widths, widths_of
 from compress.runs.session import Session
 from compress.runs.state import State
+from compress.terminal.console import say
 from compress.terminal.progress import bar
 from compress.training.compute import computing, memory_format_for, pick_device
 from compress.training.trainer import OTHER_NETWORK, Trainer, tensors_under
@@ -255,8 +256,12 @@ class _PruneRun:
         description = dense.description.model_copy(
             update={"metrics": self._metrics(), "parent_sha256": dense.sha256}
         )
-        plot_widths(run.pruning_plot, widths_of(dense.architecture, self.graph, kept))
-        plot_history(run.history_plot, run.events())
+        say(self._result())  # before it is written: it took hours
+        try:
+            plot_widths(run.pruning_plot, widths_of(dense.architecture, self.graph, kept))
+            plot_history(run.history_plot, run.events())
+        except OutputError as error:
+            log.warning("%s; the network is written without its pictures", error)
         save_checkpoint(
             run.pruned,
             self.trainer.result,
@@ -267,6 +272,12 @@ class _PruneRun:
         self.session.finish()
         self.trainer.world.wait()
         return run.pruned
+
+    def _result(self) -> str:
+        """Return what came out, in words."""
+        found, dense = self.accuracy["finetuned"], cost.totals(self.graph, self.graph.everything())
+        costs = ", ".join(f"{name} {found[name] / dense[name]:.3f}" for name in dense)
+        return f"pruned to {costs} of the dense network, top-1 {found['top1']:.2f} %"
 
     def _metrics(self) -> dict[str, Any]:
         dense = cost.totals(self.graph, self.graph.everything())

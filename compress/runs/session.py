@@ -22,6 +22,7 @@ from compress.files.atomic import write_atomically
 from compress.runs.rundirectory import RunDirectory, event_of
 from compress.runs.state import State, StateFiles
 from compress.runs.tensorboard import Curves
+from compress.terminal.signals import ENDING, handled
 
 log = logging.getLogger("compress")
 
@@ -191,10 +192,7 @@ class Session:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Turn the first Ctrl-C or SIGTERM into a stop after the step; a second acts at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+        """Turn the first Ctrl-C, SIGTERM or SIGHUP into a stop after the step; a second: now."""
 
         def ask(number: int, frame: FrameType | None) -> None:
             self.stop.set()
@@ -202,14 +200,9 @@ class Session:
                 signal.signal(each, previous[each])
             log.warning("stopping after this step; once more stops at once and loses it")
 
-        previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-        for number in previous:
-            signal.signal(number, ask)
-        try:
+        previous = {n: signal.getsignal(n) for n in (signal.SIGINT, *ENDING)}
+        with handled(previous, ask):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def _agreed(self) -> tuple[bool, bool]:
         """Return whether any process was asked to stop, and whether the main one finds a save due.

@@ -9,17 +9,15 @@ import os
 import re
 import signal
 import subprocess
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from compress.errors import ConfigError, EnvironmentUnfitError, writing
-from compress.terminal.signals import LIFELINE
+from compress.terminal.signals import ENDING, LIFELINE, handled
 
 POLL = 0.1
 """Time between two looks at the processes, in seconds."""
@@ -159,21 +157,10 @@ def _start(task: Task, slot: Slot, command: Sequence[str]) -> _Child:
 
 @contextmanager
 def _counting_signals() -> Iterator[list[int]]:
-    """Yield a list that grows by each Ctrl-C and each SIGTERM."""
+    """Yield a list that grows by each Ctrl-C, SIGTERM and SIGHUP."""
     seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
+    with handled((signal.SIGINT, *ENDING), lambda number, frame: seen.append(number)):
         yield seen
-        return
-
-    def count(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-
-    previous = {n: signal.signal(n, count) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield seen
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _last_words(log: Path, start: int) -> str:

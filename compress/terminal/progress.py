@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +17,8 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from compress.distributed.torchrun import is_main
+from compress.terminal.console import Told
+from compress.terminal.text import plain
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and the share of it that is done, 0 to 1."""
@@ -26,11 +29,11 @@ class Bar:
 
     def __init__(self, bars: Bars, total: int, description: str) -> None:
         self._bars = bars
-        self._task = bars.add_task(description, total=total, note="")
+        self._task = bars.add_task(plain(description), total=total, note="")
 
     def at(self, completed: float, note: str = "") -> None:
         """Move to a position and show a note beside it."""
-        self._bars.update(self._task, completed=completed, note=note)
+        self._bars.update(self._task, completed=completed, note=plain(note))
 
 
 @contextmanager
@@ -40,13 +43,13 @@ def bar(description: str, total: int) -> Iterator[Bar]:
     Quiet when stderr is not a terminal, and in every process but the main one.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    console = Console(stderr=True)
+    console = Console(file=cast(TextIO, Told()))
     quiet = not (sys.stderr.isatty() and is_main())
     with Bars(*columns, console=console, transient=True, disable=quiet) as bars:
         yield Bar(bars, total, description)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from compress.terminal.text import markdown, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,7 +32,7 @@ def fill(table: Table, sheet: Sheet) -> None:
     for index, name in enumerate(sheet.header):
         table.add_column(name, justify="right" if index else "left", overflow="fold")
     for row in sheet.rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(plain(cell)) for cell in row))
 
 
 def text_lines(sheet: Sheet, *, left: Collection[int] = (0,)) -> list[str]:
@@ -40,7 +42,7 @@ def text_lines(sheet: Sheet, *, left: Collection[int] = (0,)) -> list[str]:
         sheet: the sheet.
         left: columns that are aligned to the left; the others are to the right.
     """
-    table = (sheet.header, *sheet.rows)
+    table = [tuple(map(plain, cells)) for cells in (sheet.header, *sheet.rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     sides = ["<" if column in left else ">" for column in range(len(widths))]
     return [
@@ -52,9 +54,10 @@ def text_lines(sheet: Sheet, *, left: Collection[int] = (0,)) -> list[str]:
 def markdown_lines(sheet: Sheet) -> list[str]:
     """Return a sheet as Markdown: a heading and the table, without the notes."""
     rule = ("---", *("---:",) * (len(sheet.header) - 1))
-    return [f"## {sheet.title}", "", *map(_markdown_row, (sheet.header, rule, *sheet.rows))]
+    head, *rows = (map(markdown, cells) for cells in (sheet.header, *sheet.rows))
+    table = map(_markdown_row, (head, rule, *rows))
+    return [f"## {markdown(sheet.title)}", "", *table]
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
-    escaped = (cell.replace("|", r"\|") for cell in cells)
-    return f"| {' | '.join(escaped)} |"
+def _markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,4 +1,4 @@
-"""SIGTERM, with which schedulers and service managers ask a process to end, and the lifeline.
+"""Signals with which schedulers and terminals ask a process to end, and the lifeline.
 
 A lifeline is how a process learns that the one which started it is gone, however that ended. The
 starter holds the other end of the process's stdin and never writes. The system closes it when the
@@ -10,28 +10,45 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
+Handler = Callable[[int, FrameType | None], object]
 LIFELINE = "COMPRESS_LIFELINE"
 """The variable that a starter sets to tell a process that its stdin is a lifeline."""
 
 
-@contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Have SIGTERM end the block as Ctrl-C does, with a KeyboardInterrupt that cleans up.
+ENDING = (signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
+"""What a scheduler sends, and a terminal that is closed."""
 
-    Whoever started this process with SIGTERM ignored has it ignored here as well.
+
+@contextmanager
+def handled(numbers: Iterable[signal.Signals], handler: Handler) -> Iterator[None]:
+    """Have signals handled during the block; SIGTERM and SIGHUP unless they are ignored.
+
+    In a thread that is not the main one nothing can be handled, and nothing is.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    kept = [n for n in ENDING if signal.getsignal(n) is signal.SIG_IGN]
+    previous = {n: signal.signal(n, handler) for n in numbers if n not in kept}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+        for number, before in previous.items():
+            signal.signal(number, before or signal.SIG_DFL)
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end the block as Ctrl-C does: a KeyboardInterrupt that cleans up.
+
+    Whoever started this process with one of them ignored, as nohup does, has it ignored here too.
+    """
+    with handled(ENDING, signal.default_int_handler):
+        yield
 
 
 def hold_on() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,7 +109,7 @@ def has_sidecar(path: Path) -> bool:
     return isinstance(document, dict) and "schema_version" in document
 
 
-def read_sidecar(path: Path) -> dict[str, Any]:
+def read_sidecar(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the sidecar of an ONNX file and prove that it belongs to it.
 
     Args:
@@ -118,7 +119,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         CheckpointError: either file is missing, or the sidecar is damaged, of another version or
             of another ONNX file.
     """
-    sidecar, model = path.with_suffix(".json"), path.with_suffix(".onnx")
+    sidecar, model = (Path(path).with_suffix(suffix) for suffix in (".json", ".onnx"))
     document = read_document(
         sidecar, version=SCHEMA_VERSION, required=_REQUIRED, advice="export again"
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,77 +12,20 @@ import pytest
 from hypothesis import given, settings
 from mutations import CASES, damaged, fuzzed, mutated, refused_in_a_sentence
 from rich.console import Console
+from whole_report import DOCUMENT, written
 
 from bench.judging.baseline import change_against
 from bench.judging.quality_gate import judge
-from bench.limits import Limits
-from bench.measuring.records import CpuConditions, GpuConditions
 from bench.pages.page import render_page
 from bench.pages.publish import render_junit, render_markdown, render_table
-from bench.reports.report import MOST_BYTES, load_report, save_report, sealed
+from bench.reports.report import MOST_BYTES, load_report, save_report
 from compress.errors import CheckpointError
 from compress.files.documents import MOST_MISTAKES
-
-LIMITS = Limits.model_validate(
-    {
-        "accuracy": {"max_drop_pp": 20, "max_top5_drop_pp": 20, "max_regression_pp": 20},
-        "latency": {"max_ratio": 0.9, "max_regression": 1.03, "median_ms": 3, "p99_ms": 9},
-        "macs": {"max_ratio": 0.6},
-        "params": {"max_ratio": 0.6},
-        "size": {"max_ratio": 0.6},
-        "parity": {"max_relative_error": 1e-4},
-    }
-)
-
-
-def _whole_report() -> dict[str, Any]:
-    """Return a report that has something in every field, as JSON holds it."""
-    place = Path(__file__).parents[1] / "bench" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("made_up_reports", place)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    report = module.sample_report(
-        images=40, worse=2, better=1, rounds=6, calls=8, batch_sizes=(1,), parity=(2e-7,)
-    )
-    report = report.model_copy(update={"limits": LIMITS, "change": change_against(report, report)})
-    document = json.loads(json.dumps(sealed(report)))
-    figures = {"macs": 100, "milliseconds": 0.5, "channels": 16}
-    row = {"name": "conv1", "kind": "Conv", "reference": figures, "pruned": figures}
-    document["layers"] = [
-        {
-            "batch_size": 1,
-            "calls": 20,
-            "multiple": 8,
-            "reference_ms": 0.6,
-            "pruned_ms": 0.5,
-            "layers": [{**row, "misses_multiple": False}],
-        }
-    ]
-    document["groups"] = [{"name": "conv1", "dense": 16, "kept": 9, "residual": True}]
-    cpu = dict.fromkeys(CpuConditions.model_fields, 0)
-    gpu = dict.fromkeys(GpuConditions.model_fields, 1) | {"throttle_reasons": []}
-    document["comparison"]["latency"][0]["conditions"] = {"seconds": 1.0, "cpu": cpu, "gpu": gpu}
-    return document
-
-
-DOCUMENT = _whole_report()
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("reports") / "report.json"
-
-
-def written(path: Path, document: Any) -> Path:
-    """Write a document with the digest that belongs to it, as a forger would."""
-    if isinstance(document, dict):
-        document = {key: value for key, value in document.items() if key != "sha256"}
-        text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-        document["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    path.write_text(json.dumps(document))
-    return path
 
 
 def use(path: Path) -> None:
@@ -150,3 +92,48 @@ def test_thousands_of_mistakes_are_counted_and_not_described(path: Path) -> None
     rows = [{"name": "a", "dense": 0, "kept": -1}] * MOST_MISTAKES
     with pytest.raises(CheckpointError, match=f"it has {2 * MOST_MISTAKES} mistakes"):
         load_report(written(path, {**DOCUMENT, "groups": rows}))
+
+
+FORGED: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "no MACs": (("networks", "reference", "macs"), 0),
+    "huge MACs": (("networks", "pruned", "macs"), 10**400),
+    "huge cores": (("environment", "physical_cores"), 10**5000),
+    "endless latency": (("comparison", "latency", 0, "ratio", "ratio"), 1e308),
+    "endless call": (("networks", "pruned", "latency", 0, "summary", "median_ms"), 1e308),
+    "endless layer": (("layers", 0, "layers", 0, "pruned", "milliseconds"), 1e308),
+    "endless rate": (("networks", "pruned", "latency", 0, "images_per_second"), 1e308),
+    "year 1": (("created",), "0001-01-01T00:00:00Z"),
+    "year 9999": (("created",), "9999-12-31T23:59:59-12:00"),
+    "year 1 of the baseline": (("change", "created"), "0001-01-01T00:00:00+14:00"),
+    "text for MACs": (("networks", "reference", "macs"), "40800000"),
+    "text for a ratio": (("comparison", "latency", 0, "ratio", "ratio"), "0.5"),
+    "text for truth": (("comparison", "latency", 0, "converged"), "yes"),
+    "a better ratio of MACs": (("comparison", "macs_ratio"), 0.1),
+    "a better ratio of parameters": (("comparison", "params_ratio"), 0.1),
+    "a better ratio of bytes": (("comparison", "bytes_ratio"), 0.1),
+    "a better speed-up": (("comparison", "latency", 0, "speed_up"), 9.0),
+    "a better accuracy": (("networks", "pruned", "top1"), 1.0),
+    "a narrower drop": (("comparison", "accuracy", "drop", "at_most_pp"), 3.0),
+    "fewer flips": (("comparison", "accuracy", "top5_drop", "flips_to_wrong"), 1),
+    "negative parity": (("networks", "pruned", "parity", 0, "relative_error"), -1.0),
+    "impossible cosine": (("networks", "pruned", "parity", 0, "cosine"), 2.0),
+}
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_forged_figures_are_refused(kind: str, path: Path) -> None:
+    place, value = FORGED[kind]
+    document = json.loads(json.dumps(DOCUMENT))
+    inner = document
+    for key in place[:-1]:
+        inner = inner[key]
+    assert place[-1] in inner
+    assert inner[place[-1]] != value
+    inner[place[-1]] = value
+    limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)  # a forger has no limit
+    try:
+        written(path, document)
+    finally:
+        sys.set_int_max_str_digits(limit)
+    assert refused_in_a_sentence(lambda: use(path))

@@ -442,7 +442,8 @@ def test_a_truncated_file_of_ours(pruned: Path) -> None:
     for length in cut_at(data):
         pruned.write_bytes(data[:length])
         for read in (load_model, read_description, read_state_dict):
-            with pytest.raises(CheckpointError, match="is truncated or not a safetensors file"):
+            says = "is truncated or not a safetensors file" if length else "is empty: copy"
+            with pytest.raises(CheckpointError, match=says):
                 read(pruned)
 
 
@@ -454,7 +455,8 @@ def test_a_truncated_pth(tmp_path: Path, archive: bool) -> None:
     data = path.read_bytes()
     for length in cut_at(data):
         path.write_bytes(data[:length])
-        with pytest.raises(CheckpointError, match="is truncated or not a PyTorch checkpoint"):
+        says = "is truncated or not a PyTorch checkpoint" if length else "is empty: copy"
+        with pytest.raises(CheckpointError, match=says):
             read_state_dict(path)
     path.write_bytes(data)
     assert read_state_dict(path).keys() == state.keys()
@@ -475,9 +477,10 @@ def test_noise_is_no_checkpoint(tmp_path: Path, data: bytes, protocol: bytes) ->
 @pytest.mark.parametrize("name", ["gone.safetensors", "gone.pth", "folder.pth", ""])
 def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.pth").mkdir()
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+    says = "there is no checkpoint" if "gone" in name else "is a folder and not a file of weights"
+    with pytest.raises(CheckpointError, match=says):
         read_state_dict(tmp_path / name)
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+    with pytest.raises(CheckpointError, match=says):
         load_model(tmp_path / name)
 
 
@@ -649,7 +652,7 @@ def test_a_whole_pickled_network_and_a_bare_pickle_are_refused(tmp_path: Path) -
 )
 def test_a_pth_without_a_state_dict(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"holds no state dict: save model.state_dict\(\)"):
+    with pytest.raises(CheckpointError, match=r"no state dict.*: save model.state_dict\(\)"):
         read_state_dict(tmp_path / "other.pth")
 
 

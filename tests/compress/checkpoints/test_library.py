@@ -401,7 +401,7 @@ def test_a_truncated_file(own: tuple[Path, nn.Module]) -> None:
     for length in (0, 5, 100, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:length])
         for build in (None, Own):
-            with pytest.raises(CheckpointError, match=r"truncated or not a safetensors|give build"):
+            with pytest.raises(CheckpointError, match=r"not a safetensors|give build|is empty"):
                 load(path, build=build)
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         load(path.with_name("absent.safetensors"), build=Own)
