@@ -130,6 +130,7 @@ def folder_inputs(
     """
     from compress.data.datasets import evaluated, load_data
     from compress.data.imagefolder import identity_of, list_classes, list_files
+    from compress.data.walking import class_folders
 
     spec = image_input(wiring)
     prepared, notes = prepared_for(spec, config, facts)
@@ -140,7 +141,7 @@ def folder_inputs(
             data = load_data(whole)
             args = (data.val, spec, data.identity, data.val_images)
             return _inputs(*args, workers=config.workers, notes=notes)
-        labelled = any(entry.is_dir() for entry in folder.iterdir())
+        labelled = bool(class_folders(folder))
         files = list_classes(folder)[1] if labelled else list_files(folder)
         identity = identity_of(files)
     except OSError as error:
