@@ -207,3 +207,23 @@ def test_cmyk_is_converted_without_a_profile(decoder: Decoder) -> None:
     jpeg = saved(Image.frombytes("CMYK", (80, 16), blocks.tobytes()), "JPEG", quality=100)
     found = pixels_of(jpeg, decoder)[8, 8::16].astype(int)
     assert np.abs(found - expected).max() <= 4
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("kind", ["GIF", "TIFF"])
+def test_the_first_of_several_images_is_read(kind: str, decoder: Decoder) -> None:
+    first, second = (Image.new("L", (32, 8), level) for level in (40, 200))
+    data = saved(first, kind, save_all=True, append_images=[second])
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert (pixels_of(data, decoder) == 40).all()
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_contents_count_and_not_names(decoder: Decoder, tmp_path: Path) -> None:
+    for half in ("train", "val"):
+        (tmp_path / half / "cat").mkdir(parents=True)
+        (tmp_path / half / "cat" / "0.jpg").write_bytes(saved(Image.fromarray(COLOURS), "PNG"))
+    how = {"image_size": 8, "augment": "none", "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    data = load_data(DataConfig(dataset="imagefolder", root=tmp_path, decoder=decoder, **how))
+    (batch,) = eval_batches(data.val, batch_size=1)
+    assert (len(batch.images), batch.skipped) == (1, 0)

@@ -170,6 +170,32 @@ def test_validation_on_the_training_images_is_said(
     assert "the validation images are the training images" in caplog.text
 
 
+def test_a_class_validated_on_its_training_images_is_said(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(folder / "val" / "dog")
+    (folder / "val" / "dog").symlink_to("../train/dog")
+    assert names(folder, "val") == WHOLE
+    assert "links join the folders of class 'dog'" in caplog.text
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's own walk passes over it."""
+    (folder / "train" / "cat" / "secret").mkdir()
+    scandir = os.scandir
+
+    def denied(path: str | Path):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(DataError, match=r"cannot list .*: Permission denied"):
+        scan(folder)
+
+
 # ---- what is no regular file -------------------------------------------------------------------
 
 
