@@ -85,7 +85,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: nothing says which numbers are black and white.
     """
-    if image.mode in ("I", "F") and not (image.mode == "I" and image.format in SIXTEEN_AS_32):
+    if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_AS_32):
         kind = "floats" if image.mode == "F" else "32-bit or signed integers"
         raise ValueError(
             f"it holds {kind}, of which nothing says what is white: save it with 8 or 16 bits"
