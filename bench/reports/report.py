@@ -123,9 +123,9 @@ def load_report(path: Path) -> Report:
         )
     digest = document.pop("sha256", None)
     try:
+        report = Report.model_validate({**document, "schema_version": SCHEMA_VERSION})
         found = _digest(document)
         _require_numbers(document)
-        report = Report.model_validate({**document, "schema_version": SCHEMA_VERSION})
         _require_no_text_for_a_number(document, report.model_dump(mode="json"))
     except ValidationError as error:
         raise CheckpointError(f"{path} is a damaged report: {_first(error)}") from error
@@ -256,4 +256,5 @@ def _first(error: ValidationError) -> str:
     if error.error_count() > MOST_MISTAKES:
         return f"it has {error.error_count()} mistakes"
     detail = error.errors()[0]
-    return f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}"
+    place, said = ".".join(map(str, detail["loc"])), detail["msg"].lower()
+    return f"{place}: {said}" if place else said.removeprefix("value error, ")

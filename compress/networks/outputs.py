@@ -75,10 +75,13 @@ def require_logits(network: nn.Module, input_size: tuple[int, int, int], classes
         classes: how many logits there must be at least.
 
     Raises:
-        ModelError: it fails on such images, or returns something else.
+        ModelError: it fails on such images, returns something else, or answers differently for the
+            same image.
     """
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
     images = torch.zeros(PROBE, *input_size, device=device)
+    if not images.is_meta:
+        images.normal_(generator=torch.Generator(device).manual_seed(0))
     for training in (False, True):
         try:
             with torch.no_grad():
@@ -91,6 +94,26 @@ def require_logits(network: nn.Module, input_size: tuple[int, int, int], classes
                 f"{' in training' if training else ''}: {type(error).__name__}: {error}"
             ) from error
         _require_rows(network, output, classes, training=training)
+        if not training and not images.is_meta:
+            _require_one_answer(network, images, output)
+
+
+@torch.no_grad()
+def _require_one_answer(network: nn.Module, images: torch.Tensor, logits: torch.Tensor) -> None:
+    """Refuse a network whose answer for an image is not its own, in evaluation mode."""
+    name = type(network).__name__
+    again, alone = network(images), network(images[:1])
+    largest = float(logits.abs().max())
+    if not torch.allclose(again, logits, atol=1e-4 * largest, equal_nan=True):
+        raise ModelError(
+            f"{name} gives other logits for the same images in evaluation mode: something random "
+            "in it is always on, such as F.dropout without training=self.training"
+        )
+    if not torch.allclose(alone, logits[:1], atol=1e-3 * largest, equal_nan=True):
+        raise ModelError(
+            f"{name} gives other logits for an image alone than among others, in evaluation mode: "
+            "something in it looks at the batch, such as BatchNorm with track_running_stats=False"
+        )
 
 
 def _require_rows(network: nn.Module, output: Any, classes: int, *, training: bool) -> None:

@@ -54,10 +54,9 @@ def text_lines(sheet: Sheet, *, left: Collection[int] = (0,)) -> list[str]:
 def markdown_lines(sheet: Sheet) -> list[str]:
     """Return a sheet as Markdown: a heading and the table, without the notes."""
     rule = ("---", *("---:",) * (len(sheet.header) - 1))
-    head, *rows = (map(markdown, cells) for cells in (sheet.header, *sheet.rows))
-    table = map(_markdown_row, (head, rule, *rows))
-    return [f"## {markdown(sheet.title)}", "", *table]
+    head, *rows = map(_markdown_row, (sheet.header, *sheet.rows))
+    return [f"## {markdown(sheet.title)}", "", head, f"| {' | '.join(rule)} |", *rows]
 
 
 def _markdown_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(markdown(cell, begins=False) for cell in cells)} |"

@@ -32,10 +32,15 @@ def lines(text: str) -> str:
     return text if text.isprintable() else "\n".join(map(plain, text.split("\n")))
 
 
-def markdown(text: str) -> str:
-    """Return a text that Markdown, and GitHub's, shows as it is: in a cell, an item, a heading."""
+def markdown(text: str, *, begins: bool = True) -> str:
+    """Return a text that Markdown, and GitHub's, shows as it is.
+
+    Args:
+        text: the text.
+        begins: whether it begins a line or an item of a list, where a number or a dash has meaning.
+    """
     shown = _INLINE.sub(r"\\\g<0>", plain(text))
-    found = _LEADING.match(shown)
+    found = _LEADING.match(shown) if begins else None
     if found is None:
         return shown
     start = found.end(2) if found[2].isdecimal() else found.start(2)

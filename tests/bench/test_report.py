@@ -221,7 +221,7 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
         (damaged(lambda d: d.pop("sha256")), "was changed after it was written"),
         (
             damaged(lambda d: d["comparison"].update(macs_ratio=0.1)),
-            "was changed after it was written",
+            "damaged report: macs_ratio is not that of the counts",
         ),
         (
             damaged(lambda d: d["networks"]["pruned"]["outcomes"].update(images=7)),

@@ -69,10 +69,7 @@ def sections(model: type[Section], prefix: str = "") -> list[tuple[str, type[Sec
         ("data.root=3", "data.root = 3: input is not a valid path"),
         # out of range
         ("train.epochs=-1", "train.epochs = -1: input should be greater than or equal to 0"),
-        (
-            "prune.budget=removed=9,channels=0.5",
-            "a budget",
-        ),
+        ("prune.budget=params=9,macs=1", "prune.budget = 'params=9,macs=1': a budget is one"),
         ("train.lr=0", "train.lr = 0: input should be greater than 0"),
         ("train.lr=nan", "train.lr = nan: input should be a finite number"),
         ("train.lr=inf", "train.lr = inf: input should be a finite number"),

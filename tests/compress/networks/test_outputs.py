@@ -110,3 +110,38 @@ def test_no_row_of_logits_for_each_image(wrap: Any, classes: int, message: str) 
 def test_images_that_do_not_fit() -> None:
     with pytest.raises(ModelError, match="does not accept images of size 3x5x5: RuntimeError: "):
         require_logits(Wrapped(as_plain), (3, 5, 5), 5)
+
+
+class AlwaysDropped(nn.Module):
+    """Dropout that no mode turns off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(48, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.dropout(x.flatten(1)))
+
+
+class OfTheBatch(nn.Module):
+    """BatchNorm that has no statistics of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, track_running_stats=False)
+        self.head = nn.Linear(48, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(x).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        (AlwaysDropped, "AlwaysDropped gives other logits for the same images.*F.dropout"),
+        (OfTheBatch, "OfTheBatch gives other logits for an image alone.*track_running_stats"),
+    ],
+)
+def test_an_answer_that_is_not_the_image_s_own(network: type[nn.Module], says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        require_logits(network(), (3, 4, 4), 3)
