@@ -274,7 +274,7 @@ class TestPrune:
             ("cut.pth", "truncated"),
             ("cut.safetensors", "truncated"),
             ("text.pth", "not a PyTorch checkpoint"),
-            ("empty.pth", "truncated"),
+            ("empty.pth", "is empty"),
             ("deeper.pth", "of another architecture"),
             ("classes.pth", "5 classes and 3 are needed"),
             ("code.pth", "needs code execution"),

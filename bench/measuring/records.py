@@ -20,6 +20,8 @@ from compress.config import Precision, Runtime
 from compress.files.documents import Section
 
 Sha256 = str
+MOST_COUNTED = 2**53
+"""Whole numbers up to this are exact as floating point numbers."""
 
 _CLASSES = np.dtype("<u4")
 _MOST_BYTES = 2**28  # of one unpacked field: 67 M images
@@ -51,15 +53,15 @@ class Artefact(Section):
     weights_sha256: Sha256
     """Of the weights that a sidecar names; without a sidecar of the file, or of a network in
     memory."""
-    bytes: int | None = Field(default=None, ge=1)
+    bytes: int | None = Field(default=None, ge=1, le=MOST_COUNTED)
     """Size of the file that the runtime reads; None of a network in memory."""
     file: str | None = None
     """Name of that file, without its folder."""
     runtime: Runtime | None = None
     """What ran it; None where it is that of the configuration."""
-    macs: int | None = Field(default=None, ge=1)
+    macs: int | None = Field(default=None, ge=1, le=MOST_COUNTED)
     """Per image; None if the export did not count them."""
-    params: int | None = Field(default=None, ge=1)
+    params: int | None = Field(default=None, ge=1, le=MOST_COUNTED)
     """None if the export did not count them."""
     parity: tuple[ParityRecord, ...] = ()
 
