@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from bench.measuring.subject import Facts, Pair, Subject
 from compress.checkpoints.permission import BUILT_IN, Permission
@@ -97,6 +98,32 @@ def any_subjects(
     pair = Pair(*found)
     _check_pair(pair, _SAME_IMAGES, "they cannot be compared on the same inputs")
     return pair
+
+
+def higher_precisions(subject: Subject) -> Iterator[Subject]:
+    """Yield the same network in each higher precision whose file lies beside its own.
+
+    Torch computes one checkpoint in either.
+
+    Raises:
+        CheckpointError: such a file is damaged, or its sidecar is another file's.
+    """
+    from export.stage import onnx_path
+
+    path, precision = subject.path, subject.facts.get("precision")
+    order: tuple[Precision, ...] = get_args(Precision)
+    if path is None or precision not in order:
+        return
+    for higher in order[: order.index(precision)]:
+        if subject.runtime.startswith("torch"):
+            yield replace(subject, facts={**subject.facts, "precision": higher})
+            continue
+        name = path.name.removesuffix(f".{precision}{path.suffix}")
+        file = onnx_path(path.parent, name, higher).with_suffix(path.suffix)
+        if file != path and file.is_file():
+            found = _any(file, config=subject.config, precision=None, permission=subject.permission)
+            if (found.facts.get("precision"), found.digest) == (higher, subject.digest):
+                yield found
 
 
 def missing_facts(pair: Pair) -> tuple[str, ...]:

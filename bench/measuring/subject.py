@@ -70,6 +70,7 @@ class Subject:
             bytes=sum(file.stat().st_size for file in self.files) or None,
             file=self.name if self.path else None,
             runtime=self.runtime,
+            precision=facts.get("precision"),
             macs=facts.get("macs"),
             params=facts.get("params"),
             parity=tuple(

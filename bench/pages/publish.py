@@ -18,7 +18,7 @@ from bench.judging.verdicts import Status, Verdict
 from bench.pages.sheets import measured_on, sheets, verdict_sheet
 from bench.reports.report import save_report
 from bench.reports.schema import Report
-from bench.reports.summary import comparison_sheet, explain, headline
+from bench.reports.summary import comparison_sheet, explain_layers, headline
 from compress.errors import writing
 from compress.files.atomic import write_atomically
 from compress.terminal.sheet import Sheet, fill, markdown_lines
@@ -80,7 +80,9 @@ def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
     from rich.text import Text
 
     sheet, judged = comparison_sheet(report), verdict_sheet(verdicts)
-    layers = (f"Batch {times.batch_size}: {explain(times)}" for times in report.layers)
+    layers = (
+        f"Batch {times.batch_size}: {explain_layers(report, times)}" for times in report.layers
+    )
     notes = "\n".join((*sheet.notes, *judged.notes, *layers))
     table = Table(
         title=headline(report),

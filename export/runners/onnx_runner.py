@@ -49,9 +49,9 @@ class OnnxRunner(Runner):
     session still names the provider first; only a CUDA graph refuses a network that is not whole.
     With a CUDA graph ONNX Runtime may itself wait for the GPU in ``enqueue``.
 
-    The TensorRT provider builds one engine for all batch sizes from the least to the largest that it
-    has met, tuned for the largest, and builds it anew for one outside of these, which takes minutes
-    for a large network. Engines and timings are kept in a temporary folder, or that of
+    The TensorRT provider builds one engine for all batch sizes from the least to the largest that
+    it has met, tuned for the largest, and builds it anew for one outside of these, which takes
+    minutes for a large network. Engines and timings are kept in a temporary folder, or that of
     ``keep_builds``.
     """
 
