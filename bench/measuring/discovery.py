@@ -13,7 +13,7 @@ from compress.checkpoints.permission import BUILT_IN, Permission
 from compress.config import BenchConfig, Precision, Runtime
 from compress.errors import CheckpointError, ConfigError
 from compress.files.atomic import sha256_of
-from export.runners import artefact_suffix
+from export.runners import artefact_suffix, require_usable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -261,10 +261,11 @@ def _of_run(
         from export.engines.sidecar import read_engine_sidecar, sidecar_path
 
         path = engine_path(run_dir / "export", name, precision)
-        _require((path, sidecar_path(path)), command=f"{command} --engine --target TARGET")
+        files = (path, sidecar_path(path))
+        _require(files, config.runtime, command=f"{command} --engine --target TARGET")
         facts = _with_pruning(read_engine_sidecar(path), run_dir / f"{name}.safetensors")
         return Subject(path, onnx, facts, config, permission)
-    _require((onnx, onnx.with_suffix(".json")), command=command)
+    _require((onnx, onnx.with_suffix(".json")), config.runtime, command=command)
     checkpoint = run_dir / f"{name}.safetensors"
     path = checkpoint if config.runtime.startswith("torch") else onnx
     return Subject(path, onnx, _with_pruning(read_sidecar(onnx), checkpoint), config, permission)
@@ -281,10 +282,11 @@ def _with_pruning(facts: Facts, checkpoint: Path) -> Facts:
     return facts | (pruning_facts(description, description.structure) if description else {})
 
 
-def _require(files: Sequence[Path], *, command: str) -> None:
+def _require(files: Sequence[Path], runtime: Runtime, *, command: str) -> None:
     """Refuse an export that was never made, or of which a file is gone."""
     for file in files:
         if not file.exists():
+            require_usable(runtime)  # else the file is made for nothing
             raise CheckpointError(f"there is no {file}; write it with: {command}")
 
 

@@ -68,7 +68,7 @@ def sheets(report: Report, verdicts: Sequence[Verdict]) -> Iterator[Sheet]:
     for times in report.layers:
         yield layer_sheet(times, explain_layers(report, times))
     if report.change is not None:
-        yield _change_sheet(report, report.change)
+        yield change_sheet(report.change)
     if report.networks.reference.parity or report.networks.pruned.parity:
         yield _parity_sheet(report)
     yield _environment_sheet(report.environment)
@@ -149,7 +149,8 @@ def _parity_sheet(report: Report) -> Sheet:
     return Sheet("Agreement with torch", ("", "relative error", "cosine", "same top-1"), rows)
 
 
-def _change_sheet(report: Report, change: Change) -> Sheet:
+def change_sheet(change: Change) -> Sheet:
+    """Return how latency and accuracy changed since a stored report."""
     rows: list[Row] = []
     for found in change.latency:
         size = found.batch_size

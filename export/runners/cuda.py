@@ -50,11 +50,7 @@ class Cuda:
 
         parsed = _parsed(device)
         asked = asked or f"torch was asked for {device}"
-        reason = _unusable()
-        if reason is not None:
-            raise EnvironmentUnfitError(
-                f"{asked} and finds no usable GPU{reason}; use a runtime on the CPU"
-            )
+        require_gpu(asked)
         try:
             with torch.cuda.device(parsed):
                 self.index = torch.cuda.current_device()
@@ -165,6 +161,22 @@ class Cuda:
         """Wait for what is still queued; after a failed launch there is nothing to wait for."""
         with suppress(RuntimeError):
             self.synchronize()
+
+
+def require_gpu(asked: str) -> None:
+    """Refuse a machine without a GPU that torch can use.
+
+    Args:
+        asked: how the message begins.
+
+    Raises:
+        EnvironmentUnfitError: there is none; the sentence says why, as far as torch tells.
+    """
+    reason = _unusable()
+    if reason is not None:
+        raise EnvironmentUnfitError(
+            f"{asked} and finds no usable GPU{reason}; use a runtime on the CPU"
+        )
 
 
 def _parsed(device: str) -> torch.device:

@@ -110,11 +110,7 @@ class OnnxRunner(Runner):
             EnvironmentUnfitError: ONNX Runtime, the execution provider or the GPU is not there.
         """
         runtime = import_onnxruntime()
-        available = runtime.get_available_providers()
-        if self._provider not in available:
-            raise EnvironmentUnfitError(
-                f"this ONNX Runtime has no {self._provider}; it has {', '.join(available)}"
-            )
+        require_provider(self._provider)
         if not self._path.is_file():
             raise CheckpointError(f"there is no ONNX file {self._path}")
         weight_files(self._path)
@@ -299,6 +295,19 @@ def _bound_launch(
         return ends[1]
 
     return launch
+
+
+def require_provider(provider: str) -> None:
+    """Refuse an execution provider that this ONNX Runtime was built without.
+
+    Raises:
+        EnvironmentUnfitError: it was, or ONNX Runtime is not installed.
+    """
+    available = import_onnxruntime().get_available_providers()
+    if provider not in available:
+        raise EnvironmentUnfitError(
+            f"this ONNX Runtime has no {provider}; it has {', '.join(available)}"
+        )
 
 
 def import_onnxruntime() -> Any:
