@@ -67,7 +67,8 @@ def measure_precisions(
     try:
         for slot, subject in slots:
             for higher in higher_precisions(subject):
-                found += _measured(slot, subject, higher, config, seed=seed, progress=progress)
+                gains = _measured(slot, subject, higher, config, seed=seed, progress=progress)
+                found += sorted(gains, key=lambda gain: config.batch_sizes.index(gain.batch_size))
     except CompressError as error:
         return tuple(found), (f"{precision} was not measured against a higher precision: {error}.",)
     if found:

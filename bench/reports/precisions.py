@@ -44,8 +44,8 @@ def slower_precisions(report: Report, names: tuple[str, str]) -> Iterator[str]:
             for one in those
         )
         yield (
-            f"{lower} is slower here than {higher}, though less precise: {told}; on this machine "
-            f"{higher} is the better choice."
+            f"{lower} is slower here than {higher}, though less precise: {told}; {higher} is the "
+            "better choice there."
         )
 
 

@@ -22,8 +22,7 @@ if TYPE_CHECKING:  # a report prints itself by this module
 NOT_MEASURED = "not measured"
 
 _UNCHANGED = 0.005  # a ratio this close to 1 is said to have stayed
-_TELLS = 1.15  # times by which the ratio of layers may miss that of calls; it is 1.09 at most where
-# nothing disturbs either, docs/measuring.md
+_TELLS = 1.15  # times by which the ratios of layers and of whole calls may differ; 1.09 was seen
 _FOLLOWS = 0.02  # share of the pruned time by which it may miss the MACs and still follow them
 _WORTH_SAYING = 0.05  # share of what is missing that a layer must hold to be named
 _MOST_NAMED = 3
