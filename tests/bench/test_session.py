@@ -177,7 +177,9 @@ def test_each_precision_has_files_of_its_own(run_dir: Path) -> None:
         subjects(run_dir, config=BenchConfig(runtime="onnxruntime-cpu"), precision="fp16")
 
 
-def test_the_runtime_decides_which_file_is_measured(run_dir: Path) -> None:
+def test_the_runtime_decides_which_file_is_measured(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (run_dir / "dense.safetensors").write_bytes(b"12345")
     (run_dir / "pruned.safetensors").write_bytes(b"123")
     found = subjects(run_dir, config=BenchConfig(runtime="torch-cpu"), precision="fp32")
@@ -186,6 +188,7 @@ def test_the_runtime_decides_which_file_is_measured(run_dir: Path) -> None:
     assert found.reference.path == run_dir / "export" / "dense.onnx"
     with pytest.raises(ConfigError, match="torch does not run the INT8 network"):
         subjects(run_dir, config=BenchConfig(runtime="torch-cpu"), precision="int8")
+    monkeypatch.setattr("bench.measuring.discovery.require_usable", lambda runtime: None)
     with pytest.raises(CheckpointError, match=r"dense\.engine"):
         subjects(run_dir, config=BenchConfig(runtime="tensorrt"), precision="fp32")
 
