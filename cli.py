@@ -187,8 +187,7 @@ def bench_command(request: BenchRequest, as_json: Json = False) -> None:
     judged = bench(request)
     _print_report(judged, as_json)  # before it is written: it took minutes
     judged.publish()
-    if request.candidate is not None:
-        say(f"the report is in {judged.folder}")
+    say(f"the report is in {judged.folder}")
     raise typer.Exit(judged.exit_code)
 
 
@@ -202,6 +201,7 @@ def gate_command(request: GateRequest, as_json: Json = False) -> None:
     _print_report(judged, as_json)
     if request.output is not None:
         judged.publish()
+        say(f"the report is in {judged.folder}")
     raise typer.Exit(judged.exit_code)
 
 
@@ -214,6 +214,7 @@ def report_command(request: ReportRequest, as_json: Json = False) -> None:
     judged = show_again(request)
     _print_report(judged, as_json)
     judged.publish_views()
+    say(f"report.md and report.html are in {judged.folder}")
 
 
 @app.command("baseline")

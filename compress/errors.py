@@ -7,6 +7,7 @@
     |-- CheckpointError           1  weights missing, damaged, unsafe or of another network
     |-- DataError                 1  images missing, unreadable or of another class list
     |-- ModelError                1  the network cannot be built, traced or pruned
+    |   `-- UnknownModelError     2  no network has the name that was given; a ConfigError as well
     |-- BudgetError               1  the requested size cannot be reached
     |-- TableError                1  a latency table of something else, or that covers less
     |-- TrainingError             1  the loss became NaN or infinite
@@ -67,6 +68,10 @@ class DataError(CompressError):
 
 class ModelError(CompressError):
     """A network that cannot be built, traced or pruned."""
+
+
+class UnknownModelError(ConfigError, ModelError):
+    """A name that no network has, such as a misspelt one."""
 
 
 class BudgetError(CompressError):

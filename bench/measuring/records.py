@@ -59,6 +59,8 @@ class Artefact(Section):
     """Name of that file, without its folder."""
     runtime: Runtime | None = None
     """What ran it; None where it is that of the configuration."""
+    precision: Precision | None = None
+    """Number format of weights and activations; None where nothing tells."""
     macs: int | None = Field(default=None, ge=1, le=MOST_COUNTED)
     """Per image; None if the export did not count them."""
     params: int | None = Field(default=None, ge=1, le=MOST_COUNTED)

@@ -29,6 +29,7 @@ def train_run(request: RunRequest) -> Started:
     """
     with started(request) as on:
         train_stage(on)
+    say(f"the dense network is {on.run.dense}")
     return on
 
 
@@ -49,6 +50,7 @@ def prune_run(request: PruneRequest, stopwatch: StopwatchFor | None = None) -> S
             )
         note_import(on.session)
         prune_stage(on, stopwatch)
+    say(f"the pruned network is {on.run.pruned}")
     return on
 
 

@@ -19,7 +19,7 @@ import onnx
 import pytest
 import torch
 from commands import document, invoke, refused
-from host_gpu import HostEvent, fresh_host_gpu
+from host_gpu import fresh_host_gpu
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
@@ -539,7 +539,6 @@ def test_two_networks_in_memory() -> None:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.runners.torch_runner.Cuda", fresh_host_gpu())
-    monkeypatch.setattr("bench.measuring.device_timing._TorchEvent", HostEvent)
 
 
 @pytest.mark.usefixtures("gpu")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from host_gpu import HostEvent, HostGpu, fresh_host_gpu
+from host_gpu import HostGpu, fresh_host_gpu
 from onnx_models import rounds_half_precision
 from runs import DATA, config_of, pruned_run
 from tensorrt_contract import fake_tensorrt
@@ -67,7 +67,6 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = fake_tensorrt("10.4.0")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("export.runners.engine_runner.Cuda", fresh_host_gpu())
-    monkeypatch.setattr("bench.measuring.device_timing._TorchEvent", HostEvent)
     for where in ("export.nvml.find_gpu", "export.engines.build.find_gpu"):
         monkeypatch.setattr(where, lambda: HOST)
     return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
@@ -229,19 +230,33 @@ class Remote(Store):
         for last in [*[False] * (TRIES - 1), True]:
             try:
                 return act()
-            except (FileNotFoundError, CompressError):
+            except CompressError:
                 raise
             except Exception as error:
+                cause = _cause(error)
+                if isinstance(cause, FileNotFoundError):
+                    raise
                 # Every library has its own errors; these two do not pass with time.
-                if last or isinstance(error, PermissionError | ImportError):
+                if last or isinstance(cause, PermissionError | ImportError):
                     raise DataError(
-                        f"cannot read {name} under {self.title} ({type(error).__name__}): look at "
+                        f"cannot read {name} under {self.title} ({type(cause).__name__}): look at "
                         "the network, the URL and the credentials in the environment"
                     ) from error
-                logger.info("%s: %s, trying again", name, type(error).__name__)
+                logger.info("%s: %s, trying again", name, type(cause).__name__)
             sleep(pause)
             pause *= 2
         raise AssertionError("the last try returns or raises")
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return what is wrong: fsspec says that a file is not there when a host is not to be reached.
+
+    Its own reason is then an error of the operating system, and not the answer of a server.
+    """
+    below = error.__cause__
+    unreached = isinstance(below, OSError | asyncio.TimeoutError)
+    hidden = isinstance(error, FileNotFoundError) and not isinstance(below, FileNotFoundError)
+    return below if below is not None and hidden and unreached else error
 
 
 def resized(title: str, name: str, found: int, length: int) -> DataError:
