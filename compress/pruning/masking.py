@@ -18,6 +18,8 @@ from compress.networks.groups import ChannelGraph, Mask, Removable, Units
 Scores = NDArray[np.float64]
 CostFunction = Callable[[Mask], float]
 
+FEW_BRANCHES = 3
+"""The last branches of a network; while there are as many, the others take over what one did."""
 MOST_FINER = 32
 """How often at most a large chunk is left out to come closer to the limit."""
 
@@ -67,11 +69,12 @@ def _matches(group: Removable, patterns: Iterable[str]) -> bool:
 
 
 def weighed_by_depth(scores: Scores, kept: Mask, graph: ChannelGraph) -> Scores:
-    """Return scores in which a branch counts for more, the fewer are left.
+    """Return scores in which the last branches count for more.
 
     The change of the loss when a branch goes is foreseen well enough. What training brings back
     is not: the others take over what one of many did, and nothing takes over what the last one did
-    (docs/milliseconds.md). So a branch counts for its importance times all branches by those left.
+    (docs/milliseconds.md). So where fewer than ``FEW_BRANCHES`` are left, each counts for its
+    importance times ``FEW_BRANCHES`` over those left.
 
     Args:
         scores: (units,) importance.
@@ -80,7 +83,7 @@ def weighed_by_depth(scores: Scores, kept: Mask, graph: ChannelGraph) -> Scores:
     """
     units = [branch.unit for branch in graph.removable]
     weighed = scores.copy()
-    weighed[units] *= len(units) / max(1, int(np.count_nonzero(kept[units])))
+    weighed[units] *= max(1.0, FEW_BRANCHES / max(1, int(np.count_nonzero(kept[units]))))
     return weighed
 
 

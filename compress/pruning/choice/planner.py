@@ -41,8 +41,8 @@ class Planner:
         """Return the mask of a step on the way to the best one within the final limit.
 
         Nothing goes on the way that need not go in the end. Blocks go first: what remains learns to
-        do without them while channels go. The end is planned anew when one is gone, because those
-        that are left are then worth more.
+        do without them while channels go. The end is planned anew when one is gone, because the
+        last ones are worth more.
 
         Args:
             scores: (units,) importance that adds up, of branches as well.

@@ -8,20 +8,25 @@ import numpy as np
 import pytest
 from choice_quality import Trial, trial_of
 from conftest import small_graph
-from tables import MultiplyAdds
 
-from compress.config import PruneConfig
 from compress.errors import BudgetError
-from compress.latency.times import network_milliseconds
 from compress.networks.groups import Mask
 from compress.pruning.choice.planner import Planner
-from compress.pruning.choice.widths import Chooser
-from compress.pruning.masking import candidates, weighed_by_depth
+from compress.pruning.masking import weighed_by_depth
 
 
 def limit_between(trial: Trial, share: float) -> float:
     times = [trial.milliseconds(mask) for mask in trial.masks(trial.graph.everything())]
     return min(times) + share * (max(times) - min(times))
+
+
+def cheap_blocks(seed: int) -> Trial:
+    """Return a small network whose blocks are worth less than the channels in them."""
+    trial = trial_of(seed)
+    scores = trial.scores.copy()
+    for branch in trial.graph.removable:
+        scores[branch.unit] = 0.2 * scores[branch.inner].sum()
+    return replace(trial, scores=scores)
 
 
 def best_of_all(trial: Trial, limit: float) -> Mask:
@@ -30,7 +35,7 @@ def best_of_all(trial: Trial, limit: float) -> Mask:
     while trial.milliseconds(mask) > limit:
         worth = trial.scores.copy()
         left = [unit for unit in branches if mask[unit]]
-        worth[left] *= len(branches) / max(1, len(left))
+        worth[left] *= {0: 3, 1: 3, 2: 1.5}.get(len(left), 1)
         weighed = replace(trial, scores=worth)
         within = [m for m in trial.masks(mask) if trial.milliseconds(m) <= limit]
         best = min(within, key=lambda m: weighed.lost(mask, m))
@@ -43,17 +48,21 @@ def best_of_all(trial: Trial, limit: float) -> Mask:
     return mask
 
 
-@pytest.mark.parametrize("seed", range(24))
-def test_the_end_is_that_of_the_same_rule_over_all_masks(seed: int) -> None:
-    trial = trial_of(seed)
-    limit = limit_between(trial, 0.4)
-    planner = Planner(trial.graph, trial.times, trial.allowed)
-    kept = planner.choose(trial.scores, trial.graph.everything(), limit, end=limit, least=0.0)
-    expected = best_of_all(trial, limit)
-    assert trial.milliseconds(kept) <= limit
-    assert trial.lost(trial.graph.everything(), kept) == pytest.approx(
-        trial.lost(trial.graph.everything(), expected), rel=1e-9, abs=1e-12
-    )
+def test_the_end_is_that_of_the_same_rule_over_all_masks() -> None:
+    other = 0
+    for seed in range(24):
+        trial = cheap_blocks(seed)
+        limit, everything = limit_between(trial, 0.4), trial.graph.everything()
+        planner = Planner(trial.graph, trial.times, trial.allowed)
+        kept = planner.choose(trial.scores, everything, limit, end=limit, least=0.0)
+        expected = best_of_all(trial, limit)
+        assert trial.milliseconds(kept) <= limit
+        assert trial.lost(everything, kept) == pytest.approx(
+            trial.lost(everything, expected), rel=1e-9, abs=1e-12
+        )
+        plain = planner.chooser.choose(trial.scores, everything, limit).mask
+        other += bool((plain != kept).any())
+    assert other  # else the rule had nothing to say
 
 
 def test_steps_take_nothing_that_need_not_go_in_the_end_and_blocks_before_channels() -> None:
@@ -79,31 +88,15 @@ def test_steps_take_nothing_that_need_not_go_in_the_end_and_blocks_before_channe
     assert taken
 
 
-def test_the_last_blocks_are_worth_more() -> None:
-    """Among equal blocks the plain choice takes more than the one that weighs what is left."""
+@pytest.mark.parametrize(("left", "times"), [(0, 3), (1, 3), (2, 1.5), (3, 1), (9, 1)])
+def test_the_last_three_blocks_count_for_three_together(left: int, times: float) -> None:
     graph = small_graph("resnet20")
-    scores = np.ones(graph.num_units)
-    for branch in graph.removable:
-        scores[branch.unit] = 15
-    times, everything = MultiplyAdds(), graph.everything()
-    allowed = candidates(graph, PruneConfig(channel_multiple=8, blocks=True))
-    limit = 0.2 * network_milliseconds(graph, times, everything)
-    plain = Chooser(graph, times, allowed).choose(scores, everything, limit).mask
-    kept = Planner(graph, times, allowed).choose(scores, everything, limit, end=limit, least=0.0)
+    scores, kept = np.arange(1.0, graph.num_units + 1), graph.everything()
     blocks = [branch.unit for branch in graph.removable]
-    gone = [np.count_nonzero(~mask[blocks]) for mask in (plain, kept)]
-    assert 1 < gone[1] < gone[0]
-
-
-def test_a_block_counts_for_all_blocks_by_those_left() -> None:
-    trial = next(t for t in map(trial_of, range(100)) if len(t.graph.removable) == 2)
-    one, other = (branch.unit for branch in trial.graph.removable)
-    kept = trial.graph.everything()
-    assert (weighed_by_depth(trial.scores, kept, trial.graph) == trial.scores).all()
-    kept[one] = False
-    expected = trial.scores.copy()
-    expected[[one, other]] *= 2
-    assert (weighed_by_depth(trial.scores, kept, trial.graph) == expected).all()
+    kept[blocks[left:]] = False
+    expected = scores.copy()
+    expected[blocks] *= times
+    assert (weighed_by_depth(scores, kept, graph) == expected).all()
 
 
 def test_an_end_that_nothing_reaches_is_refused() -> None:
