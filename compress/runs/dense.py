@@ -103,7 +103,7 @@ def import_dense(
         log.warning("the classifier begins anew, and learns while the network is pruned")
     accuracy = accuracy_of(model.to(device), data, config, world)
     if world.main:
-        origin = {"file": checkpoint.name, "sha256": sha256_of(checkpoint), "weights": key}
+        origin = {"name": checkpoint.name, "sha256": sha256_of(checkpoint), "weights": key}
         metrics = {"accuracy": accuracy.as_dict(), "imported": origin}
         save_checkpoint(output, model, description=Description.of(config.model, data, metrics))
     world.wait()
@@ -124,7 +124,7 @@ def note_import(session: Session) -> None:
     if told or "imported" not in metrics or "accuracy" not in metrics:
         return
     session.forget("train")  # a line that was cut off
-    session.record("dense", checkpoint=metrics["imported"]["file"], **metrics["accuracy"])
+    session.record("dense", checkpoint=metrics["imported"]["name"], **metrics["accuracy"])
 
 
 def is_import_of(file: Path, checkpoint: Path, key: str | None = None) -> bool:

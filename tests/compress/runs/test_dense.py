@@ -215,7 +215,7 @@ def test_import_keeps_the_weights_and_measures_them(
     for name, tensor in checkpoint.model.state_dict().items():
         assert torch.equal(tensor, state[name]), name
     measured = evaluate(trained, eval_batches(digits.val, batch_size=100), CPU)
-    origin = {"file": file.name, "sha256": sha256_of(file)}
+    origin = {"name": file.name, "sha256": sha256_of(file), "weights": None}
     metrics = {"accuracy": measured.as_dict(), "imported": origin}
     assert checkpoint.description.metrics == metrics
     assert is_import_of(session.run.dense, file)
@@ -235,10 +235,10 @@ def test_a_network_that_gives_nan_is_not_taken(
     state["fc.bias"][3] = torch.nan
     save_file(state, tmp_path / "nan.safetensors")
     config = config_of()
-    session = session_in(tmp_path / "run", config)
+    output = tmp_path / "dense.safetensors"
     with pytest.raises(ModelError, match="the network gives NaN on 599 of 599 images"):
-        import_dense(config, digits, session, tmp_path / "nan.safetensors")
-    assert not session.run.dense.exists()
+        import_dense(config, digits, tmp_path / "nan.safetensors", output)
+    assert not output.exists()
 
 
 def refused(path: Path, file: Path, data: ImageData, config: RunConfig, sentence: str) -> None:
