@@ -138,8 +138,8 @@ def is_import_of(file: Path, checkpoint: Path, key: str | None = None) -> bool:
     own = read_description(file)
     origin = own.metrics.get("imported") if own else None
     digest = sha256_of(checkpoint)
-    if isinstance(origin, dict):
-        return (origin.get("sha256"), origin.get("weights")) == (digest, key)
+    if isinstance(origin, dict) and (origin.get("sha256"), origin.get("weights")) == (digest, key):
+        return True
     return digest == sha256_of(file)
 
 
