@@ -22,7 +22,9 @@ Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FORMAT_VERSION = 2
 """Of files that are written. Version 1 names channel groups where 2 names tensors; 3 is written
 where branches are gone."""
-READABLE = (1, 2, 3)
+QUANTIZED_VERSION = 4
+"""Of files that hold the ranges of a network that was trained in 8 bits."""
+READABLE = (1, 2, 3, QUANTIZED_VERSION)
 METADATA_KEY = "compress"
 MOST_HEADER_BYTES = 2**24
 """Of a safetensors file; names and shapes of a thousand layers with 20,000 classes take a MiB."""
@@ -69,6 +71,17 @@ class Structure(BaseModel):
     unknown_operations: tuple[str, ...] = ()
 
 
+class Quantization(BaseModel):
+    """How a network that was trained in 8 bits is rounded in its exported file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    form: str
+    """Of the file: ``int8_form`` of the target that it was trained for."""
+    ranges: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    """Of each activation by its name in the file: what the largest 8-bit number stands for."""
+
+
 class Header(BaseModel):
     """The JSON document in the header of any file of weights that this tool wrote."""
 
@@ -111,6 +124,8 @@ class Description(Header):
     structure: Structure | None = None
     """Of a network that was analysed; a file of version 1 has none."""
     metrics: dict[str, Any] = Field(default_factory=dict)
+    quantization: Quantization | None = None
+    """Of a network that was trained in 8 bits."""
     parent_sha256: str | None = None
     """Digest of the file of the dense network that this one was pruned from."""
 

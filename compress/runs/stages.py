@@ -7,18 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from compress.config import RunConfig
+from compress.data.batches import ImageData
 from compress.distributed.torchrun import is_main
 from compress.distributed.world import current
 from compress.errors import ConfigError
 from compress.latency.stopwatch import Stopwatch
 from compress.runs.dense import import_dense, train_dense
 from compress.runs.launch import Started, started
-from compress.runs.prune import check_budget, prune
+from compress.runs.prune import Quantizer, check_budget, prune
 from compress.runs.request import PruneRequest, RunRequest
 from compress.terminal.console import say
 
 StopwatchFor = Callable[[RunConfig], Stopwatch | None]
 """What measures networks as a configuration says, where a budget of time asks for it."""
+
+
+QuantizerFor = Callable[[RunConfig, ImageData], Quantizer | None]
+"""What makes networks round to 8 bits as a configuration says, where finetuning asks for it."""
 
 
 def train_run(request: RunRequest) -> Started:
@@ -32,18 +37,29 @@ def train_run(request: RunRequest) -> Started:
     return on
 
 
-def prune_run(request: PruneRequest, stopwatch: StopwatchFor | None = None) -> Started:
+def prune_run(
+    request: PruneRequest,
+    stopwatch: StopwatchFor | None = None,
+    quantizer: QuantizerFor | None = None,
+) -> Started:
     """Prune the network of a checkpoint, or go on with a run that does.
+
+    Args:
+        request: what is asked for.
+        stopwatch: measures, where the budget is time.
+        quantizer: makes the network round, where it is finetuned in 8 bits; asked before anything
+            is written, too.
 
     Raises:
         CompressError: see ``started``, ``import_dense`` and ``prune``.
     """
     if (request.checkpoint is None) != request.resume:
         raise ConfigError("compress prune needs --checkpoint FILE, or --resume --output DIR")
-    with started(request, [check_budget], request.checkpoint) as on:
+    checks = [check_budget, *([quantizer] if quantizer else [])]
+    with started(request, checks, request.checkpoint) as on:
         if request.checkpoint is not None and not (on.resumed and is_there(on.run.dense)):
             import_dense(on.config, on.data, on.session, request.checkpoint)
-        prune_stage(on, stopwatch)
+        prune_stage(on, stopwatch, quantizer)
     return on
 
 
@@ -53,11 +69,18 @@ def train_stage(on: Started) -> None:
     stage(on.run.dense, title, lambda: train_dense(on.config, on.data, on.session))
 
 
-def prune_stage(on: Started, stopwatch: StopwatchFor | None = None) -> None:
+def prune_stage(
+    on: Started, stopwatch: StopwatchFor | None = None, quantizer: QuantizerFor | None = None
+) -> None:
     """Prune the dense network, unless the pruned one is there."""
     title = f"pruning to {on.config.prune.budget}"
     timed = stopwatch(on.config) if stopwatch and on.config.prune.budget.kind == "latency" else None
-    stage(on.run.pruned, title, lambda: prune(on.config, on.data, on.session, timed))
+    rounding = quantizer(on.config, on.data) if quantizer else None
+    if on.config.finetune.quantize:
+        epochs = on.config.finetune.quantize_epochs
+        last = "epoch rounds" if epochs == 1 else f"{epochs} epochs round"
+        say(f"the last {last} to 8 bits, as the file for target {on.config.export.target} will")
+    stage(on.run.pruned, title, lambda: prune(on.config, on.data, on.session, timed, rounding))
 
 
 def stage(result: Path, title: str, work: Callable[[], object]) -> None:

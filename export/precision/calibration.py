@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from compress.errors import DataError, ModelError
-from export.precision.placement import LEVELS
+from compress.quantization.scales import LEVELS
 from export.runners.protocol import check_images
 
 BINS = 2048
