@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from compress.config.targets import load_target
 from compress.networks.capture import Example
+from compress.networks.wrappers import unwrapped
 from compress.quantization.network import QuantizedNetwork
 from export.checkpoint_to_onnx import LOOKED_AT, measured_ranges, samples_of
+from export.module_to_onnx import traced_call
 from export.onnx.trace import onnx_from_network
+from export.precision.calibration import range_of
 from export.precision.planning import plan_rounding
 
 if TYPE_CHECKING:
@@ -17,6 +21,46 @@ if TYPE_CHECKING:
 
     from compress.config import RunConfig
     from compress.data.batches import ImageData
+
+
+def quantized(
+    model: nn.Module,
+    example: Any,
+    *,
+    target: str = "cpu",
+    ranges: Mapping[str, float] | None = None,
+    dynamic_batch: bool = True,
+) -> QuantizedNetwork:
+    """Return a network with the rounding of its 8-bit file around it, to be trained.
+
+    It shares the network's parameters, and has one more: the scales of activations, which are
+    learned. ``export_onnx`` writes it in 8 bits.
+
+    Args:
+        model: trained, or pruned and trained on, wherever it lies.
+        example: real inputs, as ``export_onnx`` takes them; without ``ranges``, those of
+            activations are measured on them, so give a whole batch.
+        target: name or path of the deployment target that the file is for.
+        ranges: of activations, as ``QuantizedNetwork.ranges`` gave them.
+        dynamic_batch: as ``export_onnx`` will be told.
+
+    Raises:
+        ModelError: the network cannot be written as such a file, or the file rounds what is no
+            tensor of the network.
+        ConfigError: the target does not compute INT8.
+    """
+    aim = load_target(target)
+    aim.require("int8")
+    network = unwrapped(model)
+    apart = copy.deepcopy(network).cpu()
+    traced = traced_call(apart, example, aim, dynamic_batch=dynamic_batch)
+    args, kwargs = traced.call.arguments(traced.call.tensors)
+    planned = plan_rounding(
+        *(apart, traced.proto, Example(args, kwargs)), form=aim.int8_form, names=traced.inputs
+    )
+    if ranges is None:
+        ranges = {name: range_of(values) for name, values in planned.values.items()}
+    return QuantizedNetwork(network, planned.plan, ranges)
 
 
 def quantizer_for(config: RunConfig, data: ImageData) -> RunQuantizer | None:

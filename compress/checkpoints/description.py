@@ -6,7 +6,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from safetensors import safe_open
 
 from compress.config import ModelConfig
@@ -134,6 +143,15 @@ class Description(Header):
         if not len(self.mean) == len(self.std) == self.input_size[0]:
             raise ValueError("mean and std have one number for each channel of the images")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_earlier_versions_refuse(
+        self, written: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        document: dict[str, Any] = written(self)
+        if self.quantization is None:
+            document.pop("quantization", None)
+        return document
 
     @classmethod
     def of(cls, model: ModelConfig, data: ImageData, metrics: dict[str, object]) -> Description:

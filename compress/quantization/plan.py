@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from compress.quantization.scales import LEVELS
+LEVELS = 127
+"""Largest 8-bit number that a range is mapped to."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
-LEVELS = 127
-"""Largest 8-bit number that a range is mapped to."""
+from compress.quantization.plan import LEVELS
+
 LARGEST_BIAS = 2**30
 """A rounded bias, which leaves as much of 32 bits to what is added to it."""
 SMALLEST = torch.finfo(torch.float32).tiny

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from compress.errors import ModelError
-from compress.quantization.scales import LEVELS, half_up, room_for, weight_scales
+from compress.quantization.plan import LEVELS
 from export.onnx.check import standard_opset
 from export.onnx.names import Names
 from export.precision.fp16 import Fp16Facts, to_fp16
@@ -37,6 +36,7 @@ from export.precision.placement import (
 
 if TYPE_CHECKING:
     import onnx
+    import torch
 
 OLDEST_OPSET = 13
 """The first one whose Q/DQ has a scale for each channel."""
@@ -179,6 +179,10 @@ class _Quantising:
 
         Integer kernels round it to a multiple of both scales' product, and saturate.
         """
+        import torch
+
+        from compress.quantization.scales import room_for
+
         for index, axis in self._layers.items():
             node = self._graph.node[index]
             key = node.input[1], axis
@@ -260,6 +264,8 @@ def _channel_scales(tensor: onnx.TensorProto, axis: int, levels: int) -> np.ndar
     Raises:
         ModelError: a weight is NaN or infinite.
     """
+    from compress.quantization.scales import weight_scales
+
     values = _as_torch(tensor)
     if not values.isfinite().all():
         raise ModelError(f"weight {tensor.name!r} holds NaN or infinity")
@@ -268,10 +274,15 @@ def _channel_scales(tensor: onnx.TensorProto, axis: int, levels: int) -> np.ndar
 
 def _half_scales(scales: np.ndarray) -> np.ndarray:
     """Round scales up to half precision; what is too large for it is refused by its name later."""
+    import torch
+
+    from compress.quantization.scales import half_up
+
     return half_up(torch.from_numpy(scales)).numpy()
 
 
 def _as_torch(tensor: onnx.TensorProto) -> torch.Tensor:
+    import torch
     from onnx import numpy_helper
 
     return torch.from_numpy(numpy_helper.to_array(tensor).copy())

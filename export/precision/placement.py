@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compress.quantization.scales import LEVELS
+from compress.quantization.plan import LEVELS
 from export.onnx.check import count_readers
 
 if TYPE_CHECKING:

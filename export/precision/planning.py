@@ -21,7 +21,7 @@ from compress.errors import ModelError
 from compress.quantization.calls import Run, Value, watch
 from compress.quantization.network import folded, norm_of
 from compress.quantization.plan import Activation, Call, Layer, Plan
-from export.onnx.check import standard_opset
+from export.onnx.check import INPUT, standard_opset
 from export.precision.fp16 import activations
 from export.precision.int8 import rest_for
 from export.precision.placement import (
@@ -54,27 +54,37 @@ class Planned:
 
 
 def plan_rounding(
-    network: nn.Module, proto: onnx.ModelProto, example: Example, *, form: str
+    network: nn.Module,
+    proto: onnx.ModelProto,
+    example: Example,
+    *,
+    form: str,
+    names: Sequence[str] = (INPUT,),
 ) -> Planned:
     """Find the operators of a network that read what its 8-bit file rounds.
 
     Args:
         network: on the CPU, in float32.
         proto: its float32 ONNX graph, as ``onnx_from_call`` returns it.
-        example: inputs in the order of the graph's, of which tensors must not look alike: noise or
-            real images, and not zeros.
+        example: inputs of which tensors must not look alike: noise or real images, and not zeros.
         form: name of the form in which the file will be quantised.
+        names: of the example's tensors in the graph, which may lack some.
 
     Raises:
         ModelError: a tensor or layer that the file rounds is none of the network's own, or cannot
             be told from another.
     """
-    return _Planning(network, proto, example, form).run()
+    return _Planning(network, proto, example, form, names).run()
 
 
 class _Planning:
     def __init__(
-        self, network: nn.Module, proto: onnx.ModelProto, example: Example, form: str
+        self,
+        network: nn.Module,
+        proto: onnx.ModelProto,
+        example: Example,
+        form: str,
+        names: Sequence[str],
     ) -> None:
         self._network, self._form_name = network, form
         self._graph, self._form = proto.graph, FORMS[form]
@@ -82,7 +92,8 @@ class _Planning:
         self._places = quantised_places(proto, self._form)
         self._layers = quantised_layers(proto.graph, self._form)
         self._torch = watch(network, example)
-        self._values = _computed(proto, [tensor.numpy() for tensor in example.tensors])
+        arrays = [tensor.detach().numpy() for tensor in example.tensors]
+        self._values = _computed(proto, dict(zip(names, arrays, strict=True)))
         self._same = _matched(self._values, self._torch)
         self._numbers: dict[str, int] = {}
 
@@ -226,7 +237,7 @@ class _Planning:
         return type(self._network).__name__
 
 
-def _computed(proto: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+def _computed(proto: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return every float32 tensor of a graph, in the order of its nodes."""
     import onnx
 
@@ -248,7 +259,7 @@ def _computed(proto: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> dict[str,
     session = onnxruntime.InferenceSession(
         shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    fed = dict(zip([value.name for value in proto.graph.input], inputs, strict=True))
+    fed = {value.name: inputs[value.name] for value in proto.graph.input}
     results = session.run(names, fed)
     return {**fed, **dict(zip(names, results, strict=True))}
 
