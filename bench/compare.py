@@ -167,7 +167,7 @@ def compare_run(
     )
 
     def source(wiring: Wiring) -> Inputs:
-        return dataset_inputs(data, wiring, workers=config.data.workers)
+        return dataset_inputs(data, wiring, config.data)
 
     comparison = _Comparison(
         pair=pair,

@@ -119,6 +119,13 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
+def no_number(with_nan: int, not_finite: int) -> str:
+    """Return what to call answers of which so many hold NaN, and so many NaN or infinity."""
+    if not with_nan:
+        return "infinity"
+    return "NaN" if with_nan == not_finite else "NaN or infinity"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a sentence tail for a misspelt word: the nearest known word, or all of them."""
     known = sorted(known)

@@ -89,7 +89,12 @@ def prune_folder(folder: Path, checkpoint: Path, output: Path, *more: object) ->
     """Return the arguments that prune a checkpoint on the image folder."""
     return [
         *("prune", "--config", "small-images-resnet20", "--data", folder, "--output", output),
-        *("--checkpoint", checkpoint, *small(data_image_size="32", data_batch_size="6"), *more),
+        *(
+            "--checkpoint",
+            checkpoint,
+            *small(data_image_size="32", data_batch_size="6", data_max_skipped="0.1"),
+            *more,
+        ),
     ]
 
 

@@ -20,6 +20,7 @@ from compress.config import (
 )
 from compress.config.targets import load_target
 from compress.criteria import CRITERIA
+from compress.data import datasets
 from compress.data.batches import ImageData
 from compress.data.datasets import load_data
 from compress.files.documents import named_files
@@ -27,7 +28,7 @@ from compress.networks.models import BUILTIN_MODELS
 from compress.runs.prune import check_budget
 
 RUNS = sorted(named_files(""))
-CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "imagefolder": 1000}
+CLASSES = {"mnist": 10, "fashion-mnist": 10, "cifar10": 10, "cifar100": 100, "imagefolder": 1000}
 
 
 def images_like(config: RunConfig) -> ImageData:
@@ -38,7 +39,7 @@ def images_like(config: RunConfig) -> ImageData:
         return digits
     size = data.image_size or (224 if data.dataset == "imagefolder" else 32)
     classes = tuple(str(label) for label in range(CLASSES[data.dataset]))
-    channels = 1 if data.dataset == "mnist" else 3
+    channels = 1 if data.dataset.endswith("mnist") else 3
     return dataclasses.replace(digits, classes=classes, input_size=(channels, size, size))
 
 
@@ -85,7 +86,11 @@ def test_named_targets_load(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in RUNS if load_config(n).data.dataset != "digits"])
-def test_configuration_without_its_images_says_so(name: str, tmp_path: Path) -> None:
+def test_configuration_without_its_images_says_so(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fashion = datasets._GREY["fashion-mnist"]._replace(installed=tmp_path / "not there")
+    monkeypatch.setitem(datasets._GREY, "fashion-mnist", fashion)
     output = tmp_path / "run"
     result = CliRunner().invoke(cli.app, ["train", "--config", name, "--output", str(output)])
     assert result.exit_code == 1

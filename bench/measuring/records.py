@@ -123,6 +123,16 @@ class ValidationSet(Section):
     images: int = Field(ge=0)
     skipped: int = Field(ge=0)
     """Images that could not be read."""
+    max_skipped: float = Field(default=0.01, ge=0, le=1)
+    """Share of the images that could be unreadable before nothing was measured."""
+
+    @property
+    def unread(self) -> str | None:
+        """Why figures of so few images are not about the set, as the rest of a sentence."""
+        whole = self.images + self.skipped
+        if self.skipped <= self.max_skipped * whole:
+            return None
+        return f"{self.skipped} of {whole} images could not be read"
 
 
 # What they answer

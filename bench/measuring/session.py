@@ -110,6 +110,7 @@ def measure(
             identity=inputs.identity(),
             images=answers.agreement.inputs,
             skipped=answers.skipped,
+            **({"max_skipped": inputs.readable.max_skipped} if inputs.readable else {}),
         ),
         environment=environment,
         config=plan.config.model_copy(
@@ -151,6 +152,7 @@ def _run(pair: Pair, source: Source, plan: Plan, *, threads: int, tell: Progress
         inputs = source(wiring)
         plan.check(inputs)
         answers = _ask((reference, pruned), wiring, inputs, pair=pair, plan=plan, tell=tell)
+        _require_readable(inputs, answers)
         feeds = {size: inputs.first(size, wiring) for size in sizes}
         latency = _time(runners, wiring, feeds, plan=plan, tell=tell)
         names = dict.fromkeys((pruned.name, reference.name))
@@ -192,6 +194,15 @@ def _ask(
         confidence=plan.config.confidence,
         output=plan.output,
     )
+
+
+def _require_readable(inputs: Inputs, answers: Answers) -> None:
+    """Refuse answers to what is left of a set that cannot be read, before anything is timed."""
+    if inputs.readable is None:
+        return
+    labels = answers.predictions[0].labels if answers.predictions else np.empty(0, dtype=np.int64)
+    read = np.bincount(labels, minlength=len(inputs.readable.classes))
+    inputs.readable.require(answers.skipped, read)
 
 
 def _at_once(wiring: Wiring) -> int:

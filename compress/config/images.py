@@ -61,14 +61,20 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Which images, and how they are read."""
 
-    dataset: Literal["digits", "mnist", "cifar10", "cifar100", "imagefolder", "shards"] = "digits"
-    """``digits`` is embedded; the others are read from ``root``."""
+    dataset: Literal[
+        "digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "shards"
+    ] = "digits"
+    """``digits`` is embedded; the others are read from ``root``, ``fashion-mnist`` without one from
+    where Debian's package puts it."""
     root: Location | None = None
     """Folder of the data set; for ``imagefolder`` it holds ``train/`` and ``val/``. For ``shards``
     it may be a URL."""
     image_size: int | None = Field(default=None, ge=8, le=2048)
     """Height and width in pixels that the network sees; default 224 for imagefolder and shards,
     else 32."""
+    channels: Literal[1, 3] | None = None
+    """Channels that the network sees; 3 repeats those of grey images. Default: as many as the
+    images have."""
     mean: tuple[float, ...] | None = None
     """Per channel, of images scaled to [0, 1]; default that of the data set, see docs/data.md."""
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
@@ -91,8 +97,11 @@ class DataConfig(Section):
     """Batches that each of these processes reads ahead while the network trains."""
     decoder: Literal["pil", "tensor"] = "pil"
     """What decodes and resizes files: ``tensor`` is faster, its pixels differ by rounding."""
+    max_skipped: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of the validation images that may be unreadable; with more, or with none of a
+    class left, nothing is measured."""
     download: bool = False
-    """Let torchvision download MNIST or CIFAR when they are not under ``root``."""
+    """Let torchvision download MNIST, Fashion-MNIST or CIFAR when they are not under ``root``."""
     train_shards: Annotated[str, NoUrl] = "train/*.tar"
     """Which tar archives under ``root`` hold the training images; ``*`` matches no slash."""
     val_shards: Annotated[str, NoUrl] = "val/*.tar"

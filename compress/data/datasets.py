@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional
 
 from compress.config import DataConfig
 from compress.data.batches import ImageData
+from compress.data.idx import ALL_FILES, missing_files, read_idx
 from compress.data.imagefolder import FileList, scan
 from compress.data.loading import FileImages, ImageSet, TensorImages
 from compress.data.shards.dataset import open_shards
@@ -24,6 +25,7 @@ from compress.errors import ConfigError, DataError
 AUTO_AUGMENT: dict[str, Augment] = {
     "digits": "crop",
     "mnist": "crop",
+    "fashion-mnist": "crop-flip",
     "cifar10": "crop-flip",
     "cifar100": "crop-flip",
     "imagefolder": "imagenet",
@@ -38,33 +40,65 @@ def load_data(config: DataConfig) -> ImageData:
     """Open the data set that the configuration names; image files are listed, not decoded.
 
     Raises:
+        ConfigError: settings that do not fit the images of this set.
         DataError: the data set is missing, damaged or not laid out as it must be.
     """
     if config.dataset == "digits":
         return _load_digits(config)
+    if config.dataset in _GREY:
+        return _load_grey(config, _GREY[config.dataset])
     if config.root is None:
-        raise DataError(
-            f"data.dataset = {config.dataset!r} is read from disk, and data.root is not set: "
-            "add --set data.root=FOLDER"
-        )
+        raise _without_root(config)
     if config.dataset == "shards":
         return _load_shards(config)
     root = Path(config.root).expanduser()
     if config.dataset == "imagefolder":
         return _load_image_folder(config, root)
-    return _load_torchvision(config, root)
+    return _load_cifar(config, root)
 
 
-class _Known(NamedTuple):
+def _without_root(config: DataConfig, package: str = "") -> DataError:
+    other = f", or install Debian's package {package}" if package else ""
+    return DataError(
+        f"data.dataset = {config.dataset!r} is read from disk, and data.root is not set: "
+        f"add --set data.root=FOLDER{other}"
+    )
+
+
+class _Grey(NamedTuple):
+    """A data set in idx files."""
+
+    reader: type[Any]
+    """Torchvision's, which downloads it, and whose name is that of its folder."""
+    mean: tuple[float]
+    std: tuple[float]
+    package: str = ""
+    """Of Debian, where there is one."""
+    installed: Path | None = None
+    """Where that package puts the files."""
+
+
+_GREY = {
+    "mnist": _Grey(datasets.MNIST, (0.1307,), (0.3081,)),
+    "fashion-mnist": _Grey(
+        datasets.FashionMNIST,
+        (0.2860,),
+        (0.3530,),
+        package="dataset-fashion-mnist",
+        installed=Path("/usr/share/datasets/fashion-mnist"),
+    ),
+}
+
+
+class _Coloured(NamedTuple):
     reader: type[Any]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-_KNOWN = {
-    "mnist": _Known(datasets.MNIST, (0.1307,), (0.3081,)),
-    "cifar10": _Known(datasets.CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": _Known(datasets.CIFAR100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+_COLOURED = {
+    "cifar10": _Coloured(datasets.CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": _Coloured(datasets.CIFAR100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
 
 
@@ -93,27 +127,68 @@ def _load_digits(config: DataConfig) -> ImageData:
     return _in_memory(*halves, classes=classes, view=_view(config, mean, std))
 
 
-def _load_torchvision(config: DataConfig, root: Path) -> ImageData:
+def _load_grey(config: DataConfig, known: _Grey) -> ImageData:
+    classes = tuple(known.reader.classes)
+    folder = _grey_folder(config, known)
+    halves = [
+        _Half(half.images.unsqueeze(1), half.labels) for half in read_idx(folder, len(classes))
+    ]
+    return _in_memory(*halves, classes=classes, view=_view(config, known.mean, known.std))
+
+
+def _grey_folder(config: DataConfig, known: _Grey) -> Path:
+    """Return the folder of the four files, which may be downloaded first."""
+    if config.root is None:
+        if known.installed is None or not known.installed.is_dir():
+            raise _without_root(config, known.package)
+        return known.installed
+    root = Path(config.root).expanduser()
+    _require_folder(config, root)
+    places = root, root / known.reader.__name__ / "raw"
+    folder = min(places, key=missing_files)
+    if missing_files(folder) and config.download:
+        _read_by_torchvision(known.reader, config, root)
+        folder = min(places, key=missing_files)
+    if missing_files(folder) == ALL_FILES:
+        raise DataError(
+            f"no {config.dataset} in data.root = {root}: neither there nor in {places[1]} is a "
+            "file such as train-images-idx3-ubyte, packed as .gz or not, and "
+            "--set data.download=true fetches them"
+        )
+    return folder
+
+
+def _load_cifar(config: DataConfig, root: Path) -> ImageData:
+    _require_folder(config, root)
+    known = _COLOURED[config.dataset]
+    train, val = _read_by_torchvision(known.reader, config, root)
+    view = _view(config, known.mean, known.std)
+    return _in_memory(_half(train), _half(val), classes=tuple(train.classes), view=view)
+
+
+def _require_folder(config: DataConfig, root: Path) -> None:
     if not root.is_dir() and not config.download:
         raise DataError(
             f"data.root = {root} does not exist: "
             "name an existing folder, or add --set data.download=true"
         )
-    known = _KNOWN[config.dataset]
+
+
+def _read_by_torchvision(reader: type[Any], config: DataConfig, root: Path) -> tuple[Any, Any]:
+    """Read both halves of a data set, downloaded first if that is allowed and needed."""
     try:
         # Unpickling CIFAR is safe: torchvision checks every file's md5 first, downloaded or not.
-        train, val = (
-            known.reader(root, train=train, download=config.download) for train in (True, False)
-        )
-        halves = _half(train), _half(val)
+        train, val = (reader(root, train=half, download=config.download) for half in (True, False))
+        for part in (train, val):
+            if len(part.data) != len(part.targets):
+                raise ValueError(f"{len(part.data)} images with {len(part.targets)} labels")
     except _READER_ERRORS as error:
         if config.download:
             advice = "it could not be downloaded or read, so check the network and the folder"
         else:
             advice = "it is missing or damaged, and --set data.download=true fetches it"
         raise DataError(f"no usable {config.dataset} in data.root = {root}: {advice}") from error
-    view = _view(config, known.mean, known.std)
-    return _in_memory(*halves, classes=tuple(train.classes), view=view)
+    return train, val
 
 
 # What torchvision raises for absent, truncated or foreign files and for a failed download.
@@ -130,13 +205,9 @@ _READER_ERRORS = (
 
 
 def _half(part: Any) -> _Half:
-    """Take (N, H, W) or (N, H, W, 3) uint8 pixels and the labels from a torchvision data set."""
-    pixels = torch.as_tensor(part.data)
-    labels = torch.as_tensor(part.targets)
-    if len(pixels) != len(labels):
-        raise ValueError(f"{len(pixels)} images with {len(labels)} labels")
-    planes = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-    return _Half(planes.contiguous(), labels)
+    """Take (N, 32, 32, 3) uint8 pixels and the labels from a CIFAR set of torchvision."""
+    planes = torch.as_tensor(part.data).permute(0, 3, 1, 2)
+    return _Half(planes.contiguous(), torch.as_tensor(part.targets))
 
 
 def _load_image_folder(config: DataConfig, root: Path) -> ImageData:
@@ -165,6 +236,13 @@ def _load_shards(config: DataConfig) -> ImageData:
 def _view(config: DataConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> View:
     augment = AUTO_AUGMENT[config.dataset] if config.augment == "auto" else config.augment
     size = config.image_size or (224 if config.photographs else 32)
+    if config.channels not in (None, len(mean)):
+        if len(mean) > 1:
+            raise ConfigError(
+                f"data.channels = {config.channels} and the images of {config.dataset} have "
+                f"{len(mean)}: leave it out"
+            )
+        mean, std = mean * config.channels, std * config.channels
     for key in ("mean", "std"):
         given = getattr(config, key)
         if given is not None and len(given) != len(mean):
@@ -177,8 +255,12 @@ def _view(config: DataConfig, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 def _in_memory(train: _Half, val: _Half, *, classes: tuple[str, ...], view: View) -> ImageData:
-    halves = TensorImages(*train, view), TensorImages(*val, view)
-    return _image_data(*halves, classes, view, _tensors_identity(val))
+    # A channel that is repeated takes no memory; the identity is that of the images as they are.
+    one, other = (
+        TensorImages(half.images.expand(-1, len(view.mean), -1, -1), half.labels, view)
+        for half in (train, val)
+    )
+    return _image_data(one, other, classes, view, _tensors_identity(val))
 
 
 def _image_data(

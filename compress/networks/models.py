@@ -41,7 +41,14 @@ TORCHVISION_MODELS = (
     "densenet121",
     "densenet201",
 )
-CIFAR_DEPTHS = {"resnet20": 20, "resnet32": 32, "resnet56": 56, "resnet110": 110}
+CIFAR_DEPTHS = {
+    "resnet8": 8,
+    "resnet14": 14,
+    "resnet20": 20,
+    "resnet32": 32,
+    "resnet56": 56,
+    "resnet110": 110,
+}
 VGG11 = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 SMALL_IMAGE_MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from compress.config import RunConfig
     from export.request import ProfileRequest
 
-_ENDS = {"mnist": (1, 10), "cifar10": (3, 10), "cifar100": (3, 100)}
+_ENDS = {"mnist": (1, 10), "fashion-mnist": (1, 10), "cifar10": (3, 10), "cifar100": (3, 100)}
 _MULTIPLE = 8
 _PHOTOGRAPHS = (3, 1000)
 """Channels of images and classes, where the images themselves are not there to tell."""
@@ -205,6 +205,6 @@ def _configured(request: ProfileRequest) -> _Subject:
     else:
         channels, classes = _ENDS.get(config.data.dataset, _PHOTOGRAPHS)
         pixels = config.data.image_size or (224 if config.data.photographs else 32)
-        size = (channels, pixels, pixels)
+        size = (config.data.channels or channels, pixels, pixels)
     model = build_network(config.model, num_classes=classes, in_channels=size[0])
     return _Subject(model.eval(), size, None, config)

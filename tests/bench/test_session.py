@@ -133,6 +133,7 @@ def test_a_run_directory_becomes_a_report(run_dir: Path) -> None:
         "identity": "f" * 64,
         "images": 30,
         "skipped": 1,
+        "max_skipped": 0.01,
     }
     assert found.pruning == {"criterion": "taylor-gate"}
     assert [group.model_dump() for group in found.groups] == [

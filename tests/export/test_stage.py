@@ -18,7 +18,7 @@ from bench.measuring.session import Plan, measure
 from bench.measuring.sources import dataset_inputs
 from bench.reports.report import build_report
 from compress.checkpoints.checkpoint import load_checkpoint
-from compress.config import BenchConfig, ExportConfig
+from compress.config import BenchConfig, DataConfig, ExportConfig
 from compress.config.targets import load_target
 from compress.data.loading import Batch
 from compress.errors import (
@@ -308,7 +308,9 @@ def measured(run: RunDirectory, done: Exported, cuda_graph: bool) -> None:
         layer_calls=1,
     )
     pair = subjects(run.path, config=config, precision="fp16")
-    measured = measure(pair, lambda wiring: dataset_inputs(DATA, wiring), Plan(config=config))
+    measured = measure(
+        pair, lambda wiring: dataset_inputs(DATA, wiring, DataConfig()), Plan(config=config)
+    )
     report = build_report(pair.about, measured)
     assert report.runtime == "TensorRT 10.4.0 (Host GPU)"
     assert report.config.cuda_graph == cuda_graph

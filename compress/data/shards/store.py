@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from compress.config.location import scheme_of
 from compress.data.shards.index import matches
+from compress.data.walking import is_data_path, listed
 from compress.distributed.torchrun import ranks_here
 from compress.errors import CompressError, DataError, EnvironmentUnfitError, writing
 
@@ -103,12 +104,27 @@ class Folder(Store):
         return stream
 
     def names(self, pattern: str) -> list[str]:
-        """List the shards that match a pattern, sorted."""
+        """List the shards that match a pattern part by part, sorted."""
+        return [name for name in self.globbed(pattern) if matches(name, pattern)]
+
+    def globbed(self, pattern: str) -> list[str]:
+        """List the files that a glob finds, sorted; ``**`` is any depth.
+
+        Raises:
+            DataError: the root cannot be searched.
+        """
         try:
-            found = [path.relative_to(self.root).as_posix() for path in self.root.glob(pattern)]
+            paths = {
+                path.relative_to(self.root).as_posix(): path for path in self.root.glob(pattern)
+            }
         except (OSError, ValueError, NotImplementedError) as error:
             raise DataError(f"cannot look for {pattern!r} in {self.title}: {error}") from error
-        return sorted(name for name in found if matches(name, pattern))
+        names = sorted(filter(is_data_path, paths))
+        # Opening a named pipe would wait for ever; what is gone is named when it is opened.
+        special = [name for name in names if paths[name].exists() and not paths[name].is_file()]
+        if special:
+            logger.warning("left out, since they are no regular files: %s", listed(special))
+        return [name for name in names if name not in special]
 
     def size(self, name: str) -> int:
         """Return the bytes of a shard."""

@@ -40,6 +40,8 @@ PARAMETERS = {
     "vgg16_bn": 138_365_992,
     "densenet121": 7_978_856,
     "densenet201": 20_013_928,
+    "resnet8": 75_290,
+    "resnet14": 172_506,
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet56": 853_018,
