@@ -21,7 +21,7 @@ Function = Callable[..., Any]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Instead = Callable[[Call, Function, Arguments], Any]
 """Calls an operator in another way than it was asked to be; returns what it returns."""
-_PREPARES = frozenset({"__get__"})
+_LOOKS = frozenset({"__get__"})
 
 
 def tensors_in(result: Any) -> list[torch.Tensor]:
@@ -65,7 +65,7 @@ def operator_of(func: Function) -> str:
 
 def is_counted(func: Function, result: Any) -> bool:
     """Whether a call is counted: it returns a tensor, and is no look at an attribute."""
-    return operator_of(func) not in _PREPARES and bool(tensors_in(result))
+    return operator_of(func) not in _LOOKS and bool(tensors_in(result))
 
 
 @dataclass(frozen=True)
