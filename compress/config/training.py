@@ -82,6 +82,9 @@ class FinetuneConfig(TrainConfig):
     (docs/quantization.md)."""
     quantize_epochs: int = Field(default=1, ge=1)
     """How many of the ``epochs`` do, where ``quantize`` is on."""
+    quantize_lr: float = Field(default=0.1, gt=0, le=1)
+    """Share of the schedule's learning rate in these epochs: statistics of BatchNorm stay, which
+    bears no large steps."""
 
     @model_validator(mode="after")
     def _epochs_to_quantize(self) -> FinetuneConfig:

@@ -261,12 +261,15 @@ class _PruneRun:
         self.trainer.start_averaging()
         if self.quantizer is not None and not self._quantized:
             self._train_until(loop, lambda: self._in_8_bits_from_here)
-            self.trainer.quantize(self.quantizer(self.model))
+            self._quantize(self.quantizer(self.model))
         self._train_until(loop, lambda: self.trainer.finished)
         if self._quantized:
             self.accuracy["quantized"] = loop.accuracy().as_dict()
         self.accuracy["finetuned"] = {**self._costs(), **loop.accuracy_of(self.result).as_dict()}
         self.session.record("finetuned", **self.accuracy["finetuned"])
+
+    def _quantize(self, network: QuantizedNetwork) -> None:
+        self.trainer.quantize(network, self.config.finetune.quantize_lr)
 
     def _train_until(self, loop: Loop, finished: Callable[[], bool]) -> None:
         loop.run(
@@ -369,7 +372,7 @@ class _PruneRun:
         self.trainer.step_index = state.facts["step"]
         if self.quantizer is not None and state.facts.get("quantized"):
             self.trainer.start_averaging()
-            self.trainer.quantize(self.quantizer(self.model, calibrated=False))
+            self._quantize(self.quantizer(self.model, calibrated=False))
         self.trainer.load_state(state.tensors)
         self.accuracy = state.facts["accuracy"]
         if self.time is not None:

@@ -79,6 +79,7 @@ class Trainer:
         self.compute, self.world = compute or ComputeConfig(), world
         self.memory_format = memory_format
         self._joined: nn.Module | None = None
+        self._lr_share = 1.0
         if self.compute.sync_batchnorm and not world.alone:
             join_batchnorms(model)
         model.to(memory_format=memory_format)
@@ -125,7 +126,7 @@ class Trainer:
     @property
     def lr(self) -> float:
         """Learning rate of the next step."""
-        return learning_rate(
+        return self._lr_share * learning_rate(
             self.config,
             self.step_index,
             steps_per_epoch=self.steps_per_epoch,
@@ -256,16 +257,17 @@ class Trainer:
             if self.compute.compiled:
                 torch.compiler.reset()
 
-    def quantize(self, network: QuantizedNetwork) -> None:
+    def quantize(self, network: QuantizedNetwork, lr_share: float = 1.0) -> None:
         """Go on with a network that rounds to 8 bits, and train the scales of its activations too.
 
         Args:
             network: has the trainer's network in it. Such a one is not compiled.
+            lr_share: of the schedule's learning rate from now on.
         """
         if self.averaged is not None:
             averaged = QuantizedNetwork(self.averaged, network.plan, network.ranges)
             self.averaged = averaged.requires_grad_(False)
-        self.model = network.train()
+        self.model, self._lr_share = network.train(), lr_share
         self.optimizer.add_param_group({"params": [network.scales], "weight_decay": 0.0})
         self.reshaped()
 
