@@ -55,7 +55,7 @@ def trained(target: str) -> Any:
 def test_what_was_trained_is_what_the_file_computes(target: str, tmp_path: Path) -> None:
     before = compress.quantized(lived_in(TwoInputs()), example(), target=target).ranges
     network = trained(target)
-    assert all(network.ranges[name] != largest for name, largest in before.items())
+    assert any(network.ranges[name] != largest for name, largest in before.items())
     path = tmp_path / "small.onnx"
     written = compress.export_onnx(network, path, example=example(), target=target)
     assert list(written.inputs) == ["image", "row"]
