@@ -4,8 +4,6 @@ A number x becomes clip(round(x / s), low, high) s, half to even. The gradient g
 where nothing was clipped (Bengio et al. 2013; Jacob et al. 2018, section 3). That of an
 activation's scale is of Esser et al. 2020 (LSQ, eq. 3): round(x / s) - x / s within the bounds, and
 the bound beyond them, over the root of the activation's numbers in one example times ``high``.
-It is multiplied by s squared, which makes steps those of the scale's logarithm (Jain et al. 2020):
-scales differ a hundredfold, and steps of one size would carry small ones past zero.
 """
 
 from __future__ import annotations
@@ -53,7 +51,7 @@ class _Rounding(torch.autograd.Function):
         context: Any, values: torch.Tensor, scale: torch.Tensor, low: int, high: int
     ) -> torch.Tensor:
         steps = values / scale
-        context.save_for_backward(steps, scale)  # and not the values, which may change in place
+        context.save_for_backward(steps)  # and not the values, which may be changed in place
         context.bounds = low, high
         return torch.round(steps).clamp_(low, high).mul_(scale)
 
@@ -62,9 +60,9 @@ class _Rounding(torch.autograd.Function):
     def backward(
         context: Any, gradient: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-        steps, scale = context.saved_tensors
+        (steps,) = context.saved_tensors
         low, high = context.bounds
         inside = (steps >= low) & (steps <= high)
         slopes = torch.round(steps).clamp_(low, high) - torch.where(inside, steps, 0.0)
-        share = scale.square() / sqrt(steps[0].numel() * high)
+        share = 1 / sqrt(steps[0].numel() * high)
         return gradient * inside, (gradient * slopes).sum() * share, None, None

@@ -31,7 +31,7 @@ def test_gradients_are_those_computed_by_hand() -> None:
     assert scale.grad is not None
     assert values.grad.tolist() == [[0.0, 2.0, 3.0, 0.0]]  # straight through, but for what is cut
     # The low bound; 0.3 / 0.5 = 0.6 becomes 1; 1 is exact; the high bound. Four numbers a row.
-    by_hand = (1 * -128 + 2 * (1 - 0.6) + 3 * 0 + 4 * 127) / np.sqrt(4 * 127) * SCALE**2
+    by_hand = (1 * -128 + 2 * (1 - 0.6) + 3 * 0 + 4 * 127) / np.sqrt(4 * 127)
     assert scale.grad.item() == pytest.approx(by_hand, rel=1e-6)
 
 
