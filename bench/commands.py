@@ -23,6 +23,7 @@ from compress.runs.prune import check_budget
 from compress.runs.stages import prune_run, prune_stage, stage, train_stage
 from compress.terminal.console import say
 from compress.terminal.progress import percent_bar
+from export.quantizing import quantizer_for
 from export.stage import export_stage, onnx_path, target_of
 
 if TYPE_CHECKING:
@@ -83,10 +84,10 @@ def whole_run(request: PruningRequest) -> Judged | None:
     Raises:
         CompressError: see ``started`` and the stages.
     """
-    with started(request, [check_budget, _check_target, _check_limits]) as on:
+    with started(request, [check_budget, _check_target, _check_limits, quantizer_for]) as on:
         train_stage(on)
         on.session.check_stop()
-        prune_stage(on, stopwatch_for)
+        prune_stage(on, stopwatch_for, quantizer_for)
         on.session.check_stop()
         if not part().main:  # what is left is done by one process
             return None
@@ -108,7 +109,7 @@ def prune(request: PruneRequest) -> Started:
     Raises:
         CompressError: see ``prune_run``.
     """
-    return prune_run(request, stopwatch_for)
+    return prune_run(request, stopwatch_for, quantizer_for)
 
 
 def bench(request: BenchRequest) -> Judged:

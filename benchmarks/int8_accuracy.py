@@ -4,10 +4,11 @@
     python benchmarks/int8_accuracy.py --smoke
 
 Every network is exported for the target of its run, in float32 (fp32), in half precision (fp16)
-and with Q/DQ pairs (int8) whose ranges are the largest magnitudes (max) or those of the least
-squared rounding error (mse) on training images that lie evenly over the training set. All of them
-read the same batches of the whole validation set, in ONNX Runtime on the CPU, in one walk. A drop
-is fp32 minus the other, in percentage points. The time of a calibration includes decoding.
+and with Q/DQ pairs (int8), in the form of that target, whose ranges are the largest magnitudes
+(max) or those of the least squared rounding error (mse) on training images that lie evenly over
+the training set; a network that was finetuned in 8 bits also has ranges of its own (trained). All
+of them read the same batches of the whole validation set, in ONNX Runtime on the CPU, in one walk.
+A drop is fp32 minus the other, in percentage points. The time of a calibration includes decoding.
 
 ONNX Runtime has few float16 operators on the CPU and drops roundings between float32 ones, so the
 fp16 row runs a float32 graph that rounds all weights and the result of every operator, as a GPU
@@ -35,16 +36,19 @@ from rich.table import Table
 from smoke import finished_run, parsed_with_run
 
 from compress.checkpoints.checkpoint import load_checkpoint
+from compress.checkpoints.permission import Permission
 from compress.config.targets import Target, load_target
 from compress.data.batches import ImageData, eval_batches, spread_batches
 from compress.errors import CompressError
 from compress.runs.launch import existing
 from compress.runs.request import Request
+from export.checkpoint_to_onnx import trained_ranges
 from export.onnx.check import INPUT
 from export.onnx.trace import onnx_from_network
 from export.precision.calibration import calibrate, require_calibration
 from export.precision.fp16 import to_fp16
 from export.precision.int8 import quantised_tensors, to_int8
+from export.precision.placement import FORMS, Form
 from export.runners import OnnxRunner
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -85,14 +89,14 @@ class Calibration:
         return (batch.images.numpy() for batch in chosen)
 
     def quantised(
-        self, proto: onnx.ModelProto, method: Literal["max", "mse"]
+        self, proto: onnx.ModelProto, form: Form, method: Literal["max", "mse"]
     ) -> tuple[onnx.ModelProto, float]:
         """Return the network with Q/DQ pairs, and the seconds of its calibration."""
         model, start = copied(proto), time.perf_counter()
-        tensors = quantised_tensors(model)
+        tensors = quantised_tensors(model, form)
         ranges = calibrate(model.SerializeToString(), tensors, self.batches, method=method)
         seconds = time.perf_counter() - start
-        to_int8(model, ranges)
+        to_int8(model, ranges, form=form)
         return model, seconds
 
 
@@ -134,16 +138,20 @@ def rounding(name: str) -> tuple[onnx.NodeProto, onnx.NodeProto]:
 
 
 def variants(
-    path: Path, target: Target, calibration: Calibration
+    path: Path, permission: Permission, target: Target, calibration: Calibration
 ) -> Iterator[tuple[Row, onnx.ModelProto]]:
     """Yield a network in every number format."""
-    checkpoint = load_checkpoint(path)
+    checkpoint, form = load_checkpoint(path, permission), FORMS[target.int8_form]
     proto = onnx_from_network(checkpoint.model, target=target, input_size=checkpoint.input_size)
     yield Row(path.stem, "fp32", None), proto
     yield Row(path.stem, "fp16", None), rounded(proto)
     for method in ("max", "mse"):
-        model, seconds = calibration.quantised(proto, method)
+        model, seconds = calibration.quantised(proto, form, method)
         yield Row(path.stem, f"int8({method})", seconds), model
+    if ranges := trained_ranges(proto, checkpoint, target):
+        model = copied(proto)
+        to_int8(model, ranges, form=form)
+        yield Row(path.stem, "int8(trained)", None), model
 
 
 def measure(models: list[tuple[Row, onnx.ModelProto]], data: ImageData, batch_size: int) -> None:
@@ -205,7 +213,7 @@ def compare(directory: Path, options: argparse.Namespace) -> None:
     models = [
         variant
         for path in (run.dense, run.pruned)
-        for variant in variants(path, target, calibration)
+        for variant in variants(path, Permission(config.model), target, calibration)
     ]
     measure(models, data, batch_size)
     rows = [row for row, _ in models]

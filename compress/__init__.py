@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from compress.pruning.pieces import analyse, choose, importance, shrink
     from compress.pruning.pruner import Pruner
     from export.module_to_onnx import export_onnx
+    from export.quantizing import quantized
 
 __all__ = [
     "CompressError",
@@ -31,6 +32,7 @@ __all__ = [
     "judge",
     "load",
     "load_model",
+    "quantized",
     "save",
     "shrink",
 ]
@@ -47,6 +49,7 @@ _ROOMS = {
     "judge": "bench.judging.quality_gate",
     "load": "compress.checkpoints.library",
     "load_model": "compress.checkpoints.checkpoint",
+    "quantized": "export.quantizing",
     "save": "compress.checkpoints.library",
     "shrink": "compress.pruning.pieces",
 }

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from export.verify import ParityResult, check_parity, judging
 if TYPE_CHECKING:
     import numpy as np
     import onnx
+    from torch import nn
 
     from compress.checkpoints.checkpoint import Checkpoint
     from compress.config import RunConfig
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from compress.data.loading import Batch
     from compress.terminal.progress import Progress
 
+log = logging.getLogger("compress")
+
+LOOKED_AT = 4
+"""Images by which the tensors of a file are found in torch."""
 RUNTIMES_FAULT = (
     "without its optimisations it agrees, so what is wrong is not the file but how ONNX Runtime "
     "rewrites it"
@@ -109,7 +115,9 @@ def export_checkpoint(
     with staged_onnx(proto, path, target=target, metadata=_as_metadata(network)) as facts:
         tell("parity with torch", 0.0)
         with judging(path.name, config.precision):
-            parity = _prove(checkpoint, facts, config=config, images=samples.validation)
+            trained = conversion is not None and conversion.get("calibration") == "trained"
+            reference = _rounding(checkpoint, target, samples) if trained else checkpoint.model
+            parity = _prove(reference, facts, config=config, images=samples.validation)
         tell("parity with torch", 1.0)
         document = {
             "schema_version": SCHEMA_VERSION,
@@ -155,38 +163,80 @@ def _quantise(
     samples: Samples,
     tell: Progress,
 ) -> dict[str, Any]:
+    from export.precision.int8 import rest_for, to_int8
+    from export.precision.placement import FORMS
+
+    form = FORMS[target.int8_form]
+    ranges, images = trained_ranges(proto, checkpoint, target), 0
+    method = "trained" if ranges else config.calibration
+    if ranges is None:
+        ranges, images = measured_ranges(
+            *(proto, target, samples), config=config, num_classes=checkpoint.num_classes, tell=tell
+        )
+    rest = rest_for(form, standard_opset(proto))
+    largest = _largest_activation(proto, samples, tell) if rest == "fp16" else None
+    return {
+        "calibration": method,
+        "images": images,
+        "largest_activation": largest,
+        "form": target.int8_form,
+        **asdict(to_int8(proto, ranges, rest=rest, form=form)),
+    }
+
+
+def measured_ranges(
+    proto: onnx.ModelProto,
+    target: Target,
+    samples: Samples,
+    *,
+    config: ExportConfig,
+    num_classes: int,
+    tell: Progress = lambda step, share: None,
+) -> tuple[dict[str, float], int]:
+    """Measure the ranges of the activations that INT8 rounds; return them and how many images.
+
+    Raises:
+        DataError: there are too few images, or all are of one class.
+    """
     from export.precision.calibration import calibrate, require_calibration
-    from export.precision.int8 import (
-        HALF_OPSET,
-        Rest,
-        quantised_tensors,
-        rounds_half_precision,
-        to_int8,
-    )
-    from export.precision.placement import FORMS, TENSORRT
+    from export.precision.int8 import quantised_tensors
+    from export.precision.placement import FORMS
 
     labels = [int(label) for batch in samples.training() for label in batch.labels]
-    require_calibration(labels, checkpoint.num_classes, config.calibration_images)
-    form = FORMS[target.int8_form]
+    require_calibration(labels, num_classes, config.calibration_images)
     ranges = calibrate(
         proto.SerializeToString(),
-        quantised_tensors(proto, form),
+        quantised_tensors(proto, FORMS[target.int8_form]),
         lambda: (batch.images.numpy() for batch in samples.training()),
         method=config.calibration,
         images=len(labels),
         progress=lambda share: tell("calibrating", share),
     )
-    # A strongly typed engine computes the rest as the file says; FP32 there would cost time.
-    fits = form == TENSORRT and standard_opset(proto) >= HALF_OPSET and rounds_half_precision()
-    rest: Rest = "fp16" if fits else "fp32"
-    largest = _largest_activation(proto, samples, tell) if rest == "fp16" else None
-    return {
-        "calibration": config.calibration,
-        "images": len(labels),
-        "largest_activation": largest,
-        "form": target.int8_form,
-        **asdict(to_int8(proto, ranges, rest=rest, form=form)),
-    }
+    return ranges, len(labels)
+
+
+def trained_ranges(
+    proto: onnx.ModelProto, checkpoint: Checkpoint, target: Target
+) -> dict[str, float] | None:
+    """Return the ranges that a network was trained with; None if it was not, or for another form.
+
+    Those for another form are passed over with a warning.
+    """
+    from export.precision.int8 import quantised_tensors
+    from export.precision.placement import FORMS
+
+    trained = checkpoint.description.quantization
+    if trained is None:
+        return None
+    form = target.int8_form
+    if trained.form == form and set(trained.ranges) == set(quantised_tensors(proto, FORMS[form])):
+        return dict(trained.ranges)
+    log.warning(
+        "the network was trained in 8 bits of the form %s, and the file for %s rounds other "
+        "tensors, in the form %s: its ranges are measured",
+        *(trained.form, target.name, form),
+    )
+    return None
 
 
 def _largest_activation(proto: onnx.ModelProto, samples: Samples, tell: Progress) -> float:
@@ -226,9 +276,9 @@ def _file_facts(facts: OnnxFacts, name: str) -> dict[str, Any]:
 
 
 def _prove(
-    checkpoint: Checkpoint, facts: OnnxFacts, *, config: ExportConfig, images: np.ndarray
+    network: nn.Module, facts: OnnxFacts, *, config: ExportConfig, images: np.ndarray
 ) -> list[ParityResult]:
-    with TorchRunner(checkpoint.model, "cpu") as reference:
+    with TorchRunner(network, "cpu") as reference:
 
         def judged(*, optimised: bool) -> list[ParityResult]:
             with OnnxRunner(facts.path, optimised=optimised) as candidate:
@@ -248,6 +298,23 @@ def _prove(
             except CompressError:
                 raise error from None
             raise ParityError(f"{error}; {RUNTIMES_FAULT}") from error
+
+
+def _rounding(checkpoint: Checkpoint, target: Target, samples: Samples) -> nn.Module:
+    """Return the network that rounds as it did in training."""
+    import torch
+
+    from compress.networks.capture import Example
+    from compress.quantization.network import QuantizedNetwork
+    from export.precision.planning import plan_rounding
+
+    trained = checkpoint.description.quantization
+    assert trained is not None
+    size = checkpoint.input_size
+    proto = onnx_from_network(checkpoint.model, target=target, input_size=size)
+    images = Example((torch.from_numpy(samples.validation[:LOOKED_AT]),))
+    plan = plan_rounding(checkpoint.model, proto, images, form=target.int8_form).plan
+    return QuantizedNetwork(checkpoint.model, plan, trained.ranges).eval()
 
 
 def _tools() -> dict[str, str]:

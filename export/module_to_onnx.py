@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.config import Int8Limits, ParityLimits
 from compress.config.targets import load_target
 from compress.errors import CheckpointError, ConfigError, ModelError, first_line
+from export.onnx.check import standard_opset
 from export.onnx.signature import BATCH, Call, Shape, Signature, checked_names, named_tensors
 from export.onnx.signature import output_names as names_of_outputs
 from export.onnx.trace import TRACED_BATCH, onnx_from_call, staged_onnx
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     import onnx
     import torch
     from torch import nn
+
+    from compress.config.targets import Target
+    from compress.quantization.network import QuantizedNetwork
 
 COMPARED_BATCHES = (1, 3)
 """Batch sizes of the proof; neither is that of the trace."""
@@ -60,11 +65,12 @@ def export_onnx(
     dynamic_batch: bool = True,
     parity: bool = True,
 ) -> OnnxExport:
-    """Write a network as float32 ONNX, in evaluation mode, whole or not at all.
+    """Write a network as ONNX, in evaluation mode, whole or not at all.
 
-    BatchNorm is folded into the convolution before it, constants are computed, the file is what
-    the target reads, and ONNX Runtime computes on the CPU what torch computes. An input that the
-    network does not use is left out of the file.
+    It is float32, but for a network of ``quantized``, which is written in 8 bits with the scales
+    that it was trained with. BatchNorm is folded into the convolution before it, constants are
+    computed, the file is what the target reads, and ONNX Runtime computes on the CPU what torch
+    computes. An input that the network does not use is left out of the file.
 
     Args:
         model: any network; it is as it was afterwards, its modes too. Wrappers
@@ -89,15 +95,79 @@ def export_onnx(
         UsageError: the example holds no tensor.
         OutputError: the file cannot be written; an earlier one is kept.
     """
-    from compress.networks.capture import Example, in_mode, unchanged
-    from compress.networks.wrappers import unwrapped
+    from compress.quantization.network import QuantizedNetwork
 
     path, aim = Path(path), load_target(target)
-    aim.require("fp32")
     if path.suffix != ".onnx":
         raise ConfigError(f"an ONNX file is named *.onnx, not {path.name!r}")
+    traced = traced_call(
+        *(model, example, aim),
+        input_names=input_names,
+        output_names=output_names,
+        dynamic_batch=dynamic_batch,
+    )
+    proto, signature, limit = traced.proto, traced.signature, ParityLimits().relative_error
+    if isinstance(traced.network, QuantizedNetwork):
+        _quantise(proto, traced.network, aim)
+        limit = Int8Limits().relative_error
+    with staged_onnx(proto, path, target=aim, metadata={}, signature=signature) as facts:
+        error = None
+        if parity:
+            sizes = [len(tensors[0]) if tensors[0].dim() else 1 for tensors in traced.batches]
+            found = _in_onnx_runtime(facts.path, traced.inputs, traced.batches)
+            expected = list(map(_arrays, traced.expected))
+            error = largest_error(traced.outputs, expected, found, sizes, limit)
+    return OnnxExport(
+        *(path, facts.sha256, facts.bytes, facts.opset),
+        *(dict(signature.inputs), dict(signature.outputs), error),
+    )
+
+
+@dataclass(frozen=True)
+class TracedCall:
+    """A network as a graph, and what it computed."""
+
+    network: nn.Module
+    """On the CPU; what rounds around it too."""
+    proto: onnx.ModelProto
+    """In float32."""
+    signature: Signature
+    """Of the graph."""
+    inputs: tuple[str, ...]
+    """Names of the example's tensors."""
+    outputs: tuple[str, ...]
+    """Names of what is returned."""
+    call: Call
+    """How the network is called, with the example."""
+    batches: list[Outputs]
+    """Inputs."""
+    expected: list[Outputs]
+    """What is returned for each of them."""
+
+
+def traced_call(
+    model: nn.Module,
+    example: Any,
+    aim: Target,
+    *,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_batch: bool = True,
+) -> TracedCall:
+    """Trace a network, without what rounds around it; the arguments are those of ``export_onnx``.
+
+    Raises:
+        ModelError, ConfigError, UsageError: see ``export_onnx``.
+    """
+    from compress.networks.capture import Example, in_mode, unchanged
+    from compress.networks.wrappers import unwrapped
+    from compress.quantization.network import QuantizedNetwork
+
     network = _in_float32(unwrapped(model))
-    call = Call(network, Example.of(example).beside(network))
+    rounds = isinstance(network, QuantizedNetwork)
+    inner = network.network if isinstance(network, QuantizedNetwork) else network
+    aim.require("int8" if rounds else "fp32")
+    call = Call(inner, Example.of(example).beside(network))
     with in_mode(network), unchanged(network):
         batches = _batches(call, COMPARED_BATCHES) if dynamic_batch else [call.tensors]
         traced = _batches(call, (TRACED_BATCH,))[0] if dynamic_batch else call.tensors
@@ -110,19 +180,26 @@ def export_onnx(
         _require_unlike(ins, outs)
         signature = Signature(_shapes(network, ins, batches), _shapes(network, outs, expected))
         proto = onnx_from_call(
-            *(network, call, traced), target=aim, signature=signature, returned=paths
+            *(inner, call, traced), target=aim, signature=signature, returned=paths
         )
-    signature = _stated(proto, signature)
-    with staged_onnx(proto, path, target=aim, metadata={}, signature=signature) as facts:
-        error = None
-        if parity:
-            sizes = [len(tensors[0]) if tensors[0].dim() else 1 for tensors in batches]
-            found = _in_onnx_runtime(facts.path, ins, batches)
-            error = largest_error(outs, list(map(_arrays, expected)), found, sizes)
-    return OnnxExport(
-        *(path, facts.sha256, facts.bytes, facts.opset),
-        *(dict(signature.inputs), dict(signature.outputs), error),
+    return TracedCall(
+        *(network, proto, _stated(proto, signature), tuple(ins), tuple(outs)),
+        *(call, batches, expected),
     )
+
+
+def _quantise(proto: onnx.ModelProto, network: QuantizedNetwork, aim: Target) -> None:
+    """Have a graph round as a network did in training, in place."""
+    from export.precision.int8 import rest_for, to_int8
+    from export.precision.placement import FORMS
+
+    if network.plan.form != aim.int8_form:
+        raise ConfigError(
+            f"the network was trained in 8 bits of the form {network.plan.form}, and target "
+            f"{aim.name} reads the form {aim.int8_form}: give that target to quantized, and train"
+        )
+    form = FORMS[aim.int8_form]
+    to_int8(proto, network.ranges, rest=rest_for(form, standard_opset(proto)), form=form)
 
 
 def _in_float32(model: nn.Module) -> nn.Module:

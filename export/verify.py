@@ -208,6 +208,7 @@ def largest_error(
     expected: Sequence[Sequence[np.ndarray]],
     found: Sequence[Sequence[np.ndarray]],
     sizes: Sequence[int],
+    limit: float = ParityLimits().relative_error,
 ) -> float:
     """Return the largest relative error of any output of any shape and type in any batch.
 
@@ -216,6 +217,7 @@ def largest_error(
         expected: torch's, by batch.
         found: ONNX Runtime's, by batch.
         sizes: of the batches, for messages.
+        limit: most that may be.
 
     Raises:
         ParityError: an output lies outside the limits.
@@ -223,7 +225,7 @@ def largest_error(
     worst = 0.0
     for believed, judged, size in zip(expected, found, sizes, strict=True):
         for name, ours, theirs in zip(names, believed, judged, strict=True):
-            error, fault = _judged(ours, theirs)
+            error, fault = _judged(ours, theirs, limit)
             if fault:
                 raise ParityError(
                     f"ONNX Runtime and torch disagree about {name!r} at batch size {size}: "
@@ -233,7 +235,7 @@ def largest_error(
     return worst
 
 
-def _judged(expected: np.ndarray, found: np.ndarray) -> tuple[float, str | None]:
+def _judged(expected: np.ndarray, found: np.ndarray, limit: float) -> tuple[float, str | None]:
     """Return the relative error, and what is wrong with it."""
     if (expected.shape, expected.dtype) != (found.shape, found.dtype):
         kinds = (f"{array.dtype} of shape {array.shape}" for array in (found, expected))
@@ -247,7 +249,7 @@ def _judged(expected: np.ndarray, found: np.ndarray) -> tuple[float, str | None]
         return 0.0, "there are NaN or infinities"
     agreement = Agreement()
     agreement.add(expected, found)
-    error, limit = agreement.relative_error, ParityLimits().relative_error
+    error = agreement.relative_error
     if error <= limit:
         return error, None
     if not expected.any():

@@ -28,6 +28,7 @@ from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.training.compute import memory_format_for
 from compress.training.trainer import Trainer
+from export.quantizing import quantizer_for
 
 IMAGES = 12
 """Of the joined minibatch."""
@@ -102,12 +103,13 @@ def prune_together(path: Path, config: RunConfig) -> dict[str, Any]:
     run = RunDirectory(path)
     world = current()
     session = Session(run)
-    prune(config, DATA, session)
+    prune(config, DATA, session, quantizer=quantizer_for(config, DATA))
     small = load_checkpoint(run.pruned, Permission(config.model))
     return {
         "recipe": small.description.recipe,
         "weights": small.model.state_dict(),
         "metrics": small.description.metrics,
+        "quantization": small.description.quantization,
         "accuracy": accuracy_of(small.model.eval(), DATA, config, world).as_dict(),
     }
 

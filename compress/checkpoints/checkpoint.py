@@ -18,6 +18,7 @@ from torch import nn
 import compress
 from compress.checkpoints.description import (
     FORMAT_VERSION,
+    QUANTIZED_VERSION,
     BranchFacts,
     Description,
     GroupFacts,
@@ -126,6 +127,8 @@ def save_checkpoint(
         written["recipe"] = recipe_of(graph, kept)
         written["format_version"] = version_of(written["recipe"])
         written["structure"] = structure_of(graph, kept)
+    if description.quantization is not None:
+        written["format_version"] = QUANTIZED_VERSION
     document = description.model_copy(update=written)
     data = encoded(model.state_dict(), document)
     write_atomically(path, data)

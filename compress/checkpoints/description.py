@@ -6,7 +6,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from safetensors import safe_open
 
 from compress.checkpoints.kinds import require_weights
@@ -23,7 +32,9 @@ Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FORMAT_VERSION = 2
 """Of files that are written. Version 1 names channel groups where 2 names tensors; 3 is written
 where branches are gone."""
-READABLE = (1, 2, 3)
+QUANTIZED_VERSION = 4
+"""Of files that hold the ranges of a network that was trained in 8 bits."""
+READABLE = (1, 2, 3, QUANTIZED_VERSION)
 METADATA_KEY = "compress"
 MOST_CLASSES = 2**18
 """Of a network: more than any data set of images has."""
@@ -72,6 +83,17 @@ class Structure(BaseModel):
     unknown_operations: tuple[str, ...] = ()
 
 
+class Quantization(BaseModel):
+    """How a network that was trained in 8 bits is rounded in its exported file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    form: str
+    """Of the file: ``int8_form`` of the target that it was trained for."""
+    ranges: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    """Of each activation by its name in the file: what the largest 8-bit number stands for."""
+
+
 class Header(BaseModel):
     """The JSON document in the header of any file of weights that this tool wrote."""
 
@@ -114,6 +136,8 @@ class Description(Header):
     structure: Structure | None = None
     """Of a network that was analysed; a file of version 1 has none."""
     metrics: dict[str, Any] = Field(default_factory=dict)
+    quantization: Quantization | None = None
+    """Of a network that was trained in 8 bits."""
     parent_sha256: str | None = None
     """Digest of the file of the dense network that this one was pruned from."""
 
@@ -122,6 +146,15 @@ class Description(Header):
         if not len(self.mean) == len(self.std) == self.input_size[0]:
             raise ValueError("mean and std have one number for each channel of the images")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_earlier_versions_refuse(
+        self, written: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        document: dict[str, Any] = written(self)
+        if self.quantization is None:
+            document.pop("quantization", None)
+        return document
 
     @classmethod
     def of(cls, model: ModelConfig, data: ImageData, metrics: dict[str, object]) -> Description:

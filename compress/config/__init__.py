@@ -14,7 +14,13 @@ from compress.config.deployment import (
 from compress.config.images import DataConfig, ModelConfig
 from compress.config.pruning import CRITERION_NUMBERS, SEED2019_PRUNE, Budget, PruneConfig
 from compress.config.run import DEFAULT_CONFIG, RunConfig, load_config, register_reader, save_config
-from compress.config.training import SEED2019, ComputeConfig, SaveConfig, TrainConfig
+from compress.config.training import (
+    SEED2019,
+    ComputeConfig,
+    FinetuneConfig,
+    SaveConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "CRITERION_NUMBERS",
@@ -27,6 +33,7 @@ __all__ = [
     "ComputeConfig",
     "DataConfig",
     "ExportConfig",
+    "FinetuneConfig",
     "Fp16Limits",
     "Int8Limits",
     "ModelConfig",

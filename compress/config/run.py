@@ -14,7 +14,7 @@ from compress.config.deployment import BenchConfig, ExportConfig
 from compress.config.images import DataConfig, ModelConfig
 from compress.config.pruning import SEED2019_PRUNE, PruneConfig
 from compress.config.targets import load_target
-from compress.config.training import ComputeConfig, SaveConfig, TrainConfig
+from compress.config.training import ComputeConfig, FinetuneConfig, SaveConfig, TrainConfig
 from compress.errors import ConfigError
 from compress.files.atomic import write_atomically
 from compress.files.documents import (
@@ -46,7 +46,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     prune: PruneConfig = PruneConfig()
-    finetune: TrainConfig = TrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     compute: ComputeConfig = ComputeConfig()
     save: SaveConfig = SaveConfig()
     export: ExportConfig = ExportConfig()

@@ -69,7 +69,11 @@ class Loop:
 
     def accuracy(self) -> Accuracy:
         """Measure what training has yielded so far on the validation set."""
-        return accuracy_of(self.trainer.result, self.data, self.config, self.world)
+        return self.accuracy_of(self.trainer.result)
+
+    def accuracy_of(self, network: nn.Module) -> Accuracy:
+        """Measure a network on the validation set."""
+        return accuracy_of(network, self.data, self.config, self.world)
 
     def record_epoch(self, phase: str, epoch: int) -> None:
         """Evaluate, write one line of history and show it."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from compress.checkpoints.description import Quantization
 from compress.checkpoints.permission import Permission
 from compress.config import RunConfig
 from compress.criteria import bind
@@ -25,6 +27,7 @@ from compress.pruning.decision import prunable, reachable, report_dense
 from compress.pruning.given import read_importance
 from compress.pruning.goal import times_for
 from compress.pruning.pruner import Pruner, context_of
+from compress.quantization.network import QuantizedNetwork
 from compress.runs.budgeting import TimeBudget, recorded, run_times
 from compress.runs.dense import fresh_network
 from compress.runs.loop import Loop, train_batches
@@ -42,8 +45,24 @@ NO_END_YET = 10**9
 """What states of version 1 hold for the end of pruning while it is not known."""
 
 
+class Quantizer(Protocol):
+    """What makes a pruned network round to 8 bits where its exported file will."""
+
+    def __call__(self, network: nn.Module, *, calibrated: bool = True) -> QuantizedNetwork:
+        """Return the network with rounding around it; its ranges are a start to learn from.
+
+        Args:
+            network: anywhere; it is trained on.
+            calibrated: measure the ranges; else they are 1, for somebody who knows them.
+        """
+
+
 def prune(
-    config: RunConfig, data: ImageData, session: Session, stopwatch: Stopwatch | None = None
+    config: RunConfig,
+    data: ImageData,
+    session: Session,
+    stopwatch: Stopwatch | None = None,
+    quantizer: Quantizer | None = None,
 ) -> Path:
     """Prune ``dense.safetensors`` of the run to its budget, finetune, write ``pruned.safetensors``.
 
@@ -52,6 +71,7 @@ def prune(
         data: training and validation images.
         session: the run's directory and state.
         stopwatch: measures, where the budget is time.
+        quantizer: makes the network round, where it is finetuned in 8 bits.
 
     Raises:
         BudgetError: the budget cannot be reached; said before any training. Or the network was
@@ -59,11 +79,14 @@ def prune(
         TableError: a latency table of something else, or a machine too noisy for one.
         ModelError: there is nothing to prune.
         TrainingError: the loss became NaN or infinite.
+        ConfigError: the network is to be finetuned in 8 bits and nothing makes it.
         InterruptedRunError: the user stopped; the state is saved.
     """
+    if config.finetune.quantize and quantizer is None:
+        raise ConfigError("finetune.quantize = true needs somebody who knows the exported file")
     device = pick_device(config.device)
     dense = load_checkpoint(session.run.dense, Permission(config.model))
-    run = _PruneRun(config, data, session, dense, device, stopwatch)
+    run = _PruneRun(config, data, session, dense, device, stopwatch, quantizer)
     finetuning = session.load("finetune")
     state = finetuning or session.load("prune")
     if state:
@@ -122,7 +145,9 @@ class _PruneRun:
         dense: Checkpoint,
         device: torch.device,
         stopwatch: Stopwatch | None,
+        quantizer: Quantizer | None,
     ) -> None:
+        self.quantizer = quantizer if config.finetune.quantize else None
         self.config, self.data, self.session, self.dense = config, data, session, dense
         self.graph = graph = tried_graph(
             dense.model, dense.input_size, whole_groups=dense.description.format_version == 1
@@ -234,16 +259,42 @@ class _PruneRun:
 
     def finetune(self, loop: Loop) -> None:
         """Train the shrunk network on."""
-        trainer = self.trainer
-        trainer.start_averaging()
+        self.trainer.start_averaging()
+        if self.quantizer is not None and not self._quantized:
+            self._train_until(loop, lambda: self._in_8_bits_from_here)
+            self._quantize(self.quantizer(self.model))
+        self._train_until(loop, lambda: self.trainer.finished)
+        if self._quantized:
+            self.accuracy["quantized"] = loop.accuracy().as_dict()
+        self.accuracy["finetuned"] = {**self._costs(), **loop.accuracy_of(self.result).as_dict()}
+        self.session.record("finetuned", **self.accuracy["finetuned"])
+
+    def _quantize(self, network: QuantizedNetwork) -> None:
+        self.trainer.quantize(network, self.config.finetune.quantize_lr)
+
+    def _train_until(self, loop: Loop, finished: Callable[[], bool]) -> None:
         loop.run(
-            trainer.step,
+            self.trainer.step,
             snapshot=lambda: self._state("finetune"),
-            finished=lambda: trainer.finished,
+            finished=finished,
             each_epoch=lambda epoch: loop.record_epoch("finetune", epoch),
         )
-        self.accuracy["finetuned"] = {**self._costs(), **loop.accuracy().as_dict()}
-        self.session.record("finetuned", **self.accuracy["finetuned"])
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that is written, without what rounds around it."""
+        found = self.trainer.result
+        return found.network if isinstance(found, QuantizedNetwork) else found
+
+    @property
+    def _quantized(self) -> bool:
+        return isinstance(self.trainer.model, QuantizedNetwork)
+
+    @property
+    def _in_8_bits_from_here(self) -> bool:
+        settings = self.config.finetune
+        before = settings.epochs - settings.quantize_epochs
+        return self.trainer.scheduled >= before * self.trainer.steps_per_epoch
 
     def write(self) -> Path:
         """Write the result and its pictures, and remove the state."""
@@ -252,7 +303,11 @@ class _PruneRun:
             self.trainer.world.wait()
             return run.pruned
         description = dense.description.model_copy(
-            update={"metrics": self._metrics(), "parent_sha256": dense.sha256}
+            update={
+                "metrics": self._metrics(),
+                "quantization": self._quantization(),
+                "parent_sha256": dense.sha256,
+            }
         )
         say(self._result())  # before it is written: it took hours
         try:
@@ -262,7 +317,7 @@ class _PruneRun:
             log.warning("%s; the network is written without its pictures", error)
         save_checkpoint(
             run.pruned,
-            self.trainer.result,
+            self.result,
             description=description,
             graph=self.graph,
             kept=kept,
@@ -276,6 +331,12 @@ class _PruneRun:
         found, dense = self.accuracy["finetuned"], cost.totals(self.graph, self.graph.everything())
         costs = ", ".join(f"{name} {found[name] / dense[name]:.3f}" for name in dense)
         return f"pruned to {costs} of the dense network, top-1 {found['top1']:.2f} %"
+
+    def _quantization(self) -> Quantization | None:
+        found = self.trainer.result
+        if not isinstance(found, QuantizedNetwork):
+            return None
+        return Quantization(form=found.plan.form, ranges=found.ranges)
 
     def _metrics(self) -> dict[str, Any]:
         dense = cost.totals(self.graph, self.graph.everything())
@@ -298,6 +359,7 @@ class _PruneRun:
             "step": self.trainer.step_index,
             "hold": self.trainer.hold,
             "accuracy": self.accuracy,
+            "quantized": self._quantized,
             "time": self.time.state() if self.time else None,
         }
         pruner = {f"pruner.{name}": t for name, t in self.pruner.state_dict().items()}
@@ -318,6 +380,9 @@ class _PruneRun:
         if state.facts["hold"] not in (None, NO_END_YET):
             self.trainer.begin_schedule(self.config.finetune.epochs, state.facts["hold"])
         self.trainer.step_index = state.facts["step"]
+        if self.quantizer is not None and state.facts.get("quantized"):
+            self.trainer.start_averaging()
+            self._quantize(self.quantizer(self.model, calibrated=False))
         self.trainer.load_state(state.tensors)
         self.accuracy = state.facts["accuracy"]
         if self.time is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from compress.errors import ConfigError
+from compress.files.documents import section_of
 from compress.terminal.options import Argument, Option, settings_of
 
 if TYPE_CHECKING:
@@ -105,6 +106,14 @@ class PruningRequest(RunRequest):
     ] = None
     target: Target = None
     precision: Precision = None
+
+    @property
+    def asked(self) -> list[str]:
+        """Also asks for finetuning in 8 bits where the precision does, unless a setting says no."""
+        given = super().asked
+        if self.precision != "int8" or "quantize" in section_of(given, "finetune"):
+            return given
+        return [*given, "finetune.quantize=true"]
 
 
 RUNTIME, BATCH, TABLE = (f"prune.latency_{key}" for key in ("runtime", "batch", "table"))

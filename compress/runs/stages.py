@@ -7,18 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from compress.config import RunConfig
+from compress.data.batches import ImageData
 from compress.distributed.torchrun import is_main
 from compress.distributed.world import current
 from compress.errors import CheckpointError, ConfigError
 from compress.latency.stopwatch import Stopwatch
 from compress.runs.dense import note_import, train_dense
 from compress.runs.launch import Started, Weights, started
-from compress.runs.prune import check_budget, prune
+from compress.runs.prune import Quantizer, check_budget, prune
 from compress.runs.request import PruneRequest, RunRequest
 from compress.terminal.console import say
 
 StopwatchFor = Callable[[RunConfig], Stopwatch | None]
 """What measures networks as a configuration says, where a budget of time asks for it."""
+
+
+QuantizerFor = Callable[[RunConfig, ImageData], Quantizer | None]
+"""What makes networks round to 8 bits as a configuration says, where finetuning asks for it."""
 
 
 def train_run(request: RunRequest) -> Started:
@@ -33,8 +38,18 @@ def train_run(request: RunRequest) -> Started:
     return on
 
 
-def prune_run(request: PruneRequest, stopwatch: StopwatchFor | None = None) -> Started:
+def prune_run(
+    request: PruneRequest,
+    stopwatch: StopwatchFor | None = None,
+    quantizer: QuantizerFor | None = None,
+) -> Started:
     """Prune the network of a checkpoint, or go on with a run that does.
+
+    Args:
+        request: what is asked for.
+        stopwatch: measures, where the budget is time.
+        quantizer: makes the network round, where it is finetuned in 8 bits; asked before anything
+            is written, too.
 
     Raises:
         CompressError: see ``started`` and ``prune``.
@@ -42,14 +57,15 @@ def prune_run(request: PruneRequest, stopwatch: StopwatchFor | None = None) -> S
     if (request.checkpoint is None) != request.resume:
         raise ConfigError("compress prune needs --checkpoint FILE, or --resume --output DIR")
     weights = Weights(request.checkpoint, request.weights) if request.checkpoint else None
-    with started(request, [check_budget], weights) as on:
+    checks = [check_budget, *([quantizer] if quantizer else [])]
+    with started(request, checks, weights) as on:
         if not is_there(on.run.dense):
             raise CheckpointError(
                 f"{on.run.path} holds no dense network yet: end its training with compress train "
                 "--resume, or give the --checkpoint that it was begun with"
             )
         note_import(on.session)
-        prune_stage(on, stopwatch)
+        prune_stage(on, stopwatch, quantizer)
     say(f"the pruned network is {on.run.pruned}")
     return on
 
@@ -60,11 +76,18 @@ def train_stage(on: Started) -> None:
     stage(on.run.dense, title, lambda: train_dense(on.config, on.data, on.session))
 
 
-def prune_stage(on: Started, stopwatch: StopwatchFor | None = None) -> None:
+def prune_stage(
+    on: Started, stopwatch: StopwatchFor | None = None, quantizer: QuantizerFor | None = None
+) -> None:
     """Prune the dense network, unless the pruned one is there."""
     title = f"pruning to {on.config.prune.budget}"
     timed = stopwatch(on.config) if stopwatch and on.config.prune.budget.kind == "latency" else None
-    stage(on.run.pruned, title, lambda: prune(on.config, on.data, on.session, timed))
+    rounding = quantizer(on.config, on.data) if quantizer else None
+    if on.config.finetune.quantize:
+        epochs = on.config.finetune.quantize_epochs
+        last = "epoch rounds" if epochs == 1 else f"{epochs} epochs round"
+        say(f"the last {last} to 8 bits, as the file for target {on.config.export.target} will")
+    stage(on.run.pruned, title, lambda: prune(on.config, on.data, on.session, timed, rounding))
 
 
 def stage(result: Path, title: str, work: Callable[[], object]) -> None:

@@ -18,6 +18,7 @@ from compress.data.loading import Batch
 from compress.distributed.batchnorm import join_batchnorms
 from compress.distributed.world import ALONE, World
 from compress.errors import CheckpointError, ModelError, TrainingError
+from compress.quantization.network import QuantizedNetwork
 from compress.training.compute import amp_dtype
 from compress.training.loss import training_loss
 from compress.training.optimizer import add_lasso_gradient, learning_rate, sgd
@@ -78,6 +79,7 @@ class Trainer:
         self.compute, self.world = compute or ComputeConfig(), world
         self.memory_format = memory_format
         self._joined: nn.Module | None = None
+        self._lr_share = 1.0
         if self.compute.sync_batchnorm and not world.alone:
             join_batchnorms(model)
         model.to(memory_format=memory_format)
@@ -124,7 +126,7 @@ class Trainer:
     @property
     def lr(self) -> float:
         """Learning rate of the next step."""
-        return learning_rate(
+        return self._lr_share * learning_rate(
             self.config,
             self.step_index,
             steps_per_epoch=self.steps_per_epoch,
@@ -255,6 +257,20 @@ class Trainer:
             if self.compute.compiled:
                 torch.compiler.reset()
 
+    def quantize(self, network: QuantizedNetwork, lr_share: float = 1.0) -> None:
+        """Go on with a network that rounds to 8 bits, and train the scales of its activations too.
+
+        Args:
+            network: has the trainer's network in it. Such a one is not compiled.
+            lr_share: of the schedule's learning rate from now on.
+        """
+        if self.averaged is not None:
+            averaged = QuantizedNetwork(self.averaged, network.plan, network.ranges)
+            self.averaged = averaged.requires_grad_(False)
+        self.model, self._lr_share = network.train(), lr_share
+        self.optimizer.add_param_group({"params": [network.scales], "weight_decay": 0.0})
+        self.reshaped()
+
     def _parallel(self) -> nn.Module:
         """Return what is run forward so that the gradients of all processes are joined."""
         if self._joined is None:
@@ -262,7 +278,7 @@ class Trainer:
             if not self.world.alone:
                 index = self.device.index
                 run = DistributedDataParallel(run, None if index is None else [index])
-            if self.compute.compiled:
+            if self.compute.compiled and not isinstance(self.model, QuantizedNetwork):
                 run = torch.compile(run)  # type: ignore[assignment]
             self._joined = run
         return self._joined

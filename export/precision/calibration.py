@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from compress.errors import DataError, ModelError
-from export.precision.placement import LEVELS
+from compress.quantization.plan import LEVELS
 from export.runners.protocol import check_images
 
 BINS = 2048
@@ -107,6 +107,12 @@ def best_clip(counts: np.ndarray, largest: float) -> float:
         for step in np.arange(LEVELS, bins + 1) / LEVELS
     ]
     return largest * (LEVELS + int(np.argmin(errors))) / bins
+
+
+def range_of(values: np.ndarray) -> float:
+    """Return the range with the least squared rounding error for numbers that are all at hand."""
+    largest = float(np.abs(values).max(initial=0))
+    return best_clip(histogram(values, largest), largest) or _UNUSED
 
 
 def require_calibration(labels: Sequence[int], num_classes: int, asked: int) -> None:

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from compress.errors import ModelError
+from compress.quantization.plan import LEVELS
 from export.onnx.check import standard_opset
 from export.onnx.names import Names
 from export.precision.fp16 import Fp16Facts, to_fp16
 from export.precision.placement import (
-    LEVELS,
     TENSORRT,
     Form,
     channel_axis,
@@ -36,13 +36,12 @@ from export.precision.placement import (
 
 if TYPE_CHECKING:
     import onnx
+    import torch
 
 OLDEST_OPSET = 13
 """The first one whose Q/DQ has a scale for each channel."""
 HALF_OPSET = 19
 """The first one whose Q/DQ reads and writes float16."""
-LARGEST_BIAS = 2**30
-"""A rounded bias, which leaves as much of 32 bits to what is added to it."""
 Rest = Literal["fp32", "fp16"]
 
 
@@ -61,6 +60,15 @@ class Int8Facts:
     """Weights with a Q/DQ pair."""
     rest: Fp16Facts | None
     """What half precision did to the rest; None where it is float32."""
+
+
+def rest_for(form: Form, opset: int) -> Rest:
+    """Return what everything else computes in.
+
+    A strongly typed engine computes the rest as the file says, and float32 there would cost time.
+    """
+    halves = form == TENSORRT and opset >= HALF_OPSET and rounds_half_precision()
+    return "fp16" if halves else "fp32"
 
 
 def quantised_tensors(model: onnx.ModelProto, form: Form = TENSORRT) -> tuple[str, ...]:
@@ -171,7 +179,9 @@ class _Quantising:
 
         Integer kernels round it to a multiple of both scales' product, and saturate.
         """
-        from onnx import numpy_helper
+        import torch
+
+        from compress.quantization.scales import room_for
 
         for index, axis in self._layers.items():
             node = self._graph.node[index]
@@ -179,8 +189,8 @@ class _Quantising:
             least = self._least.setdefault(key, np.zeros(1))
             bias = self._weights.get(node.input[2]) if len(node.input) > 2 else None
             if bias is not None and len(bias.dims) == 1:
-                unit = self._activation_scale(node.input[0]) * LARGEST_BIAS
-                fits = np.abs(numpy_helper.to_array(bias)) / unit
+                scale = torch.from_numpy(self._activation_scale(node.input[0]))
+                fits = room_for(_as_torch(bias), scale).numpy()
                 self._least[key] = np.maximum(least, fits)
 
     def _activation(self, name: str) -> _Rounded:
@@ -203,7 +213,7 @@ class _Quantising:
     def _weight(self, name: str, axis: int, wide: bool) -> _Rounded:
         key = _Key(name, axis, wide)
         if key not in self._rounded:
-            scales = weight_scales(self._weights[name], axis, self._form.weight_levels)
+            scales = _channel_scales(self._weights[name], axis, self._form.weight_levels)
             scales = np.maximum(scales, self._least[name, axis])
             halved = self._rest == "fp16" and not wide
             self._round(key, _half_scales(scales) if halved else scales)
@@ -248,33 +258,34 @@ class _Quantising:
             self.wide.add(result)
 
 
-def weight_scales(tensor: onnx.TensorProto, axis: int, levels: int = LEVELS) -> np.ndarray:
+def _channel_scales(tensor: onnx.TensorProto, axis: int, levels: int) -> np.ndarray:
     """Return the scale of every channel of a weight, float64 of shape (channels,).
-
-    Its largest magnitude becomes ``levels``.
-
-    A channel of zeros, or of numbers so small that their scale would be zero, gets scale 1.
 
     Raises:
         ModelError: a weight is NaN or infinite.
     """
-    from onnx import numpy_helper
+    from compress.quantization.scales import weight_scales
 
-    values = numpy_helper.to_array(tensor)
-    if not np.isfinite(values).all():
+    values = _as_torch(tensor)
+    if not values.isfinite().all():
         raise ModelError(f"weight {tensor.name!r} holds NaN or infinity")
-    others = tuple(place for place in range(values.ndim) if place != axis)
-    scales = np.abs(values).max(axis=others, initial=0).astype(np.float64) / levels
-    scales[scales < np.finfo(np.float32).smallest_normal] = 1
-    return scales
+    return weight_scales(values, axis, levels).numpy()
 
 
 def _half_scales(scales: np.ndarray) -> np.ndarray:
-    """Round scales up to half precision, so that no number falls out of its range and none is 0."""
-    with np.errstate(over="ignore"):  # what is too large is refused by its name later
-        rounded = scales.astype(np.float16)
-        up = np.nextafter(rounded, np.float16(np.inf))
-    return np.where(rounded < scales, up, rounded).astype(np.float32)
+    """Round scales up to half precision; what is too large for it is refused by its name later."""
+    import torch
+
+    from compress.quantization.scales import half_up
+
+    return half_up(torch.from_numpy(scales)).numpy()
+
+
+def _as_torch(tensor: onnx.TensorProto) -> torch.Tensor:
+    import torch
+    from onnx import numpy_helper
+
+    return torch.from_numpy(numpy_helper.to_array(tensor).copy())
 
 
 @functools.cache

@@ -20,13 +20,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compress.quantization.plan import LEVELS
 from export.onnx.check import count_readers
 
 if TYPE_CHECKING:
     import onnx
 
-LEVELS = 127
-"""Largest 8-bit number that a range is mapped to."""
 POOLINGS = frozenset({"AveragePool", "GlobalAveragePool"})
 """The poolings that compute; a maximum commutes with Q/DQ and needs none."""
 BOUNDS = frozenset({"Relu", "Clip"})

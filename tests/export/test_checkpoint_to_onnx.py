@@ -48,7 +48,7 @@ def checkpoint() -> SimpleNamespace:
         std=(0.25, 0.25, 0.25),
         sha256="ab" * 32,
         costs={"macs": 4860, "params": 150},
-        description=SimpleNamespace(metrics={"criterion": "taylor-gate"}),
+        description=SimpleNamespace(metrics={"criterion": "taylor-gate"}, quantization=None),
         structure=SimpleNamespace(
             groups=(
                 SimpleNamespace(name="0", dense=8, kept=5, residual=False, frozen=None),

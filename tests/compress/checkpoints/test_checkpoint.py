@@ -487,9 +487,9 @@ def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 4}, "is of format version 4 and this tool reads 1 to 3"),
-        ({"format_version": 0}, "is of format version 0 and this tool reads 1 to 3"),
-        ({"format_version": "2"}, "is of format version 2 and this tool reads 1 to 3"),
+        ({"format_version": 5}, "is of format version 5 and this tool reads 1 to 4"),
+        ({"format_version": 0}, "is of format version 0 and this tool reads 1 to 4"),
+        ({"format_version": "2"}, "is of format version 2 and this tool reads 1 to 4"),
         ({"format_version": None}, "is of format version None"),
         ({"surprise": 1}, "header that cannot be understood"),
         ({"classes": "ten"}, "header that cannot be understood"),

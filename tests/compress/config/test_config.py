@@ -13,6 +13,7 @@ from compress.config import (
     DEFAULT_CONFIG,
     SEED2019,
     Budget,
+    FinetuneConfig,
     RunConfig,
     TrainConfig,
     load_config,
@@ -244,12 +245,12 @@ def test_a_preset_that_is_set_by_hand_starts_its_section_anew() -> None:
     assert load_config().finetune.epochs == 8
     assert load_config().finetune.lr == 0.05
     config = load_config(settings=["finetune.preset=seed2019"])
-    assert config.finetune == TrainConfig.model_validate({"preset": "seed2019"})
+    assert config.finetune == FinetuneConfig.model_validate({"preset": "seed2019"})
     assert config.train == load_config().train
     later = load_config(settings=["finetune.preset=seed2019", "finetune.epochs=2"])
     assert (later.finetune.epochs, later.finetune.lr) == (2, 0.001)
     back = load_config(settings=["finetune.preset=default"])
-    assert back.finetune == TrainConfig()
+    assert back.finetune == FinetuneConfig()
 
 
 # Round trips
@@ -337,13 +338,13 @@ def test_keys_of_earlier_versions_are_read_by_their_names_of_today(tmp_path: Pat
     sections = ("[finetune]", 'recipe = "seed2019"', "[prune]", 'recipe = "seed2019"')
     path.write_text("\n".join((*sections, "[bench]", 'budgets = "mine.toml"', "")))
     config = load_config(str(path))
-    assert config.finetune == TrainConfig.model_validate({"preset": "seed2019"})
+    assert config.finetune == FinetuneConfig.model_validate({"preset": "seed2019"})
     # What became part of the preset later is not in a file that calls it a recipe.
     assert (config.prune.step_size, config.prune.first_interval_extra) == (100, 0)
     assert load_config(settings=["prune.preset=seed2019"]).prune.first_interval_extra == 1
     assert config.bench.limits == "mine.toml"
     assert load_config(str(path), ["bench.limits=b", "finetune.preset=default"]).bench.limits == "b"
-    assert load_config(str(path), ["finetune.recipe=default"]).finetune == TrainConfig()
+    assert load_config(str(path), ["finetune.recipe=default"]).finetune == FinetuneConfig()
     assert load_config(settings=["prune.recipe=seed2019"]).prune.step_size == 100
     path.write_text('[bench]\nbudgets = "a"\nlimits = "b"\n')
     with pytest.raises(ConfigError, match="budgets is an earlier name of limits"):
