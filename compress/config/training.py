@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from compress.files.documents import Section
 
@@ -78,22 +78,12 @@ class FinetuneConfig(TrainConfig):
     """How a pruned network is trained on."""
 
     quantize: bool = False
-    """Have the last epochs round to 8 bits as an INT8 file does, and learn its ranges
+    """Train on, behind the other epochs, with the rounding of an INT8 file, and learn its ranges
     (docs/quantization.md)."""
     quantize_epochs: int = Field(default=1, ge=1)
-    """How many of the ``epochs`` do, where ``quantize`` is on."""
+    """How many epochs round, where ``quantize`` is on; they come after ``epochs``."""
     quantize_lr: float = Field(default=0.1, gt=0, le=1)
-    """Share of the schedule's learning rate in these epochs: statistics of BatchNorm stay, which
-    bears no large steps."""
-
-    @model_validator(mode="after")
-    def _epochs_to_quantize(self) -> FinetuneConfig:
-        if self.quantize and self.quantize_epochs > self.epochs:
-            raise ValueError(
-                f"quantize_epochs = {self.quantize_epochs} are among the epochs, and there are "
-                f"{self.epochs}"
-            )
-        return self
+    """Share of ``lr`` with which they begin; it falls to zero by a cosine."""
 
 
 class ComputeConfig(Section):

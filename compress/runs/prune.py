@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -193,7 +193,9 @@ class _PruneRun:
     def expected_steps(self) -> int:
         """Steps of the whole run, as far as they are known."""
         pruning = self.pruner.decisions.expected_steps
-        return pruning + self.config.finetune.epochs * self.trainer.steps_per_epoch
+        settings = self.config.finetune
+        epochs = settings.epochs + (settings.quantize_epochs if self.quantizer else 0)
+        return pruning + epochs * self.trainer.steps_per_epoch
 
     def prune(self, loop: Loop) -> None:
         """Take training steps with pruning steps between them until the budget holds."""
@@ -261,22 +263,24 @@ class _PruneRun:
         """Train the shrunk network on."""
         self.trainer.start_averaging()
         if self.quantizer is not None and not self._quantized:
-            self._train_until(loop, lambda: self._in_8_bits_from_here)
+            self._train(loop)
             self._quantize(self.quantizer(self.model))
-        self._train_until(loop, lambda: self.trainer.finished)
+        self._train(loop)
         if self._quantized:
             self.accuracy["quantized"] = loop.accuracy().as_dict()
         self.accuracy["finetuned"] = {**self._costs(), **loop.accuracy_of(self.result).as_dict()}
         self.session.record("finetuned", **self.accuracy["finetuned"])
 
     def _quantize(self, network: QuantizedNetwork) -> None:
-        self.trainer.quantize(network, self.config.finetune.quantize_lr)
+        settings = self.config.finetune
+        lr = settings.quantize_lr * settings.lr
+        self.trainer.quantize(network, epochs=settings.quantize_epochs, lr=lr)
 
-    def _train_until(self, loop: Loop, finished: Callable[[], bool]) -> None:
+    def _train(self, loop: Loop) -> None:
         loop.run(
             self.trainer.step,
             snapshot=lambda: self._state("finetune"),
-            finished=finished,
+            finished=lambda: self.trainer.finished,
             each_epoch=lambda epoch: loop.record_epoch("finetune", epoch),
         )
 
@@ -289,12 +293,6 @@ class _PruneRun:
     @property
     def _quantized(self) -> bool:
         return isinstance(self.trainer.model, QuantizedNetwork)
-
-    @property
-    def _in_8_bits_from_here(self) -> bool:
-        settings = self.config.finetune
-        before = settings.epochs - settings.quantize_epochs
-        return self.trainer.scheduled >= before * self.trainer.steps_per_epoch
 
     def write(self) -> Path:
         """Write the result and its pictures, and remove the state."""

@@ -85,8 +85,9 @@ def prune_stage(
     rounding = quantizer(on.config, on.data) if quantizer else None
     if on.config.finetune.quantize:
         epochs = on.config.finetune.quantize_epochs
-        last = "epoch rounds" if epochs == 1 else f"{epochs} epochs round"
-        say(f"the last {last} to 8 bits, as the file for target {on.config.export.target} will")
+        last = "one epoch rounds" if epochs == 1 else f"{epochs} epochs round"
+        target = on.config.export.target
+        say(f"after finetuning, {last} to 8 bits, as the file for target {target} will")
     stage(on.run.pruned, title, lambda: prune(on.config, on.data, on.session, timed, rounding))
 
 

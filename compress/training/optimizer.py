@@ -34,8 +34,12 @@ def learning_rate(
     if config.schedule == "step":
         epoch = (step - hold) // steps_per_epoch + 1  # the decays count epochs from one
         return config.lr * config.step_gamma ** (epoch // config.step_epochs)
-    progress = (step - start) / max(1, total - start)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return cosine(config.lr, (step - start) / max(1, total - start))
+
+
+def cosine(peak: float, progress: float) -> float:
+    """Return a learning rate that falls from its peak to zero while progress goes from 0 to 1."""
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:

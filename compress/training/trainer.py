@@ -21,7 +21,7 @@ from compress.errors import CheckpointError, ModelError, TrainingError
 from compress.quantization.network import QuantizedNetwork
 from compress.training.compute import amp_dtype
 from compress.training.loss import training_loss
-from compress.training.optimizer import add_lasso_gradient, learning_rate, sgd
+from compress.training.optimizer import add_lasso_gradient, cosine, learning_rate, sgd
 
 OTHER_NETWORK = "the state to go on from is of another network: start anew with --overwrite"
 
@@ -79,7 +79,6 @@ class Trainer:
         self.compute, self.world = compute or ComputeConfig(), world
         self.memory_format = memory_format
         self._joined: nn.Module | None = None
-        self._lr_share = 1.0
         if self.compute.sync_batchnorm and not world.alone:
             join_batchnorms(model)
         model.to(memory_format=memory_format)
@@ -89,6 +88,8 @@ class Trainer:
         """The step at which the schedule begins."""
         self.total: int | None = None
         """The step at which it ends."""
+        self._rounds_from: tuple[int, float] | None = None
+        """The first step that rounds to 8 bits, and the learning rate of it."""
         if epochs is not None:
             self.begin_schedule(epochs)
         self.device = next(model.parameters()).device
@@ -126,7 +127,10 @@ class Trainer:
     @property
     def lr(self) -> float:
         """Learning rate of the next step."""
-        return self._lr_share * learning_rate(
+        if self._rounds_from is not None and self.total is not None:
+            start, peak = self._rounds_from
+            return cosine(peak, (self.step_index - start) / (self.total - start))
+        return learning_rate(
             self.config,
             self.step_index,
             steps_per_epoch=self.steps_per_epoch,
@@ -257,17 +261,21 @@ class Trainer:
             if self.compute.compiled:
                 torch.compiler.reset()
 
-    def quantize(self, network: QuantizedNetwork, lr_share: float = 1.0) -> None:
+    def quantize(self, network: QuantizedNetwork, *, epochs: int, lr: float) -> None:
         """Go on with a network that rounds to 8 bits, and train the scales of its activations too.
 
         Args:
             network: has the trainer's network in it. Such a one is not compiled.
-            lr_share: of the schedule's learning rate from now on.
+            epochs: behind the end of the schedule.
+            lr: learning rate of the first of their steps; it falls to zero by a cosine.
         """
+        assert self.total is not None
+        self._rounds_from = self.total, lr
+        self.total += epochs * self.steps_per_epoch
         if self.averaged is not None:
             averaged = QuantizedNetwork(self.averaged, network.plan, network.ranges)
             self.averaged = averaged.requires_grad_(False)
-        self.model, self._lr_share = network.train(), lr_share
+        self.model = network.train()
         self.optimizer.add_param_group({"params": [network.scales], "weight_decay": 0.0})
         self.reshaped()
 

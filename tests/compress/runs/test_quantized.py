@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from compress.checkpoints.description import Quantization, read_description
 from compress.config import RunConfig
 from compress.config.targets import load_target
 from compress.errors import ConfigError, InterruptedRunError
+from compress.runs.dense import fresh_network
 from compress.runs.prune import prune
 from compress.runs.request import PruneRequest
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.runs.state import State
+from compress.training.trainer import Trainer
 from export.checkpoint_to_onnx import export_checkpoint, samples_of
 from export.quantizing import quantizer_for
 
@@ -117,7 +120,7 @@ def test_the_history_tells_accuracy_in_8_bits_and_without(run: RunDirectory) -> 
     assert description is not None
     assert description.metrics["quantized"]["top1"] == epochs[-1]["top1"]
     assert description.metrics["finetuned"]["top1"] == finetuned["top1"]
-    assert len(epochs) == 2
+    assert len(epochs) == 3
 
 
 def test_another_form_is_measured_and_said(
@@ -183,9 +186,33 @@ def test_without_somebody_who_knows_the_file_nothing_is_trained(tmp_path: Path) 
         prune(config, DATA, Session(start(tmp_path, config)))
 
 
-def test_more_epochs_in_8_bits_than_there_are_are_refused() -> None:
-    with pytest.raises(ValidationError, match="quantize_epochs = 3 are among the epochs"):
-        quantised_config(quantize_epochs=3)
+def test_epochs_in_8_bits_come_after_those_that_there_are_without(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    plain = quantised_config(quantize=False)
+    without = start(tmp_path, plain)
+    prune(plain, DATA, Session(without))
+
+    def epochs(of: RunDirectory) -> list[dict[str, Any]]:
+        return [e for e in of.events() if e["event"] == "epoch" and e["phase"] == "finetune"]
+
+    assert epochs(run)[:-1] == epochs(without)
+    assert len(epochs(run)) == FINETUNE["epochs"] + 1
+
+
+def test_in_8_bits_the_learning_rate_falls_once_more_from_a_share() -> None:
+    config = quantised_config()
+    model = fresh_network(config, DATA)
+    trainer = Trainer(model, config.finetune, steps_per_epoch=4, epochs=2, seed=0)
+    trainer.step_index = 8
+    assert trainer.finished
+    trainer.quantize(quantizer_for(config, DATA)(model), epochs=1, lr=0.05)
+    found = []
+    for trainer.step_index in range(8, 13):
+        assert trainer.finished == (trainer.step_index == 12)
+        found.append(trainer.lr)
+    falling = [0.5 * (1 + math.cos(math.pi * done / 4)) for done in range(5)]
+    assert found == pytest.approx([0.05 * share for share in falling])
 
 
 def test_a_precision_of_8_bits_asks_for_training_in_it() -> None:
