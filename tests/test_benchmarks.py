@@ -12,6 +12,7 @@ import re
 import struct
 import warnings
 from argparse import Namespace
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ import torch
 from torch import nn
 
 from compress.data.idx import read_idx
+from compress.data.loading import Batch
+from compress.networks import cost
+from compress.networks.capture import Example
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {
@@ -142,6 +146,57 @@ def test_what_a_peer_leaves_is_judged_by_its_weights(
     outcome = peers.attempt("peer", dense, images, 60)
     assert outcome.verdict.startswith(verdict)
     assert outcome.macs is None or outcome.macs in (0.5, 1.0)
+
+
+class Minibatches:
+    """Six, of noise, the same in every epoch."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(len(self)):
+            images = torch.randn(8, 3, 8, 8, generator=generator)
+            yield Batch(images, torch.randint(4, (8,), generator=generator), skipped=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "multiple", "unit"),
+    [
+        ("torch-pruning", 8, "macs"),
+        ("torch-pruning default", 1, "macs"),
+        ("torch-pruning raw", 1, "macs"),
+        ("torch-kirigami", 8, "params"),
+        ("modelopt-fastnas", 8, "macs"),
+    ],
+)
+def test_a_peer_leaves_what_is_asked_and_the_loop_goes_on(
+    name: str, multiple: int, unit: str
+) -> None:
+    pruners, race = import_module("pruners"), import_module("race")
+    if lacking := pruners.missing(name):
+        pytest.skip(f"{lacking} is not installed")
+    torch.manual_seed(0)
+    convs = [
+        layer
+        for inputs in (3, 16)
+        for layer in (nn.Conv2d(inputs, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+    ]
+    network = nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    one = Example((torch.zeros(1, 3, 8, 8),))
+    dense = cost.measured(network.eval(), one)
+    options = Namespace(steps=3, interval=1, lr=0.01, epochs=1)
+    loop = race.Loop(network, options, Minibatches())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of libraries, about torch
+        pruners.PRUNERS[name](loop, race.Way(name, 0.6, multiple), None, None)
+    assert loop.steps == 3
+    loop.finetune()
+    assert loop.steps == 9
+    assert 0.1 < cost.measured(network.eval(), one)[unit] / dense[unit] < 0.62
+    widths = {m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)}
+    assert {width % multiple for width in widths} == {0}
 
 
 def test_a_peer_that_is_not_installed_is_named() -> None:
