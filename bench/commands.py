@@ -103,8 +103,7 @@ def bench(request: BenchRequest) -> Judged:
             raise ConfigError("--against is for one run directory: name the two networks alone")
         report, folder = _bench_files(request)
     judged = _published(report, request.output or folder)
-    if request.candidate is not None:
-        say(f"the report is in {judged.folder}")
+    say(f"the report is in {judged.folder}")
     return judged
 
 
@@ -117,7 +116,9 @@ def gate(request: GateRequest) -> Judged:
     limits = load_limits(request.limits or "default", request.settings)
     report = load_compared(request.report, request.baseline).model_copy(update={"limits": limits})
     if request.output is not None:
-        return _published(report, request.output)
+        judged = _published(report, request.output)
+        say(f"the report is in {judged.folder}")
+        return judged
     return Judged(report, _verdicts(report), request.report.parent)
 
 
@@ -131,6 +132,7 @@ def show_again(request: ReportRequest) -> Judged:
     judged = Judged(measured, _verdicts(measured), request.output or request.report.parent)
     beside = [load_report(other) for other in request.others]
     write_views(judged.report, judged.verdicts, judged.folder, others=beside)
+    say(f"report.md and report.html are in {judged.folder}")
     return judged
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,13 @@ from bench.judging.baseline import change_against, require_same_model
 from bench.limits import AnyLimits, Limits, limits_of, require_baseline, require_judgeable
 from bench.measuring.discovery import any_subjects, missing_facts, subjects
 from bench.measuring.inputs import RANDOM_INPUTS, Inputs
+from bench.measuring.precisions import measure_precisions
 from bench.measuring.prediction import predict
 from bench.measuring.session import Plan, Source, measure
 from bench.measuring.sources import GivenData, dataset_inputs, given_specs
 from bench.measuring.wiring import Wiring
 from bench.reports.report import build_report, load_report
+from bench.reports.schema import PrecisionRatio
 from compress.checkpoints.permission import BUILT_IN, Permission
 from compress.config import BenchConfig, DataConfig
 from compress.errors import ConfigError
@@ -167,7 +169,7 @@ def compare_run(
     )
 
     def source(wiring: Wiring) -> Inputs:
-        return dataset_inputs(data, wiring, workers=config.data.workers)
+        return dataset_inputs(data, wiring, config.data)
 
     comparison = _Comparison(
         pair=pair,
@@ -178,6 +180,7 @@ def compare_run(
         stored=stored,
     )
     report = comparison.report(progress)
+    gains, unknown = measure_precisions(pair, report.config, seed=config.seed, progress=progress)
     prediction, notes = predict(
         report.target,
         precision=config.export.precision,
@@ -188,7 +191,13 @@ def compare_run(
         batch_sizes=[found.batch_size for found in report.comparison.latency],
         permission=permission,
     )
-    return report.model_copy(update={"prediction": prediction, "notes": (*report.notes, *notes)})
+    return report.model_copy(
+        update={
+            "precisions": tuple(PrecisionRatio(**asdict(gain)) for gain in gains),
+            "prediction": prediction,
+            "notes": (*report.notes, *unknown, *notes),
+        }
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

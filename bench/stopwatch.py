@@ -19,7 +19,7 @@ from compress.latency.stopwatch import Comparison, Size
 from compress.terminal.console import say
 from export.latency.building import Plan, Profile
 from export.latency.command import profiled
-from export.latency.serving import Network, Serving, runner_of
+from export.latency.serving import Network, Serving, opened, readable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,17 +65,17 @@ class RuntimeStopwatch:
         """See ``Stopwatch``."""
         rng, serving = np.random.default_rng(self.seed), self.serving
         images = rng.standard_normal((serving.batch, *size)).astype(np.float32)
-        slots = {"reference": dense, "pruned": pruned, "control": dense}
         with ExitStack() as stack:
             folder = Path(stack.enter_context(TemporaryDirectory()))
+            sources = {
+                name: readable(Network(network, size), serving, folder / f"{name}.onnx")
+                for name, network in (("reference", dense), ("pruned", pruned))
+            }
+            # One file, and of TensorRT one engine: built again it may have other kernels.
+            sources["control"] = sources["reference"]
             calls = {
-                name: Call(
-                    stack.enter_context(
-                        runner_of(Network(network, size), serving, folder / f"{name}.onnx")
-                    ),
-                    {"input": images},
-                )
-                for name, network in slots.items()
+                name: Call(stack.enter_context(opened(source, serving)), {"input": images})
+                for name, source in sources.items()
             }
             found = narrowest(
                 lambda: measure_latency(

@@ -43,6 +43,7 @@ ENUMS = (
     "ProfilingVerbosity",
     *("HardwareCompatibilityLevel", "LayerInformationFormat", "TensorIOMode", "TensorLocation"),
     *("TensorFormat", "DataType", "ExecutionContextAllocationStrategy", "OnnxParserFlag"),
+    *("DynamicShapesKernelSpecializationStrategy", "CudaGraphStrategy"),
 )
 FUNCTIONS = ("nptype", "volume", "init_libnvinfer_plugins", "get_nv_onnx_parser_version")
 PROTOCOL = ("__init__", "__len__", "__getitem__", "__enter__", "__exit__", "__bool__", "__str__")

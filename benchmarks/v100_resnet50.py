@@ -1,19 +1,22 @@
 """What the shipped table of the V100 predicts of smaller forms of ResNet-50, as a Markdown table.
 
     python benchmarks/v100_resnet50.py [--precision fp16] [--batch 1 32] [--size 224]
+    python benchmarks/v100_resnet50.py --run RUN [--data FOLDER]
     python benchmarks/v100_resnet50.py --smoke
 
 Shares of the dense network's MACs and predicted time, speed-ups in brackets; then what is chosen
 for a budget of predicted time, with and without blocks. Nothing is measured here: docs/v100.md says
 where the table comes from and how far it misses. Importance is that of random weights on random
-images, or the MACs themselves, which shows how few a choice can do with; what a trained network
-needs lies elsewhere.
+images; the MACs themselves, which shows how few a choice can do with; and that of a dense ResNet-50
+that a run has trained, on its own images, whatever their size.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +25,11 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from compress.checkpoints.checkpoint import load_checkpoint
+from compress.checkpoints.permission import Permission
 from compress.config import PruneConfig
+from compress.data.batches import TrainBatches
+from compress.data.datasets import load_data
 from compress.latency.fitted import shipped_table
 from compress.latency.times import Times, network_milliseconds
 from compress.networks.analysis import analyse
@@ -31,9 +38,11 @@ from compress.networks.groups import ChannelGraph, Mask
 from compress.pruning.choice.widths import Chooser
 from compress.pruning.masking import Scores, candidates
 from compress.pruning.pieces import importance
+from compress.runs.rundirectory import RunDirectory
 
 DENSE = (3, 4, 6, 3)
 MINIBATCHES = 4
+TRAINED_MINIBATCHES = 20
 CHANGES: tuple[tuple[str, tuple[int, ...], float, float], ...] = (
     ("all widths x 0.75", DENSE, 0.75, 0.75),
     ("all widths x 0.5", DENSE, 0.5, 0.5),
@@ -93,14 +102,40 @@ def choices(
 
 def importance_of(model: nn.Module, graph: ChannelGraph, size: int) -> Scores:
     """Return what adds up, from a few minibatches of random images and labels."""
-    total = np.zeros(graph.num_units)
-    for _ in range(MINIBATCHES):
+    shape = (MINIBATCHES, 8, 3, max(size // 2, 32), max(size // 2, 32))
+    labels = torch.randint(0, 1000, (MINIBATCHES, 8))
+    return scored(model, graph, zip(torch.randn(shape), labels, strict=True))
+
+
+def trained(path: Path, data: str | None, size: int) -> tuple[ChannelGraph, Scores]:
+    """Return the channel graph of a run's dense network at a size, and its importance.
+
+    Args:
+        path: the run.
+        data: data set, default that of the run.
+        size: of the images that the graph describes; those of the importance are the run's.
+    """
+    run = RunDirectory(path)
+    config = run.saved_config()
+    images = load_data(config.data.model_copy(update={"root": data or config.data.root}))
+    batches = TrainBatches(images, batch_size=config.data.batch_size, seed=0, workers=0)
+    model = load_checkpoint(run.dense, Permission(config.model)).model.train()
+    graph = analyse(model, (3, size, size))
+    few = itertools.islice(batches.epoch(0), TRAINED_MINIBATCHES)
+    return graph, scored(model, graph, ((batch.images, batch.labels) for batch in few))
+
+
+def scored(
+    model: nn.Module, graph: ChannelGraph, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> Scores:
+    """Return the mean of what adds up over minibatches of images and labels."""
+    found = []
+    for images, labels in batches:
         model.zero_grad()
-        logits = model(torch.randn(8, 3, max(size // 2, 32), max(size // 2, 32)))
-        loss = F.cross_entropy(logits, torch.randint(0, 1000, (8,)))
+        loss = F.cross_entropy(model(images), labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        total += importance(model, graph, "taylor-parts")
-    return total / MINIBATCHES
+        found.append(importance(model, graph, "taylor-parts"))
+    return np.mean(found, axis=0)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -109,6 +144,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=(1, 32))
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--budget", type=float, default=0.5, help="share of the time")
+    parser.add_argument("--run", type=Path, help="run directory of a dense ResNet-50")
+    parser.add_argument("--data", help="its data set, default that of the run")
     return parsed(parser, arguments, size=32)
 
 
@@ -141,13 +178,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("|---:|---|---|---:|---:|---:|---:|---:|")
     torch.manual_seed(0)
     model = ResNet(Bottleneck, list(DENSE)).train()
+    graph = graphs[DENSE]
     found = {
-        "of random weights": importance_of(model, graphs[DENSE], options.size),
-        "the MACs": macs_of(graphs[DENSE]),
+        "of random weights": (graph, importance_of(model, graph, options.size)),
+        "the MACs": (graph, macs_of(graph)),
     }
+    if options.run:
+        found["of the trained network"] = trained(options.run, options.data, options.size)
     for batch, table in zip(options.batch, columns, strict=True):
-        for name, scores in found.items():
-            for row in choices(graphs[DENSE], scores, table, options.budget):
+        for name, (graph, scores) in found.items():
+            for row in choices(graph, scores, table, options.budget):
                 print(f"| {batch} | {name} | {' | '.join(row)} |")
 
 

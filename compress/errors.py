@@ -7,6 +7,7 @@
     |-- CheckpointError           1  weights missing, damaged, unsafe or of another network
     |-- DataError                 1  images missing, unreadable or of another class list
     |-- ModelError                1  the network cannot be built, traced or pruned
+    |   `-- UnknownModelError     2  no network has the name that was given; a ConfigError as well
     |-- BudgetError               1  the requested size cannot be reached
     |-- TableError                1  a latency table of something else, or that covers less
     |-- TrainingError             1  the loss became NaN or infinite
@@ -69,6 +70,10 @@ class ModelError(CompressError):
     """A network that cannot be built, traced or pruned."""
 
 
+class UnknownModelError(ConfigError, ModelError):
+    """A name that no network has, such as a misspelt one."""
+
+
 class BudgetError(CompressError):
     """A size budget that the network cannot reach; the message names the closest that it can."""
 
@@ -117,6 +122,13 @@ def one_line(text: str, most: int = MOST_LETTERS) -> str:
 def first_line(error: BaseException) -> str:
     """Return what a foreign exception says, without its trailing pages, or its name."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+def no_number(with_nan: int, not_finite: int) -> str:
+    """Return what to call answers of which so many hold NaN, and so many NaN or infinity."""
+    if not with_nan:
+        return "infinity"
+    return "NaN" if with_nan == not_finite else "NaN or infinity"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -62,10 +62,11 @@ class HostGpu:
             target.copy_(source)
         self._queued.clear()
 
-    def mark(self) -> HostEvent:
-        event = HostEvent(self.stream)
-        event.record()
-        return event
+    def event(self) -> HostEvent:
+        return HostEvent()
+
+    def record(self, event: HostEvent) -> None:
+        event.passed = time.perf_counter()
 
     def hold(self, milliseconds: float) -> None:
         self.holds.append(milliseconds)
@@ -96,19 +97,14 @@ def _garbage(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
 
 
 class HostEvent:
-    """What ``bench.measuring.device_timing`` marks a stream with, by the clock of the host."""
+    """What a stream is marked with, by the clock of the host."""
 
-    def __init__(self, stream: int) -> None:
-        assert stream == HostGpu.stream
-        self._passed: float | None = None
-
-    def record(self) -> None:
-        self._passed = time.perf_counter()
+    passed: float | None = None
 
     def elapsed_time(self, later: HostEvent) -> float:
-        assert self._passed is not None
-        assert later._passed is not None
-        return 1000 * (later._passed - self._passed)
+        assert self.passed is not None
+        assert later.passed is not None
+        return 1000 * (later.passed - self.passed)
 
 
 def fresh_host_gpu() -> type[HostGpu]:

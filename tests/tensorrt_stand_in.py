@@ -98,11 +98,16 @@ class Builder(_Start):
             _say(self._state, self.logger, "ERROR", fault)
             _say(self._state, self.logger, "ERROR", "[builder.cpp::build::1] Error Code 2: (no)")
             return None
+        if self._state.has("BuilderFlag", "REQUIRE_USER_ALLOCATION"):
+            fixed = config.has("REQUIRE_USER_ALLOCATION")
+        else:
+            fixed = None
         if config.cache is not None:
             config.cache.data = _CACHE + self._state.api["version"].encode() + b" timings"
         head = {
             "version": self._state.api["version"],
             "profiles": [profile.shapes for profile in config.profiles],
+            "allocates": fixed is False,
         }
         return HostMemory(_MAGIC + json.dumps(head).encode() + b"\n" + network.data)
 
@@ -331,16 +336,18 @@ class Runtime(_Start):
         if fault is not None:
             _say(self._state, self.logger, "ERROR", fault)
             return None
-        engine = Engine(self._state, self.logger, json.loads(head)["profiles"], model)
+        engine = Engine(self._state, self.logger, json.loads(head), model)
         return self._state.wrap("ICudaEngine", engine)
 
 
 class Engine:
     """ICudaEngine."""
 
-    def __init__(self, state: Any, logger: Any, profiles: list[Any], model: bytes) -> None:
+    def __init__(self, state: Any, logger: Any, head: dict[str, Any], model: bytes) -> None:
         self._state, self.logger = state, logger
-        self.profiles = profiles
+        self.profiles = head["profiles"]
+        self.allocates = head["allocates"]
+        """Whether a run may allocate memory, which no CUDA graph holds."""
         self.network = Network(state, 0)
         self.network.fill(model)
         self.num_layers = max(1, self.network.num_layers // 2)
@@ -369,8 +376,14 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Any]:
         return [tuple(shape) for shape in self.profiles[profile_index][name]]
 
-    def create_execution_context(self, *_: Any) -> Any:
-        return self._state.wrap("IExecutionContext", Context(self._state, self))
+    def create_runtime_config(self) -> Any:
+        return self._state.wrap("IRuntimeConfig", RuntimeConfig(self._state))
+
+    def create_execution_context(self, *how: Any) -> Any:
+        from tensorrt_contract import target_of
+
+        config = target_of(how[0]) if how else RuntimeConfig(self._state)
+        return self._state.wrap("IExecutionContext", Context(self._state, self, config))
 
     def create_engine_inspector(self) -> Any:
         return self._state.wrap("EngineInspector", Inspector(self._state, self))
@@ -409,11 +422,33 @@ class Inspector:
         return json.dumps({"Layers": layers, key: ends})
 
 
+class RuntimeConfig:
+    """IRuntimeConfig, as a context finds it when nobody has set anything."""
+
+    def __init__(self, state: Any) -> None:
+        def usual(kind: str, word: str) -> Any:
+            return vars(state.module)[kind][word] if state.has(kind) else None
+
+        self.dynamic_shapes_kernel_specialization_strategy = usual(
+            "DynamicShapesKernelSpecializationStrategy", "LAZY"
+        )
+        self.cuda_graph_strategy = usual("CudaGraphStrategy", "DISABLED")
+        self.allocation = usual("ExecutionContextAllocationStrategy", "STATIC")
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.allocation = strategy
+
+    def says(self, name: str, word: str) -> bool:
+        """Whether a strategy exists and is this one."""
+        return getattr(getattr(self, name), "name", None) == word
+
+
 class Context:
     """IExecutionContext: it computes at once, on memory that the CPU can read."""
 
-    def __init__(self, state: Any, engine: Engine) -> None:
-        self._state, self._engine = state, engine
+    def __init__(self, state: Any, engine: Engine, config: RuntimeConfig) -> None:
+        self._state, self._engine, self._config = state, engine, config
+        self._scratch: tuple[int, int] | None = None
         self.active_optimization_profile = 0
         self.profiler: Any = None
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -456,8 +491,19 @@ class Context:
     def get_tensor_address(self, name: str) -> int:
         return self._addresses.get(name, 0)
 
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self._scratch = (memory, size)
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        lazy = self._config.says("dynamic_shapes_kernel_specialization_strategy", "LAZY")
+        return not lazy and not self._engine.allocates
+
     def execute_async_v3(self, stream_handle: int) -> bool:
         network = self._engine.network
+        if self._config.says("allocation", "USER_MANAGED"):
+            memory, size = self._scratch or (0, 0)
+            if not memory or size < self._engine.device_memory_size_v2:
+                return self._refuse("no device memory was set")
         if self.infer_shapes():
             return self._refuse("not all shapes are specified")
         tensors = [*network.inputs, *network.outputs]

@@ -54,6 +54,13 @@ PROGRAMS = {
     "peers": ("way", "share of the dense time", "| network |", "exact, of", "median time of those"),
     "pretrained": ("photographs", "same top-1", "| dense | pruned |", "latency, ms", "PASS"),
     "pruning_cost": ("what", "figure", "bound", "shrink", "peak memory of pruning / plain"),
+    "quantizers": (
+        "in ONNX Runtime",
+        "top-1",
+        "of FP32's time",
+        "ours, for tensorrt",
+        "U8 Entropy",
+    ),
     "record_tensorrt_api": ('"module"', '"version"', '"names"', '"classes"', '"enums"'),
     "seed2019": ("pruning steps, one every 30", "100 channels", "masked = shrunk", "peak memory"),
     "shards_ahead": ("shards", "epoch, s", "longest wait, s", "fetched ahead"),
@@ -69,7 +76,7 @@ PROGRAMS = {
 SLOW = (
     "on_a_gpu",
     *("compare_criteria", "gate_on_this_machine", "imagenet_throughput", "int8_accuracy"),
-    *("kill_and_resume", "pruning_cost", "seed2019", "export_matrix", "shards_ahead"),
+    *("kill_and_resume", "pruning_cost", "quantizers", "seed2019", "export_matrix", "shards_ahead"),
     *("v100_resnet50", "v100_table", "equal_time", "peers", "pretrained"),
 )
 """They start processes, take whole runs, or build engines."""

@@ -693,6 +693,32 @@ def test_whatever_the_pruned_network_follows_from_prunes_anew(
     assert accepted(job.calls[0])["overwrite"]  # the run of the job before lies there
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"model": "own:build"},
+        {"model": "nets.whole:build"},
+        {"settings": "seed=1\nmodel.name = nets.whole:build"},
+    ],
+)
+def test_a_network_of_ones_own_is_pruned_anew_when_its_source_changes(
+    runner: Runner, pruner: dict[str, str], named: dict[str, str]
+) -> None:
+    for name in ("own.py", "layers.py", "nets/whole.py", "nets/parts/stem.py", "docs/conf.py"):
+        runner.write(name, "first")
+    inputs = {**pruner, **named}
+    runner.run(**inputs)
+    assert runner.run(**inputs).commands == ["export", "bench"]
+    read = ["own.py", "layers.py"]  # what lies beside a module may be imported by it
+    read += [] if "own" in str(named) else ["nets/whole.py", "nets/parts/stem.py"]
+    for name in read:
+        runner.write(name, "second")
+        assert runner.run(**inputs).commands == ["prune", "export", "bench"], name
+        assert runner.run(**inputs).commands == ["export", "bench"], name
+    runner.write("docs/conf.py", "second")
+    assert runner.run(**inputs).commands == ["export", "bench"]
+
+
 def test_what_only_measuring_reads_prunes_nothing(runner: Runner, pruner: dict[str, str]) -> None:
     runner.run(**pruner)
     runner.write("limits.toml", "[macs]")

@@ -89,7 +89,12 @@ def prune_folder(folder: Path, checkpoint: Path, output: Path, *more: object) ->
     """Return the arguments that prune a checkpoint on the image folder."""
     return [
         *("prune", "--config", "small-images-resnet20", "--data", folder, "--output", output),
-        *("--checkpoint", checkpoint, *small(data_image_size="32", data_batch_size="6"), *more),
+        *(
+            "--checkpoint",
+            checkpoint,
+            *small(data_image_size="32", data_batch_size="6", data_max_skipped="0.1"),
+            *more,
+        ),
     ]
 
 
@@ -659,7 +664,7 @@ class TestInspect:
     def test_model_that_does_not_fit(self, weights: Path) -> None:
         arguments = ("inspect", weights / "plain.pth", "--model")
         refused(*arguments, "resnet18", code=1, says="of another architecture")
-        refused(*arguments, "resnet21", code=1, says="did you mean")
+        refused(*arguments, "resnet21", code=2, says="did you mean")
 
 
 OWN_MODELS = """
@@ -748,15 +753,26 @@ class TestOwnModel:
             ("own_models:Flat", "nothing to prune"),
             ("own_models:broken", "first line second line"),
             ("own_models:number", "not a torch.nn.Module"),
-            ("own_models:absent", "no callable 'absent'"),
-            ("absent_module:small", "cannot import 'absent_module'"),
-            (":small", "cannot import"),
-            ("resnet21", "did you mean"),
             ("resnet18", "takes images of 3 channels"),
         ],
     )
     def test_unfit(self, name: str, says: str) -> None:
         refused("run", "--model", name, "--output", "x", *small(), code=1, says=says)
+        assert not Path("x").exists()
+
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("own_models:absent", "no callable 'absent'"),
+            ("absent_module:small", "cannot import 'absent_module'"),
+            ("absent.module:small", "cannot import 'absent.module'"),
+            (":small", "cannot import"),
+            ("resnet21", "did you mean"),
+            ("torchvision:resnet21", "did you mean torchvision:resnet"),
+        ],
+    )
+    def test_a_name_that_no_network_has_is_a_mistake_of_usage(self, name: str, says: str) -> None:
+        refused("run", "--model", name, "--output", "x", *small(), code=2, says=says)
         assert not Path("x").exists()
 
 

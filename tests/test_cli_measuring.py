@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from commands import (
     refused,
     small,
 )
+from tensorrt_contract import fake_tensorrt
 
 from bench.reports.report import load_report, save_report
 from bench.statistics.latency_ratios import RatioInterval
@@ -45,8 +48,9 @@ class TestBenchAndGate:
         ],
     )
     def test_bench_before_export_says_how_to_export(
-        self, arguments: list[str], says: str, copied: Path
+        self, arguments: list[str], says: str, copied: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr("bench.measuring.discovery.require_usable", lambda runtime: None)
         shutil.rmtree(copied / "export")
         expected = f"write it with: compress export {copied} {says}"
         refused("bench", copied, *arguments, code=1, says=expected)
@@ -70,7 +74,7 @@ class TestBenchAndGate:
         arguments = ("--target", target, "--precision", precision)
         assert invoke("export", copied, *arguments, *CALIBRATION).exit_code == 0
         measured = invoke("bench", copied, *arguments[2:], "--runtime", runtime, "--json")
-        assert (measured.exit_code, measured.stderr) == (0, "")
+        assert (measured.exit_code, measured.stderr) == (0, f"the report is in {copied}\n")
         assert capfd.readouterr() == ("", "")
         report = document(measured)["report"]
         assert (report["target"], report["precision"]) == (target, precision)
@@ -92,9 +96,25 @@ class TestBenchAndGate:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     @pytest.mark.parametrize("runtime", ["onnxruntime-cuda", "onnxruntime-tensorrt", "torch-cuda"])
     def test_bench_on_a_gpu_that_is_not_here(self, runtime: str, copied: Path) -> None:
-        before = contents(copied)
-        refused("bench", copied, "--runtime", runtime, code=5, says="")
-        assert contents(copied) == before
+        for gone in (False, True):
+            if gone:  # what cannot run here need not be exported first
+                shutil.rmtree(copied / "export")
+            before = contents(copied)
+            refused("bench", copied, "--runtime", runtime, code=5, says="")
+            assert contents(copied) == before
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_bench_in_tensorrt_that_is_not_here(
+        self, copied: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("tensorrt", "tensorrt_rtx"):
+            monkeypatch.setitem(sys.modules, name, None)
+        says = "TensorRT is not installed: pip install"
+        refused("bench", copied, "--runtime", "tensorrt", code=5, says=says)
+        # either library runs engines, and then the GPU is missing
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt("rtx-1.7.1.116"))
+        says = "tensorrt was asked for and finds no usable GPU"
+        refused("bench", copied, "--runtime", "tensorrt", code=5, says=says)
 
     @pytest.mark.parametrize(
         ("name", "content", "says"),
@@ -120,7 +140,10 @@ class TestBenchAndGate:
         refused("bench", copied, code=1, says=says)
         assert contents(copied) == before
 
-    def test_bench_of_an_engine_without_its_sidecar(self, copied: Path) -> None:
+    def test_bench_of_an_engine_without_its_sidecar(
+        self, copied: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("bench.measuring.discovery.require_usable", lambda runtime: None)
         for name in ("dense", "pruned"):
             (copied / "export" / f"{name}.engine").write_bytes(b"an engine of somebody")
         refused("bench", copied, "--runtime", "tensorrt", code=1, says="dense.engine.json;")
@@ -281,7 +304,8 @@ class TestReport:
     def test_every_page_is_made_again_from_the_json_alone(self, run: Path, tmp_path: Path) -> None:
         shutil.copyfile(run / "report.json", tmp_path / "report.json")
         result = invoke("report", tmp_path / "report.json")
-        assert (result.exit_code, result.stderr) == (0, "")
+        said = f"report.md and report.html are in {tmp_path}\n"
+        assert (result.exit_code, result.stderr) == (0, said)
         assert "PASS" in result.stdout
         pages = {"report.json", "report.md", "report.html", "report.xml"}
         assert contents(tmp_path) == {
@@ -335,6 +359,18 @@ class TestBaseline:
         (change,) = document(replaced)["report"]["change"]["latency"]
         assert change["ratio"]["ratio"] == pytest.approx(0.6 / 0.5)
         assert load_report(baseline).comparison.latency[0].ratio.ratio == 0.6
+
+    def test_what_replaces_another_prints_the_change(self, report: Path, tmp_path: Path) -> None:
+        baseline = tmp_path / "baseline.json"
+        first = invoke("baseline", report, "--output", baseline)
+        assert "stored report" not in first.stdout
+        slower = steady(report, tmp_path / "slower.json", slower=0.6)
+        replaced = invoke("baseline", slower, "--output", baseline, "--overwrite")
+        shown = " ".join(replaced.stdout.split())
+        assert "against the stored report" in shown
+        assert re.search(r"latency ratio, batch 1 .*?x 1\.200 \[", shown)
+        assert "Now over then: above x 1 is slower." in shown
+        assert re.search(r"top-1 drop .*?0\.00 pp \[", shown)
 
     @pytest.mark.parametrize(
         ("slower", "code", "word"), [(0.5, 0, "PASS"), (0.51, 0, "PASS"), (0.53, 3, "FAIL")]

@@ -122,6 +122,9 @@ def _judge_accuracy(report: Report, allowed: AccuracyLimits) -> Iterator[Verdict
             limit=limit,
             allow_skipped=allowed.allow_skipped,
         )
+        if report.validation.unread:
+            yield figure.unfit(report.validation.unread)
+            continue
         if drop is None:
             reason = change.no_accuracy if change and key == "max_regression_pp" else None
             unlabelled = "" if report.validation.kind == "labelled" else "the inputs have no labels"
@@ -159,7 +162,9 @@ def _judge_agreement(report: Report, allowed: AgreementLimits) -> Iterator[Verdi
             least=True,
         )
         share = found.same_top1 if found else None
-        if share is None:
+        if report.validation.unread:
+            yield figure.unfit(report.validation.unread)
+        elif share is None:
             yield figure.skipped("was not measured", "no output of both is (N, classes)")
         else:
             check_agreeable(figure.limit, share.count, share.confidence)
@@ -174,7 +179,9 @@ def _judge_agreement(report: Report, allowed: AgreementLimits) -> Iterator[Verdi
             allow_skipped=skippable,
         )
         error = found.largest_error if found else None
-        if error is None:
+        if report.validation.unread:
+            yield figure.unfit(report.validation.unread)
+        elif error is None:
             why = "the reference answers nothing but zeros" if found else ""
             yield figure.skipped("was not measured", why)
         else:

@@ -19,7 +19,7 @@ from bench.measuring.inputs import Batch
 from bench.measuring.records import AgreementRecord, OutputAgreement
 from bench.measuring.wiring import Names, Wiring
 from bench.statistics.shares import PairedDrop, paired_drop, share_of
-from compress.errors import DataError, ModelError
+from compress.errors import DataError, ModelError, no_number
 from export.runners import Outputs, Runner
 from export.verify import Agreement, is_logits
 
@@ -178,14 +178,20 @@ class _Course:
         self._agreements: dict[str, Agreement] = {}
         self._tallies = Tally(), Tally()
         self._labelled = False
+        self._strange: dict[tuple[str, str], tuple[int, int]] = {}
+        self._fed = "inputs"
 
     def add(self, expected: Outputs, actual: Outputs, batch: Batch) -> None:
         self._pairs = self._pairs or paired_outputs(expected, actual, self._names)
+        self._count += len(batch)
+        if all(array.ndim == 4 for array in batch.feeds.values()):
+            self._fed = "images"
+        if self._note_strange(expected, actual, len(batch)):
+            return
         for ours, theirs in self._pairs.items():
             values = expected[ours], actual[theirs]
             _require_alike(ours, values, self._names)
             self._agreements.setdefault(ours, Agreement()).add(*values, rows=len(batch))
-        self._count += len(batch)
         name = chosen_output(expected, self._output, rows=len(batch))
         if batch.labels is None:
             return
@@ -201,7 +207,30 @@ class _Course:
             tally.add(logits, labels)
         self._labelled = True
 
+    def _note_strange(self, expected: Outputs, actual: Outputs, rows: int) -> bool:
+        """Count the answers that are no numbers; return whether there are any in this batch."""
+        found = False
+        for ours, theirs in self._pairs.items():
+            for who, name, values in zip(
+                self._names, (ours, theirs), (expected[ours], actual[theirs]), strict=True
+            ):
+                counts = _not_finite(values, rows)
+                if counts[1]:
+                    before = self._strange.get((who, name), (0, 0))
+                    self._strange[who, name] = before[0] + counts[0], before[1] + counts[1]
+                    found = True
+        return found
+
+    def _require_finite(self) -> None:
+        for (who, name), (with_nan, strange) in self._strange.items():
+            raise ModelError(
+                f"{who} gives {no_number(with_nan, strange)} on {strange} of {self._count} "
+                f"{self._fed} at its output {name}: there is nothing to compare; look at its "
+                "weights and at what it was fed"
+            )
+
     def answers(self, confidence: float) -> Answers:
+        self._require_finite()
         if not self._count:
             raise DataError(
                 f"two networks are compared on inputs, and none of {self.skipped} validation "
@@ -266,12 +295,18 @@ def _require_alike(name: str, values: tuple[np.ndarray, np.ndarray], names: Name
             f"{names[0]} returns {name} of shape {ours.shape} and {names[1]} of {theirs.shape} for "
             "the same inputs: outputs compare where their shapes are equal"
         )
-    for who, found in zip(names, values, strict=True):
-        if not np.isfinite(found).all():
-            raise ModelError(
-                f"{who} answers with NaN or infinity at its output {name}: there is nothing to "
-                "compare; look at its weights and at what it was fed"
-            )
+
+
+def _not_finite(values: np.ndarray, rows: int) -> tuple[int, int]:
+    """Return for how many rows there is a NaN, and for how many a NaN or infinity."""
+    if values.dtype.kind not in "fc":
+        return 0, 0
+    found = []
+    for strange in (np.isnan(values), ~np.isfinite(values)):
+        by_row = values.ndim > 0 and len(values) == rows
+        each = strange.reshape(rows, -1).any(axis=1) if by_row else np.full(rows, strange.any())
+        found.append(int(each.sum()))
+    return found[0], found[1]
 
 
 def _listed(outputs: Mapping[str, np.ndarray]) -> str:

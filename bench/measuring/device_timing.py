@@ -24,9 +24,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from export.runners import Stages
 
 STAGES = ("h2d", "compute", "d2h", "enqueue")
@@ -35,16 +37,6 @@ ON_DEVICE = STAGES[:3]
 """Those whose times make up the latency."""
 
 _ENQUEUE_BOUND = 0.8  # of the compute time; trtexec warns from there on
-
-
-class Event(Protocol):
-    """A mark on one stream: ``torch.cuda.Event`` that knows where it is recorded."""
-
-    def record(self) -> None:
-        """Queue the mark."""
-
-    def elapsed_time(self, later: Any) -> float:
-        """Return the device's milliseconds from this mark to a later one, both of them passed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +56,6 @@ def time_on_device(
     iterations: int,
     *,
     clock: Callable[[], float] = time.perf_counter,
-    event: Callable[[int], Event] | None = None,
 ) -> DeviceCalls:
     """Time calls one by one, each when the one before is done.
 
@@ -75,29 +66,28 @@ def time_on_device(
         stages: the steps of an entered runner.
         iterations: how many calls to time.
         clock: tells seconds on the host.
-        event: makes an event for a CUDA stream; default torch's, on its current device.
     """
-    make: Callable[[int], Event] = event or _TorchEvent
     # They are recorded anew by every call, once the call before was read.
-    marks = {stage: (make(stages.stream), make(stages.stream)) for stage in ON_DEVICE}
+    marks = {stage: (stages.event(), stages.event()) for stage in ON_DEVICE}
     stages_ms: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    host_ms = []
+    host_ms, record = [], stages.record
     stages.synchronize()  # what was queued before belongs to nobody's call
-    for _ in range(iterations):
-        began = clock()
-        _between(marks["h2d"], stages.upload)
-        start, end = marks["compute"]
-        start.record()
-        queued = clock()
-        stages.enqueue()
-        enqueued = clock()
-        end.record()
-        _between(marks["d2h"], stages.download)
-        stages.synchronize()
-        host_ms.append(1000 * (clock() - began))
-        stages_ms["enqueue"].append(1000 * (enqueued - queued))
-        for stage, (start, end) in marks.items():
-            stages_ms[stage].append(start.elapsed_time(end))
+    with stages.on_stream():  # else every step would switch to it, between its two events
+        for _ in range(iterations):
+            began = clock()
+            _between(record, marks["h2d"], stages.upload)
+            start, end = marks["compute"]
+            record(start)
+            queued = clock()
+            stages.enqueue()
+            enqueued = clock()
+            record(end)
+            _between(record, marks["d2h"], stages.download)
+            stages.synchronize()
+            host_ms.append(1000 * (clock() - began))
+            stages_ms["enqueue"].append(1000 * (enqueued - queued))
+            for stage, (start, end) in marks.items():
+                stages_ms[stage].append(start.elapsed_time(end))
     on_device = zip(*(stages_ms[stage] for stage in ON_DEVICE), strict=True)
     return DeviceCalls(
         latency_ms=[sum(call) for call in on_device], host_ms=host_ms, stages_ms=stages_ms
@@ -128,24 +118,12 @@ def advice(medians_ms: Mapping[str, float], *, cuda_graph: bool) -> tuple[str, .
     return tuple(found)
 
 
-def _between(marks: tuple[Event, Event], step: Callable[[], None]) -> None:
+def _between(
+    record: Callable[[torch.cuda.Event], None],
+    marks: tuple[torch.cuda.Event, torch.cuda.Event],
+    step: Callable[[], None],
+) -> None:
     start, end = marks
-    start.record()
+    record(start)
     step()
-    end.record()
-
-
-class _TorchEvent:
-    """An event of torch on a stream that is known by its number."""
-
-    def __init__(self, stream: int) -> None:
-        import torch
-
-        self._stream = torch.cuda.ExternalStream(stream)  # type: ignore[no-untyped-call]
-        self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-    def record(self) -> None:
-        self._event.record(self._stream)
-
-    def elapsed_time(self, later: _TorchEvent) -> float:
-        return self._event.elapsed_time(later._event)
+    record(end)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from bench.measuring.subject import Facts, Pair, Subject
 from compress.checkpoints.permission import BUILT_IN, Permission
 from compress.config import BenchConfig, Precision, Runtime
 from compress.errors import CheckpointError, ConfigError
 from compress.files.atomic import sha256_of
-from export.runners import artefact_suffix
+from export.runners import artefact_suffix, require_usable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,6 +98,32 @@ def any_subjects(
     pair = Pair(*found)
     _check_pair(pair, _SAME_IMAGES, "they cannot be compared on the same inputs")
     return pair
+
+
+def higher_precisions(subject: Subject) -> Iterator[Subject]:
+    """Yield the same network in each higher precision whose file lies beside its own.
+
+    Torch computes one checkpoint in either.
+
+    Raises:
+        CheckpointError: such a file is damaged, or its sidecar is another file's.
+    """
+    from export.stage import onnx_path
+
+    path, precision = subject.path, subject.facts.get("precision")
+    order: tuple[Precision, ...] = get_args(Precision)
+    if path is None or precision not in order:
+        return
+    for higher in order[: order.index(precision)]:
+        if subject.runtime.startswith("torch"):
+            yield replace(subject, facts={**subject.facts, "precision": higher})
+            continue
+        name = path.name.removesuffix(f".{precision}{path.suffix}")
+        file = onnx_path(path.parent, name, higher).with_suffix(path.suffix)
+        if file != path and file.is_file():
+            found = _any(file, config=subject.config, precision=None, permission=subject.permission)
+            if (found.facts.get("precision"), found.digest) == (higher, subject.digest):
+                yield found
 
 
 def missing_facts(pair: Pair) -> tuple[str, ...]:
@@ -234,10 +261,11 @@ def _of_run(
         from export.engines.sidecar import read_engine_sidecar, sidecar_path
 
         path = engine_path(run_dir / "export", name, precision)
-        _require((path, sidecar_path(path)), command=f"{command} --engine --target TARGET")
+        files = (path, sidecar_path(path))
+        _require(files, config.runtime, command=f"{command} --engine --target TARGET")
         facts = _with_pruning(read_engine_sidecar(path), run_dir / f"{name}.safetensors")
         return Subject(path, onnx, facts, config, permission)
-    _require((onnx, onnx.with_suffix(".json")), command=command)
+    _require((onnx, onnx.with_suffix(".json")), config.runtime, command=command)
     checkpoint = run_dir / f"{name}.safetensors"
     path = checkpoint if config.runtime.startswith("torch") else onnx
     return Subject(path, onnx, _with_pruning(read_sidecar(onnx), checkpoint), config, permission)
@@ -254,10 +282,11 @@ def _with_pruning(facts: Facts, checkpoint: Path) -> Facts:
     return facts | (pruning_facts(description, description.structure) if description else {})
 
 
-def _require(files: Sequence[Path], *, command: str) -> None:
+def _require(files: Sequence[Path], runtime: Runtime, *, command: str) -> None:
     """Refuse an export that was never made, or of which a file is gone."""
     for file in files:
         if not file.exists():
+            require_usable(runtime)  # else the file is made for nothing
             raise CheckpointError(f"there is no {file}; write it with: {command}")
 
 

@@ -6,13 +6,16 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from bench.measuring.wiring import Wiring
 from compress.errors import DataError
 from export.runners import TensorSpec
+
+if TYPE_CHECKING:
+    from compress.data.readable import Readable
 
 Kind = Literal["labelled", "images", "arrays", "random"]
 Arrays = dict[str, np.ndarray]
@@ -52,6 +55,8 @@ class Inputs:
     """Returns their digest, once they were read."""
     notes: tuple[str, ...] = ()
     """What was assumed of them, one sentence each."""
+    readable: Readable | None = None
+    """How many of them must be readable; None where all are."""
 
     def first(self, size: int, wiring: Wiring) -> Arrays:
         """Return one batch of real inputs, repeated if there are fewer.

@@ -57,6 +57,8 @@ class Artefact(Section):
     """Name of that file, without its folder."""
     runtime: Runtime | None = None
     """What ran it; None where it is that of the configuration."""
+    precision: Precision | None = None
+    """Number format of weights and activations; None where nothing tells."""
     macs: int | None = Field(default=None, ge=1)
     """Per image; None if the export did not count them."""
     params: int | None = Field(default=None, ge=1)
@@ -123,6 +125,16 @@ class ValidationSet(Section):
     images: int = Field(ge=0)
     skipped: int = Field(ge=0)
     """Images that could not be read."""
+    max_skipped: float = Field(default=0.01, ge=0, le=1)
+    """Share of the images that could be unreadable before nothing was measured."""
+
+    @property
+    def unread(self) -> str | None:
+        """Why figures of so few images are not about the set, as the rest of a sentence."""
+        whole = self.images + self.skipped
+        if self.skipped <= self.max_skipped * whole:
+            return None
+        return f"{self.skipped} of {whole} images could not be read"
 
 
 # What they answer

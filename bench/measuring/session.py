@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -110,6 +112,7 @@ def measure(
             identity=inputs.identity(),
             images=answers.agreement.inputs,
             skipped=answers.skipped,
+            **({"max_skipped": inputs.readable.max_skipped} if inputs.readable else {}),
         ),
         environment=environment,
         config=plan.config.model_copy(
@@ -141,8 +144,9 @@ class _Found:
 def _run(pair: Pair, source: Source, plan: Plan, *, threads: int, tell: Progress) -> _Found:
     """Load both networks, the reference twice, let them answer and time them."""
     with ExitStack() as stack:
+        builds = Path(stack.enter_context(TemporaryDirectory()))
         runners = {
-            slot: stack.enter_context(subject.open(threads))
+            slot: stack.enter_context(subject.open(threads, builds))
             for slot, subject in (*pair._asdict().items(), ("control", pair.reference))
         }
         reference, pruned = runners["reference"], runners["pruned"]
@@ -150,7 +154,11 @@ def _run(pair: Pair, source: Source, plan: Plan, *, threads: int, tell: Progress
         sizes = wiring.batch_sizes(plan.batch_sizes, plan.config.batch_sizes, pair.names)
         inputs = source(wiring)
         plan.check(inputs)
-        answers = _ask((reference, pruned), wiring, inputs, pair=pair, plan=plan, tell=tell)
+        most = max(sizes) if any(one.builds_for_sizes for one in runners.values()) else None
+        answers = _ask(
+            *((reference, pruned), wiring, inputs), most=most, pair=pair, plan=plan, tell=tell
+        )
+        _require_readable(inputs, answers)
         feeds = {size: inputs.first(size, wiring) for size in sizes}
         latency = _time(runners, wiring, feeds, plan=plan, tell=tell)
         names = dict.fromkeys((pruned.name, reference.name))
@@ -164,14 +172,15 @@ def _ask(
     wiring: Wiring,
     inputs: Inputs,
     *,
+    most: int | None,
     pair: Pair,
     plan: Plan,
     tell: Progress,
 ) -> Answers:
-    """Let both networks answer to all inputs, in batches that both take."""
+    """Let both networks answer to all inputs, in batches of ``most`` at most that both take."""
     # A fixed batch must be full, and of an engine the largest is sure to lie within its bounds.
-    most = [each for each in (wiring.fixed, *(runner.most for runner in both)) if each]
-    size = min(most) if most else plan.at_once or _at_once(wiring)
+    bounds = [each for each in (most, wiring.fixed, *(runner.most for runner in both)) if each]
+    size = min(bounds) if bounds else plan.at_once or _at_once(wiring)
     what = "accuracy" if inputs.kind == "labelled" else "agreement"
 
     def told() -> Iterator[Batch]:
@@ -187,11 +196,20 @@ def _ask(
         *both,
         wiring,
         told(),
-        size=size if most else None,
+        size=size if bounds else None,
         names=pair.names,
         confidence=plan.config.confidence,
         output=plan.output,
     )
+
+
+def _require_readable(inputs: Inputs, answers: Answers) -> None:
+    """Refuse answers to what is left of a set that cannot be read, before anything is timed."""
+    if inputs.readable is None:
+        return
+    labels = answers.predictions[0].labels if answers.predictions else np.empty(0, dtype=np.int64)
+    read = np.bincount(labels, minlength=len(inputs.readable.classes))
+    inputs.readable.require(answers.skipped, read)
 
 
 def _at_once(wiring: Wiring) -> int:
@@ -213,15 +231,19 @@ def _time(
     tell: Progress,
 ) -> list[LatencyResult]:
     gpu = next((found for found in map(_gpu_of, runners.values()) if found is not None), None)
-    found = []
-    for size, batch in feeds.items():
-        fed = {"reference": wiring.for_reference, "pruned": wiring.for_pruned}
-        calls = {
+    fed = {"pruned": wiring.for_pruned}
+    calls = {
+        size: {
             slot: Call(runner, fed.get(slot, wiring.for_reference)(batch))
             for slot, runner in runners.items()
         }
+        for size, batch in feeds.items()
+    }
+    _build(runners, calls)
+    found = []
+    for size in feeds:
         result = measure_latency(
-            calls,
+            calls[size],
             batch_size=size,
             config=plan.config,
             seed=plan.seed,
@@ -230,6 +252,18 @@ def _time(
         )
         found.append(result)
     return found
+
+
+def _build(runners: dict[str, Runner], calls: dict[int, dict[str, Call]]) -> None:
+    """Let runtimes build the engines of all batch sizes, before anything is timed.
+
+    The largest comes first, as what engines are tuned for, and the control last: it then loads the
+    engine of the reference, and builds none of its own with other kernels.
+    """
+    for slot, runner in runners.items():
+        if runner.builds_for_sizes:
+            for size in dict.fromkeys((max(calls), min(calls))):
+                calls[size][slot]()
 
 
 def _gpu_of(runner: Runner) -> int | None:

@@ -62,7 +62,7 @@ class GivenData:
             from compress.data.datasets import load_data
 
             found = load_data(self.images.prepared(self._known()))
-            return dataset_inputs(found, wiring, workers=self.images.workers)
+            return dataset_inputs(found, wiring, self.images)
         if data is None:
             side = self.images.image_size
             return random_inputs(wiring, seed=self.seed, side=side, count=self.random_count)
@@ -101,8 +101,13 @@ def given_specs(data: Any) -> Specs | None:
     )
 
 
-def dataset_inputs(data: ImageData, wiring: Wiring, *, workers: int = 0) -> Inputs:
+def dataset_inputs(data: ImageData, wiring: Wiring, config: DataConfig) -> Inputs:
     """Take the validation images of a data set, with their labels.
+
+    Args:
+        data: the data set.
+        wiring: the inputs; one of them, and that alone, is of images.
+        config: how the data set is read.
 
     Raises:
         DataError: the networks do not read such images.
@@ -111,7 +116,7 @@ def dataset_inputs(data: ImageData, wiring: Wiring, *, workers: int = 0) -> Inpu
     _require_size(spec, data.input_size)
     if spec.dtype == "uint8":
         raise DataError(f"the networks read {spec}, and a data set is normalised: name a folder")
-    return _inputs(data.val, spec, data.identity, data.val_images, workers=workers)
+    return _inputs(data.val, spec, data.identity, config, classes=data.classes)
 
 
 def folder_inputs(
@@ -130,6 +135,7 @@ def folder_inputs(
     """
     from compress.data.datasets import evaluated, load_data
     from compress.data.imagefolder import identity_of, list_classes, list_files
+    from compress.data.walking import class_folders
 
     spec = image_input(wiring)
     prepared, notes = prepared_for(spec, config, facts)
@@ -138,18 +144,17 @@ def folder_inputs(
         if (folder / "train").is_dir() and (folder / "val").is_dir():
             whole = prepared.model_copy(update={"dataset": "imagefolder", "root": str(folder)})
             data = load_data(whole)
-            args = (data.val, spec, data.identity, data.val_images)
-            return _inputs(*args, workers=config.workers, notes=notes)
-        labelled = any(entry.is_dir() for entry in folder.iterdir())
-        files = list_classes(folder)[1] if labelled else list_files(folder)
+            args = (data.val, spec, data.identity, config)
+            return _inputs(*args, classes=data.classes, notes=notes)
+        labelled = bool(class_folders(folder))
+        classes, files = list_classes(folder) if labelled else ((), list_files(folder))
         identity = identity_of(files)
     except OSError as error:
         raise DataError(f"cannot read {folder}: {error.strerror or error}") from error
     if not len(files):
         raise DataError(f"{folder} holds no image: name a folder of images, or a file of arrays")
     images = evaluated(files, prepared)
-    args = (images, spec, identity, len(files))
-    return _inputs(*args, workers=config.workers, notes=notes, labelled=labelled)
+    return _inputs(images, spec, identity, config, classes=classes, notes=notes)
 
 
 def image_input(wiring: Wiring) -> TensorSpec:
@@ -213,23 +218,33 @@ def _inputs(
     images: Any,
     spec: TensorSpec,
     identity: str,
-    count: int,
+    config: DataConfig,
     *,
-    workers: int,
+    classes: tuple[str, ...],
     notes: tuple[str, ...] = (),
-    labelled: bool = True,
 ) -> Inputs:
+    """Return image files as inputs; without classes they have no labels."""
+    from compress.data.readable import Readable
+
     def read(size: int) -> Iterator[Batch]:
         from compress.data.batches import eval_batches
 
-        for batch in eval_batches(images, batch_size=size, workers=workers):
+        for batch in eval_batches(images, batch_size=size, workers=config.workers):
             pixels = batch.images.numpy()
             whole = np.rint(pixels) if np.dtype(spec.dtype) == np.uint8 else pixels
-            labels = batch.labels.numpy() if labelled else None
+            labels = batch.labels.numpy() if classes else None
             feeds = {spec.name: np.ascontiguousarray(whole, dtype=spec.dtype)}
             yield Batch(feeds, len(pixels), labels, batch.skipped)
 
-    return Inputs("labelled" if labelled else "images", count, read, lambda: identity, notes)
+    readable = Readable.of(images, classes, config.max_skipped)
+    return Inputs(
+        "labelled" if classes else "images",
+        readable.images,
+        read,
+        lambda: identity,
+        notes,
+        readable,
+    )
 
 
 def _require_size(spec: TensorSpec, size: tuple[int, int, int]) -> None:

@@ -70,6 +70,7 @@ class Subject:
             bytes=sum(file.stat().st_size for file in self.files) or None,
             file=self.name if self.path else None,
             runtime=self.runtime,
+            precision=facts.get("precision"),
             macs=facts.get("macs"),
             params=facts.get("params"),
             parity=tuple(
@@ -119,12 +120,17 @@ class Subject:
         torch = self.runtime.startswith("torch")
         return "fp16" if torch and self.facts.get("precision") == "fp16" else "fp32"
 
-    def open(self, threads: int) -> Runner:
-        """Return a runner of the network, not yet entered."""
+    def open(self, threads: int, builds: Path | None = None) -> Runner:
+        """Return a runner of the network, not yet entered.
+
+        Args:
+            threads: of a runtime on the CPU.
+            builds: folder for what a runtime builds of a file, for other runners to find.
+        """
         config = self.config
         size = self.facts.get("input_size")
         inputs = None if size is None else (TensorSpec("input", "float32", (None, *size)),)
-        return open_runner(
+        runner = open_runner(
             self.source,
             self.runtime,
             threads=threads,
@@ -134,6 +140,10 @@ class Subject:
             compiled=config.compiled,
             inputs=inputs,
         )
+        if builds is not None and runner.builds_for_sizes:
+            # Of the file itself: the same weights in two precisions are two engines.
+            runner.keep_builds(builds, sha256_of(*self.files))
+        return runner
 
 
 @dataclass(frozen=True, kw_only=True)

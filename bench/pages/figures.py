@@ -17,7 +17,7 @@ from bench.measuring.records import GroupRecord, LayerFigures, LayerRecord, Laye
 from bench.pages.pareto import pareto_plots
 from bench.pages.svg import WIDTH, Plot, fitted, stacked_panels
 from bench.reports.schema import LatencyRecord, NetworkRecord, Report
-from bench.reports.summary import explain, pruned_name, reference_name
+from bench.reports.summary import explain_layers, pruned_name, reference_name
 from bench.statistics.latency_ratios import QUANTILES
 from compress.runs.plots import BLUE, FAINT, GREEN, INK, ORANGE, VERMILION, GroupWidths, draw_kept
 
@@ -52,7 +52,7 @@ def plots(report: Report, others: Sequence[Report] = ()) -> Iterator[Plot]:
         yield _distributions(report)
         yield _course(report)
     if times := [found for found in report.layers if found.layers]:
-        yield _layers(times, (reference_name(report), pruned_name(report)))
+        yield _layers(report, times)
     if report.groups:
         yield _channels(report)
 
@@ -171,14 +171,17 @@ def _channels(report: Report) -> Plot:
     )
 
 
-def _layers(times: Sequence[LayerTimes], names: tuple[str, str]) -> Plot:
+def _layers(report: Report, times: Sequence[LayerTimes]) -> Plot:
+    names = (reference_name(report), pruned_name(report))
     return Plot(
         "layers",
         "Time per layer",
         "The slowest layers first, each with its MACs per image: where both bars are alike, MACs "
         "were saved but no time.",
         tuple(draw_layers(found, names) for found in times),
-        notes=tuple(f"Batch {found.batch_size}: {explain(found)}" for found in times),
+        notes=tuple(
+            f"Batch {found.batch_size}: {explain_layers(report, found)}" for found in times
+        ),
     )
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 from bench.judging.verdicts import Status, Verdict
-from bench.pages.sheets import measured_on, sheets, verdict_sheet
+from bench.pages.sheets import change_sheet, measured_on, sheets, verdict_sheet
 from bench.reports.report import save_report
 from bench.reports.schema import Report
-from bench.reports.summary import comparison_sheet, explain, headline
+from bench.reports.summary import comparison_sheet, explain_layers, headline
 from compress.errors import writing
 from compress.files.atomic import write_atomically
 from compress.terminal.sheet import Sheet, fill, markdown_lines
@@ -75,19 +75,28 @@ def write_views(
 
 
 def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
-    """Return the main table and the verdicts for the terminal."""
+    """Return the main table, the change since a stored report and the verdicts for the terminal."""
     from rich.table import Table
     from rich.text import Text
 
     sheet, judged = comparison_sheet(report), verdict_sheet(verdicts)
-    layers = (f"Batch {times.batch_size}: {explain(times)}" for times in report.layers)
-    notes = "\n".join((*sheet.notes, *judged.notes, *layers))
+    changed = change_sheet(report.change) if report.change is not None else None
+    layers = (
+        f"Batch {times.batch_size}: {explain_layers(report, times)}" for times in report.layers
+    )
+    since = changed.notes if changed else ()
+    notes = "\n".join((*sheet.notes, *since, *judged.notes, *layers))
     table = Table(
         title=headline(report),
         caption=Text(notes) if notes else None,
         caption_justify="left",
     )
     fill(table, sheet)
+    if changed:
+        table.add_section()
+        table.add_row(Text(changed.title.lower(), style="bold"), "", "", "")
+        for name, change in changed.rows:
+            table.add_row(Text(name), "", "", Text(change))
     if judged.rows:
         table.add_section()
         table.add_row(*(Text(name, style="bold") for name in judged.header))

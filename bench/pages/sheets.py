@@ -20,7 +20,7 @@ from bench.reports.schema import Change, LatencyRecord, NetworkRecord, Report
 from bench.reports.summary import (
     NOT_MEASURED,
     comparison_sheet,
-    explain,
+    explain_layers,
     known,
     pruned_name,
     reference_name,
@@ -65,9 +65,10 @@ def sheets(report: Report, verdicts: Sequence[Verdict]) -> Iterator[Sheet]:
     if report.comparison.latency:
         names = (reference_name(report), pruned_name(report))
         yield from _latency_sheets(report, names)
-    yield from map(layer_sheet, report.layers)
+    for times in report.layers:
+        yield layer_sheet(times, explain_layers(report, times))
     if report.change is not None:
-        yield _change_sheet(report, report.change)
+        yield change_sheet(report.change)
     if report.networks.reference.parity or report.networks.pruned.parity:
         yield _parity_sheet(report)
     yield _environment_sheet(report.environment)
@@ -148,7 +149,8 @@ def _parity_sheet(report: Report) -> Sheet:
     return Sheet("Agreement with torch", ("", "relative error", "cosine", "same top-1"), rows)
 
 
-def _change_sheet(report: Report, change: Change) -> Sheet:
+def change_sheet(change: Change) -> Sheet:
+    """Return how latency and accuracy changed since a stored report."""
     rows: list[Row] = []
     for found in change.latency:
         size = found.batch_size
@@ -199,14 +201,14 @@ def _latency_sheets(report: Report, names: tuple[str, str]) -> Iterator[Sheet]:
         yield _conditions_sheet(watched)
 
 
-def layer_sheet(times: LayerTimes) -> Sheet:
+def layer_sheet(times: LayerTimes, reason: str) -> Sheet:
     """Return where the time of both networks goes, layer by layer, with the reason in words."""
     order = sorted(times.layers, key=_milliseconds, reverse=True)
     shown, rest = order[:MOST_LAYERS], order[MOST_LAYERS:]
     rows = [_layer_row(layer) for layer in times.layers if layer in shown]
     if rest:
         rows.append(_rest_row(rest))
-    notes = [explain(times)]
+    notes = [reason]
     if any(layer.misses_multiple for layer in times.layers):
         notes.append(f"* channels that are no multiple of {times.multiple}.")
     header = ("", "channels", "MACs before", "after", "ms before", "after", "ms saved")

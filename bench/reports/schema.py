@@ -209,6 +209,17 @@ class Comparison(Section):
         return self
 
 
+class PrecisionRatio(Section):
+    """One network in the report's precision against the same in a higher one, in alternation."""
+
+    network: Literal["reference", "pruned"]
+    precision: Precision
+    higher: Precision
+    batch_size: int = Field(ge=1)
+    ratio: Interval
+    """The report's precision over the higher one: above 1 is slower."""
+
+
 class LatencyChange(Section):
     """How the latency of one batch size changed; above 1 is slower."""
 
@@ -257,6 +268,9 @@ class Report(Section):
     validation: ValidationSet
     networks: Networks
     comparison: Comparison
+    precisions: tuple[PrecisionRatio, ...] = ()
+    """How much the precision gains, where a higher one of the same networks lies beside; no limit
+    judges it."""
     prediction: Prediction | None = None
     """Of the latency on the target, where a table for it comes with the tool; never judged as
     measured."""

@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from bench import units
+from bench.reports.precisions import slower_precisions
 from compress.terminal.sheet import Row, Sheet, text_lines
 
 if TYPE_CHECKING:  # a report prints itself by this module
     from bench.measuring.records import LayerFigures, LayerRecord, LayerTimes, Prediction
     from bench.reports.schema import NetworkRecord, Report
+    from bench.statistics.latency_ratios import RatioInterval
     from bench.statistics.shares import PairedDrop, Share
 
 NOT_MEASURED = "not measured"
 
 _UNCHANGED = 0.005  # a ratio this close to 1 is said to have stayed
+_TELLS = 1.15  # times by which the ratios of layers and of whole calls may differ; 1.09 was seen
 _FOLLOWS = 0.02  # share of the pruned time by which it may miss the MACs and still follow them
 _WORTH_SAYING = 0.05  # share of what is missing that a layer must hold to be named
 _MOST_NAMED = 3
@@ -60,10 +63,15 @@ def comparison_sheet(report: Report) -> Sheet:
         *_answer_rows(report),
         *_cost_rows(report),
         *_latency_rows(report),
+        *_precision_rows(report),
         *_predicted_rows(report),
     )
     names = (reference_name(report), pruned_name(report))
-    notes = (*report.notes, *((told_prediction(report.prediction),) if report.prediction else ()))
+    notes = (
+        *report.notes,
+        *slower_precisions(report, names),
+        *((told_prediction(report.prediction),) if report.prediction else ()),
+    )
     return Sheet("Comparison", ("", *names, "change"), rows, notes)
 
 
@@ -94,12 +102,25 @@ def known(write: Callable[[float], str], value: float | None) -> str:
     return NOT_MEASURED if value is None else write(value)
 
 
-def explain(times: LayerTimes) -> str:
+def explain_layers(report: Report, times: LayerTimes) -> str:
+    """Return ``explain`` of one of a report's batch sizes, beside what was measured of it."""
+    ratios = {found.batch_size: found.ratio for found in report.comparison.latency}
+    return explain(times, ratios.get(times.batch_size))
+
+
+def explain(times: LayerTimes, measured: RatioInterval | None = None) -> str:
     """Say in a few sentences why the time did not fall as the MACs did.
 
     Had all time fallen by the ratio of MACs, the pruned network would take so much; what it takes
-    beyond that is split among its causes.
+    beyond that is split among its causes. That is withheld where the layers do not tell of what was
+    measured: a profiler takes time of its own, and other programs may come in between.
+
+    Args:
+        times: the layers.
+        measured: ratio of latencies of whole calls; None where there is none to compare with.
     """
+    if measured is not None and _contradict(times.pruned_ms / times.reference_ms, measured):
+        return _withheld(times, measured)
     before, after = _sum(times, "reference", "macs"), _sum(times, "pruned", "macs")
     fewer = before / after if before and after else 1.0
     missing = times.pruned_ms - times.reference_ms / fewer
@@ -182,6 +203,17 @@ def _latency_rows(report: Report) -> Iterator[Row]:
         yield (f"speed-up, batch {size}", "", "", f"{units.speed_up(comparison.speed_up)} {faster}")
 
 
+def _precision_rows(report: Report) -> Iterator[Row]:
+    """Yield how long each network takes in its precision, over what it takes in a higher one."""
+    by_size: dict[tuple[str, int], dict[str, str]] = {}
+    for found in report.precisions:
+        name = f"{found.precision} over {found.higher}, batch {found.batch_size}"
+        cells = by_size.setdefault((name, found.batch_size), {})
+        cells[found.network] = units.times(found.ratio.ratio)
+    for (name, _), cells in by_size.items():
+        yield name, cells.get("reference", NOT_MEASURED), cells.get("pruned", NOT_MEASURED), ""
+
+
 def _predicted_rows(report: Report) -> Iterator[Row]:
     for found in report.prediction.latency if report.prediction else ():
         assert report.prediction is not None
@@ -195,6 +227,25 @@ def _medians(network: NetworkRecord) -> dict[int, float]:
 
 
 # Time against MACs
+
+
+def _contradict(layers: float, measured: RatioInterval) -> bool:
+    """Whether the ratio of all layers is another than that of whole calls, or the other way."""
+    rose, fell = layers > 1 + _UNCHANGED, layers < 1 - _UNCHANGED
+    apart = max(layers / measured.ratio, measured.ratio / layers) > _TELLS
+    return apart or (rose and measured.high < 1) or (fell and measured.low > 1)
+
+
+def _withheld(times: LayerTimes, measured: RatioInterval) -> str:
+    layers = units.times(times.pruned_ms / times.reference_ms)
+    before, after = (units.milliseconds(ms) for ms in (times.reference_ms, times.pruned_ms))
+    whole = f"{units.times(measured.ratio)} "
+    whole += units.interval(units.ratio, measured.low, measured.high)
+    return (
+        f"Where the time goes is left out: the layers add up to {layers} ({before} to {after}), "
+        f"and whole calls were measured at {whole}, so what was profiled is not what was measured; "
+        "profiling slows short layers, and other programs disturb it."
+    )
 
 
 def _reasons(times: LayerTimes, fewer: float, missing: float) -> str:

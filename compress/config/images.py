@@ -97,6 +97,9 @@ class DataConfig(Section):
     """Batches that each of these processes reads ahead while the network trains."""
     decoder: Literal["pil", "tensor"] = "pil"
     """What decodes and resizes files: ``tensor`` is faster, its pixels differ by rounding."""
+    max_skipped: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of the validation images that may be unreadable; with more, or with none of a
+    class left, nothing is measured."""
     download: bool = False
     """Let torchvision download MNIST, Fashion-MNIST or CIFAR when they are not under ``root``."""
     train_shards: Annotated[str, NoUrl] = "train/*.tar"

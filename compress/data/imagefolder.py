@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, overload
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from compress.data.order import Int64s
+from compress.data.walking import APART, Found, Walk, class_folders, listed
 from compress.errors import DataError
+
+logger = logging.getLogger("compress")
 
 
 class FileList(Sequence[tuple[str, int]]):
@@ -82,7 +86,8 @@ def scan(root: Path) -> Listing:
     """List an image folder.
 
     Raises:
-        DataError: a folder is missing, a class is empty, or the halves differ in their classes.
+        DataError: a folder is missing, a class is empty, the halves differ in their classes, or
+            names of classes cannot be told apart.
     """
     if not root.is_dir():
         raise DataError(f"data.root = {root} does not exist: name the folder of the images")
@@ -93,12 +98,17 @@ def scan(root: Path) -> Listing:
             "an image folder needs train/ and val/, each with one folder per class"
         )
     try:
-        classes, train = list_classes(root / "train")
-        val_classes, val = list_classes(root / "val")
+        halves = ClassFolders(root / "train"), ClassFolders(root / "val")
+        # Neither half is entered by way of the other: that would mix them.
+        for half, other in zip(halves, reversed(halves), strict=True):
+            half.walk.shut(other.walk)
+        train, val = (half.files() for half in halves)
         identity = identity_of(val)
     except OSError as error:
         raise DataError(f"cannot list data.root = {root}: {error.strerror or error}") from error
-    _check_same(root, set(classes), set(val_classes))
+    classes = halves[0].classes
+    _check_same(root, set(classes), set(halves[1].classes))
+    _warn_if_shared(root, classes)
     return Listing(classes, train, val, identity)
 
 
@@ -106,46 +116,94 @@ def list_classes(folder: Path) -> tuple[tuple[str, ...], FileList]:
     """Return the class names of a folder of class folders, and path and label of every image file.
 
     Raises:
-        DataError: there is no class folder, or one without an image.
+        DataError: as ``ClassFolders``, or a class without an image.
+        OSError: a folder cannot be listed.
     """
-    if not any(entry.is_dir() for entry in folder.iterdir()):
-        raise DataError(f"{folder} has no class folders: put the images into one folder per class")
-    classes, _ = find_classes(folder)
-    blocks = ((_names_of_class(folder, name), label) for label, name in enumerate(classes))
-    samples = FileList(os.fspath(folder), blocks)
-    counts = np.bincount(samples.labels, minlength=len(classes))
-    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
-    if empty:
-        raise DataError(
-            f"{folder} has no image for class {_names(empty)}: "
-            f"add files ({' '.join(IMG_EXTENSIONS)}) or remove the folder"
-        )
-    return tuple(classes), samples
+    found = ClassFolders(folder)
+    return found.classes, found.files()
+
+
+class ClassFolders:
+    """The class folders in a folder, listed in two passes: real folders, then where links lead.
+
+    So a folder belongs where it really lies, whatever links to it come before it.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        DataError: there is no class folder, one that is another or one above, or names that cannot
+            be told apart.
+        OSError: a folder cannot be listed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = os.fspath(folder)
+        self.classes = tuple(class_folders(folder))
+        """Their names, sorted."""
+        if not self.classes:
+            raise DataError(
+                f"{folder} has no class folders: put the images into one folder per class"
+            )
+        self.walk = Walk()
+        for above in (folder, folder.parent):
+            self.walk.enter(os.fspath(above))
+        for name in self.classes:
+            before = self.walk.enter(self._path(name))
+            if before is not None:
+                raise DataError(
+                    f"the class folder {name!a} in {folder} is a link to {before}, and no folder "
+                    "is listed twice: remove it"
+                )
+        self._real = [self.walk.images(self._path(name)) for name in self.classes]
+
+    def files(self) -> FileList:
+        """Return path and label of every image; what is left out is named in the log.
+
+        Raises:
+            DataError: a class has no image.
+            OSError: a folder cannot be listed.
+        """
+        blocks = ((self._names(real), label) for label, real in enumerate(self._real))
+        files = FileList(self.folder, blocks)
+        self.walk.report()
+        counts = np.bincount(files.labels, minlength=len(self.classes))
+        empty = [name for name, count in zip(self.classes, counts, strict=True) if not count]
+        if empty:
+            raise DataError(
+                f"{self.folder} has no image for class {listed(empty)}: "
+                f"add files ({' '.join(IMG_EXTENSIONS)}) or remove the folder"
+            )
+        return files
+
+    def _path(self, name: str) -> str:
+        return f"{self.folder}{os.sep}{name}"
+
+    def _names(self, real: Found) -> list[bytes]:
+        """Name the images of one class: folder by folder, each in the order of names."""
+        folders, links = list(real.folders), list(real.links)
+        while links:
+            more = self.walk.follow(links.pop(0))
+            folders += more.folders
+            links += more.links
+        named = []
+        for path, names in sorted(folders):
+            inside = os.fsencode(os.path.relpath(path, self.folder) + os.sep)
+            named += [inside + name for name in names.split(APART) if name]
+        return named
 
 
 def list_files(folder: Path) -> FileList:
     """Return the image files that lie in a folder itself, without labels: each is -1."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    images = [os.fsencode(name) for name in names if name.lower().endswith(IMG_EXTENSIONS)]
-    return FileList(os.fspath(folder), [(images, -1)])
-
-
-def _names_of_class(folder: Path, name: str) -> list[bytes]:
-    """List the images of one class, at any depth: folder by folder, each in the order of names."""
-    found = []
-    for path, _, files in sorted(os.walk(folder / name, followlinks=True)):
-        inside = os.path.relpath(path, folder)
-        found += [
-            os.fsencode(f"{inside}{os.sep}{file}")
-            for file in sorted(files)
-            if file.lower().endswith(IMG_EXTENSIONS)
-        ]
-    return found
+    walk = Walk()
+    ((_, names),) = walk.images(os.fspath(folder), deep=False).folders
+    walk.report()
+    return FileList(os.fspath(folder), [(list(filter(None, names.split(APART))), -1)])
 
 
 def _check_same(root: Path, train: set[str], val: set[str]) -> None:
     differences = [
-        f"only {half}/ has {_names(sorted(names))}"
+        f"only {half}/ has {listed(sorted(names))}"
         for half, names in (("train", train - val), ("val", val - train))
         if names
     ]
@@ -156,9 +214,14 @@ def _check_same(root: Path, train: set[str], val: set[str]) -> None:
         )
 
 
-def _names(names: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + more
+def _warn_if_shared(root: Path, classes: Iterable[str]) -> None:
+    """Say so where links make the training images of a class its validation images."""
+    shared = [name for name in classes if (root / "train" / name).samefile(root / "val" / name)]
+    if shared:
+        logger.warning(
+            "the validation images are the training images, for links join the folders of class %s",
+            listed(shared),
+        )
 
 
 def identity_of(samples: FileList) -> str:

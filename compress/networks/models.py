@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from compress.config import ModelConfig
-from compress.errors import ModelError, nearest
+from compress.errors import ModelError, UnknownModelError, nearest
 from compress.networks.architectures import (
     CifarDenseNet,
     CifarResNet,
@@ -188,7 +188,7 @@ def _builder(model: ModelConfig, *, num_classes: int, in_channels: int) -> parti
                 f"choose one of {', '.join(SMALL_IMAGE_MODELS)}"
             )
         return REGISTRIES["torchvision"].builder(name, **ends)
-    raise ModelError(
+    raise UnknownModelError(
         f"no architecture is named {name!r}: {nearest(name, BUILTIN_MODELS)} "
         "(or timm:NAME, torchvision:NAME, or package.module:callable for your own)"
     )
@@ -231,7 +231,15 @@ def _import_callable(name: str) -> Callable[..., object]:
     try:
         found = getattr(importlib.import_module(module_name), attribute, None)
     except Exception as error:  # the user's module may raise anything
-        raise ModelError(f"cannot import {module_name!r} for --model {name}: {error}") from error
+        kind = UnknownModelError if _is_absent(module_name, error) else ModelError
+        raise kind(f"cannot import {module_name!r} for --model {name}: {error}") from error
     if not callable(found):
-        raise ModelError(f"{module_name!r} has no callable {attribute!r}")
+        raise UnknownModelError(f"{module_name!r} has no callable {attribute!r}")
     return found
+
+
+def _is_absent(module_name: str, error: Exception) -> bool:
+    """Whether it is the module itself, or a package around it, that is not there."""
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return not module_name
+    return f"{module_name}.".startswith(f"{error.name}.")

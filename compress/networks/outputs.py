@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from compress.errors import CompressError, ModelError
+from compress.errors import CompressError, ModelError, no_number
 
 PROBE = 2
 """Images on which a network is tried; BatchNorm needs two."""
@@ -36,6 +36,31 @@ class PickOutput:
                 f"returns, {_described(output)}"
             )
         return found
+
+
+def rows_not_finite(logits: torch.Tensor) -> torch.Tensor:
+    """Return how many rows of (N, ...) hold NaN, and how many NaN or infinity: (2,) int64."""
+    rows = logits.flatten(1)
+    return torch.stack([rows.isnan().any(1).sum(), (~rows.isfinite()).any(1).sum()])
+
+
+def require_finite(strange: Sequence[int], images: int, who: str = "the network") -> None:
+    """Refuse a network whose answers are no numbers, of which some would be the largest.
+
+    Args:
+        strange: Images on which it gives NaN, and on which it gives NaN or infinity.
+        images: Of how many.
+        who: What the message calls it.
+
+    Raises:
+        ModelError: it does on one image at least.
+    """
+    with_nan, not_finite = strange
+    if not_finite:
+        raise ModelError(
+            f"{who} gives {no_number(with_nan, not_finite)} on {not_finite} of {images} images, "
+            "and that is no class: look at its weights, and at how the images are normalised"
+        )
 
 
 def require_logits(network: nn.Module, input_size: tuple[int, int, int], classes: int) -> None:

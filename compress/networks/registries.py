@@ -12,7 +12,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, Protocol
 
-from compress.errors import EnvironmentUnfitError, ModelError
+from compress.errors import EnvironmentUnfitError, ModelError, UnknownModelError
 
 READERS = frozenset(
     {
@@ -125,7 +125,7 @@ def registered(name: str) -> tuple[Registry, str] | None:
     """Return the registry that a name asks for and the name in it; None for any other name.
 
     Raises:
-        ModelError: there is no such name in the registry.
+        UnknownModelError: there is no such name in the registry.
         EnvironmentUnfitError: the package is not installed.
     """
     package, _, inner = name.partition(":")
@@ -136,7 +136,7 @@ def registered(name: str) -> tuple[Registry, str] | None:
     if inner not in known:  # a path or an address is none either
         close = difflib.get_close_matches(inner, known, n=1)
         hint = f"did you mean {package}:{close[0]}?" if close else f"see {package}.list_models()"
-        raise ModelError(f"{package} has no network of the name {inner!r}: {hint}")
+        raise UnknownModelError(f"{package} has no network of the name {inner!r}: {hint}")
     return registry, inner
 
 

@@ -59,9 +59,7 @@ class Decisions:
         times: Times | None = None,
     ) -> None:
         self.graph, self.patience = graph, patience
-        self.settings, self.allowed, self.goal = within_reach(
-            graph, settings, lambda relaxed: prunable(model, graph, relaxed), times
-        )
+        self.settings, self.allowed, self.goal = reachable(model, graph, settings, times)
         report_multiple(settings, self.settings)
         _report_frozen(model, graph, self.settings)
         self._counted: Mask | None = None
@@ -115,7 +113,7 @@ class Decisions:
         at.step += 1
         if at.step > settings.start_after:
             step, scores = at.step - settings.start_after, importance
-            if self.goal.choose is None:  # which weighs importance against time by itself
+            if self.goal.planner is None:
                 scores = ranked(importance, before, self.allowed, graph=self.graph, config=settings)
             chosen = decide(
                 scores, before, self.allowed, goal=self.goal, config=settings, step=step
@@ -128,7 +126,7 @@ class Decisions:
             "widths": {c.group.name: int(at.kept[c.group.units].sum()) for c in self.allowed},
             **cost.totals(self.graph, at.kept),
         }
-        if self.goal.choose is not None:
+        if self.goal.planner is not None:
             facts["predicted_ms"] = self.goal.cost_of(at.kept)
         events: list[Event] = [("prune_step", facts)]
         most = settings.max_steps
@@ -167,6 +165,13 @@ def prunable(model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> tupl
     found = tuple(candidate for candidate in wanted if _trained(model, candidate))
     require_removable(graph, found, some_frozen=len(found) < len(wanted))
     return found
+
+
+def reachable(
+    model: nn.Module, graph: ChannelGraph, settings: PruneConfig, times: Times | None
+) -> tuple[PruneConfig, tuple[Candidate, ...], Goal]:
+    """Return what ``within_reach`` finds where groups that nothing trains stay dense."""
+    return within_reach(graph, settings, lambda relaxed: prunable(model, graph, relaxed), times)
 
 
 def within_reach(
@@ -240,9 +245,8 @@ def decide(
     """Return the mask after one pruning step: a share of the way to the goal, never past it."""
     if config.step_size is None:
         limit = goal.at(step, config.steps)
-        if goal.choose is not None:
-            within = goal.cost_of(kept) <= limit
-            return kept if within else goal.choose(scores, kept, limit, goal.limit)
+        if goal.planner is not None:
+            return goal.planner.choose(scores, kept, limit, end=goal.limit, least=goal.least)
         return prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=limit, least=goal.least)
     fewest = goal.channels_of(kept) - config.step_size
     last = prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=goal.limit, least=goal.least)

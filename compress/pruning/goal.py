@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from compress.latency.fitted import shipped_names, shipped_table
 from compress.latency.table import read_table
 from compress.latency.times import Times
 from compress.networks import cost
-from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.groups import ChannelGraph
 from compress.pruning.choice.planner import Planner
-from compress.pruning.masking import Candidate, CostFunction, Scores, smallest
+from compress.pruning.masking import Candidate, CostFunction, smallest
 
 ROOM = 0.02
 """Share of the limit by which a network may lie below it, where finer pieces can do that."""
@@ -31,9 +31,8 @@ class Goal:
     channels_of: CostFunction
     dense: float
     limit: float
-    choose: Callable[[Scores, Mask, float, float], Mask] | None = None
-    """The best mask where ranking is not enough: of scores, from a mask, within the limit of a
-    step, on the way to another."""
+    planner: Planner | None = None
+    """What chooses masks where ranking is not enough: it weighs importance against time itself."""
 
     @property
     def least(self) -> float:
@@ -121,7 +120,7 @@ def _time_goal(
             "give it as latency_table"
         )
 
-    planner = Planner(graph, times, allowed, room=ROOM)
+    planner = Planner(graph, times, allowed)
     dense = planner.cost_of(graph.everything())
     limit = budget.value if budget.absolute else budget.value * dense
     closest = planner.fastest()
@@ -133,7 +132,7 @@ def _time_goal(
             "or channel_multiple"
         )
     channels_of = functools.partial(cost.channels, graph)
-    return Goal(budget, planner.cost_of, channels_of, dense, limit, planner.choose)
+    return Goal(budget, planner.cost_of, channels_of, dense, limit, planner)
 
 
 def _unreachable(budget: Budget, dense: int, closest: int) -> str:

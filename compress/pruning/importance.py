@@ -10,7 +10,7 @@ import torch
 from compress.config import PruneConfig
 from compress.networks import cost
 from compress.networks.groups import ChannelGraph, Mask
-from compress.pruning.masking import Candidate, Scores
+from compress.pruning.masking import Candidate, Scores, weighed_by_depth
 
 
 class Importance:
@@ -64,7 +64,7 @@ def ranked(
         config: ``normalize``, then ``flops_regularization`` (Molchanov et al. 2017, section 2.2,
             here in MACs), or ``rank``.
     """
-    scores = importance.copy()
+    scores = weighed_by_depth(importance, kept, graph)
     if config.normalize == "l2":
         for candidate in allowed:
             units = candidate.group.units[kept[candidate.group.units]]

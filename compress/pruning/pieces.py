@@ -125,8 +125,8 @@ def choose(
     wanted = config
     config, allowed, goal = within_reach(graph, wanted, allowed_by, times)
     report_multiple(wanted, config)
-    if goal.choose is not None:
-        return goal.choose(scores, before, goal.limit, goal.limit)
+    if goal.planner is not None:
+        return goal.planner.choose(scores, before, goal.limit, end=goal.limit, least=goal.least)
     order = ranked(scores, before, allowed, graph=graph, config=config)
     chosen = prune_to(
         order, before, allowed, cost_of=goal.cost_of, limit=goal.limit, least=goal.least

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from compress.config import RunConfig
 from compress.data.batches import ImageData, TrainBatches, eval_batches, require_images
 from compress.data.loading import Batch
+from compress.data.readable import Readable, counted
 from compress.distributed.world import ALONE, World
 from compress.errors import DataError
 from compress.runs.session import Session
@@ -106,7 +108,11 @@ def train_batches(
 def accuracy_of(
     model: nn.Module, data: ImageData, config: RunConfig, world: World = ALONE
 ) -> Accuracy:
-    """Measure the accuracy of a network on the validation set, on the network's device."""
+    """Measure the accuracy of a network on the validation set, on the network's device.
+
+    Raises:
+        DataError: too many images cannot be read, or all of a class.
+    """
     device = next(model.parameters()).device
     world.share_buffers(model)
     batches = eval_batches(
@@ -117,4 +123,14 @@ def accuracy_of(
         rank=world.rank,
         ranks=world.size,
     )
-    return evaluate(model, batches, device, world)
+    read = torch.zeros(data.num_classes, dtype=torch.int64)
+
+    def counting() -> Iterator[Batch]:
+        for batch in batches:
+            read.add_(torch.from_numpy(counted(batch.labels.numpy(), data.num_classes)))
+            yield batch
+
+    accuracy = evaluate(model, counting(), device, world)
+    readable = Readable.of(data.val, data.classes, config.data.max_skipped)
+    readable.require(accuracy.skipped, world.sum(read).numpy())
+    return accuracy

@@ -21,7 +21,7 @@ from compress.errors import BudgetError, CheckpointError, ConfigError
 from compress.latency.stopwatch import Stopwatch
 from compress.networks import cost
 from compress.networks.trial import tried_graph
-from compress.pruning.decision import prunable, report_dense, within_reach
+from compress.pruning.decision import prunable, reachable, report_dense
 from compress.pruning.given import read_importance
 from compress.pruning.goal import times_for
 from compress.pruning.pruner import Pruner, context_of
@@ -99,9 +99,7 @@ def check_budget(config: RunConfig, data: ImageData) -> None:
     if config.prune.budget.kind == "latency" and times is None:
         allowed = prunable(model, graph, config.prune)  # the rest is known when it is measured
     else:
-        _, allowed, _ = within_reach(
-            graph, config.prune, lambda relaxed: prunable(model, graph, relaxed), times
-        )
+        _, allowed, _ = reachable(model, graph, config.prune, times)
     scoring = bind(config.prune.scored_by, context_of(model, graph, config.prune, config.seed))
     if config.prune.importance_from is not None:
         read_importance(config.prune.importance_from, graph, allowed)

@@ -29,6 +29,7 @@ def train_run(request: RunRequest) -> Started:
     """
     with started(request) as on:
         train_stage(on)
+    say(f"the dense network is {on.run.dense}")
     return on
 
 
@@ -44,6 +45,7 @@ def prune_run(request: PruneRequest, stopwatch: StopwatchFor | None = None) -> S
         if request.checkpoint is not None and not (on.resumed and is_there(on.run.dense)):
             import_dense(on.config, on.data, on.session, request.checkpoint)
         prune_stage(on, stopwatch)
+    say(f"the pruned network is {on.run.pruned}")
     return on
 
 

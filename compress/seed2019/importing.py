@@ -26,6 +26,7 @@ from compress.files.documents import apply_setting, validated
 from compress.networks.analysis import analyse
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.models import TORCHVISION_MODELS, build_network, ends_in
+from compress.networks.outputs import require_finite, rows_not_finite
 from compress.networks.registries import usual_images
 from compress.networks.shrink import PROOF_TOLERANCE, shrink_
 from compress.seed2019.gates import attach, find_gates, left_without, ungated
@@ -235,9 +236,10 @@ def _difference(gated: nn.Module, result: nn.Module, images: torch.Tensor) -> fl
     """Compare both networks in float64: max |gated - result| / max |gated| over all logits.
 
     Raises:
-        ModelError: they differ by more than PROOF_TOLERANCE.
+        ModelError: they differ by more than PROOF_TOLERANCE, or give NaN.
     """
     expected = gated.eval()(images.double())
+    require_finite(rows_not_finite(expected).tolist(), len(images))
     difference = (result.eval()(images.double()) - expected).abs().max() / expected.abs().max()
     if not difference <= PROOF_TOLERANCE:
         raise ModelError(

@@ -12,6 +12,7 @@ from compress.data.batches import require_images
 from compress.data.loading import Batch
 from compress.distributed.world import ALONE, World
 from compress.networks.capture import in_mode
+from compress.networks.outputs import require_finite, rows_not_finite
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ def evaluate(
 
     Raises:
         DataError: there is not one readable image.
+        ModelError: it gives NaN or infinity on some: the largest of these is no class.
     """
     right = torch.zeros(2, dtype=torch.int64, device=device)  # read once: a GPU would wait
+    strange = torch.zeros(2, dtype=torch.int64, device=device)
     images = skipped = 0
     with in_mode(model):
         for batch in batches:
@@ -56,8 +59,10 @@ def evaluate(
             top = logits.topk(min(5, logits.shape[1]), dim=1).indices
             hits = top.eq(labels[:, None])
             right += torch.stack([hits[:, 0].sum(), hits.sum()])
+            strange += rows_not_finite(logits)
             images += len(labels)
-    counts = world.sum(torch.tensor([*right.tolist(), images, skipped]))
-    right1, right5, images, skipped = counts.tolist()
+    counts = world.sum(torch.tensor([*right.tolist(), images, skipped, *strange.tolist()]))
+    right1, right5, images, skipped, *strange_rows = counts.tolist()
     require_images(images, skipped, purpose="evaluation")
+    require_finite(strange_rows, images)
     return Accuracy(100 * right1 / images, 100 * right5 / images, images, skipped)

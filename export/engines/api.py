@@ -127,6 +127,16 @@ class TensorRT:
         return self.provider == "tensorrt"
 
     @property
+    def compiles_when_run(self) -> bool:
+        """Whether kernels are compiled for shapes as they come, by default beside the runs: RTX."""
+        return hasattr(self.module, "DynamicShapesKernelSpecializationStrategy")
+
+    @property
+    def has_user_allocation(self) -> bool:
+        """Whether a build can rule out allocations in a run; TensorRT-RTX, since 1.2."""
+        return hasattr(self.module.BuilderFlag, "REQUIRE_USER_ALLOCATION")
+
+    @property
     def network_flags(self) -> int:
         """The creation flags of a network whose types are those of its ONNX file.
 
@@ -146,6 +156,26 @@ class TensorRT:
             EnvironmentUnfitError: TensorRT finds no GPU or no driver.
         """
         return self._create("Builder")
+
+    def create_context(self, engine: Any) -> Any:
+        """Create an execution context of an engine; None where TensorRT does not.
+
+        Of TensorRT-RTX it needs ``device_memory_size_v2`` bytes before it runs: what it sets aside
+        itself may be set aside while it is timed or captured.
+        """
+        if not self.compiles_when_run:
+            return engine.create_execution_context()
+        module, how = self.module, engine.create_runtime_config()
+        # Lazily, it would change kernels while they are timed, or leave a captured graph behind.
+        eager = module.DynamicShapesKernelSpecializationStrategy.EAGER
+        how.dynamic_shapes_kernel_specialization_strategy = eager
+        # Graphs are captured here, as those of every other runtime are; since 1.2 it can as well.
+        if hasattr(module, "CudaGraphStrategy"):
+            how.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED
+        how.set_execution_context_allocation_strategy(
+            module.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        return engine.create_execution_context(how)
 
     def create_runtime(self) -> Any:
         """Create a ``Runtime``.

@@ -24,6 +24,7 @@ from export.engines.network import (
     add_profiles,
     parse_network,
     profile_shapes,
+    set_allocation,
     set_chips,
     set_precision,
 )
@@ -128,6 +129,7 @@ def _build(
     cache: Path | None,
     progress: Progress | None,
 ) -> _Built:
+    # It builds for CUDA's current device: that which find_gpu has judged, and which loads it.
     builder = tensorrt.create_builder()
     settings = builder.create_builder_config()
     watch = attach(tensorrt, settings, progress)
@@ -135,6 +137,7 @@ def _build(
         network = parse_network(tensorrt, builder, onnx_path)
         _set_up(tensorrt, settings, config)
         set_chips(tensorrt, settings, target.compute_capabilities)
+        set_allocation(tensorrt, settings)
         profiles = profile_shapes(network, config)
         add_profiles(builder, settings, network, profiles)
         used = cache is not None and use_cache(tensorrt, settings, cache)

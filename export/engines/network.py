@@ -76,6 +76,15 @@ def set_chips(tensorrt: TensorRT, settings: Any, capabilities: Sequence[str]) ->
         settings.set_compute_capability(getattr(kinds, name), index)
 
 
+def set_allocation(tensorrt: TensorRT, settings: Any) -> None:
+    """Rule out that a run allocates memory, which no CUDA graph holds, where a release may do so.
+
+    None of the networks that are exported here has shapes that depend on values.
+    """
+    if tensorrt.has_user_allocation:
+        settings.set_flag(tensorrt.module.BuilderFlag.REQUIRE_USER_ALLOCATION)
+
+
 def profile_shapes(network: Any, config: ExportConfig) -> list[Shapes]:
     """Return one profile for each batch size, or the one of ``batch = "dynamic"``.
 

@@ -161,13 +161,16 @@ def timer_of(runner: Runner, feeds: Mapping[str, Any], *, threads: int) -> Timer
     if stages is not None:
         stages.stage(feeds)
 
+        start, end = stages.event(), stages.event()
+
         def on_device() -> float:
-            start = stages.mark()
-            stages.upload()
-            stages.enqueue()
-            stages.download()
-            end = stages.mark()
-            stages.synchronize()
+            with stages.on_stream():  # else every step would switch to it, between the two events
+                stages.record(start)
+                stages.upload()
+                stages.enqueue()
+                stages.download()
+                stages.record(end)
+                stages.synchronize()
             return float(start.elapsed_time(end))
 
         return on_device

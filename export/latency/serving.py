@@ -129,7 +129,8 @@ def measure_ms(
         folder = Path(stack.enter_context(TemporaryDirectory()))
         timers = []
         for number, network in enumerate(networks):
-            runner = stack.enter_context(runner_of(network, serving, folder / f"{number}.onnx"))
+            source = readable(network, serving, folder / f"{number}.onnx")
+            runner = stack.enter_context(opened(source, serving))
             shape = (serving.batch, *network.input_size)
             feeds = {"input": rng.standard_normal(shape).astype(np.float32)}
             timers.append(timer_of(runner, feeds, threads=serving.threads))
@@ -139,24 +140,29 @@ def measure_ms(
         )
 
 
-def runner_of(network: Network, serving: Serving, path: Path) -> Runner:
-    """Return a runner of a network, with the file that its runtime reads."""
+def readable(network: Network, serving: Serving, path: Path) -> Path | nn.Module:
+    """Return what a runtime reads of a network: a file, written under this name, or itself."""
+    if serving.runtime.startswith("torch"):
+        return network.model
+    target = load_target(serving.target)
+    _write_onnx(network, path, serving, target)
+    return _engine(path, serving, target) if serving.runtime == "tensorrt" else path
+
+
+def opened(source: Path | nn.Module, serving: Serving) -> Runner:
+    """Return a runner, not yet entered, of what ``readable`` gave."""
     from export.runners import open_runner
     from export.runners.protocol import IMAGES
 
-    if serving.runtime.startswith("torch"):
-        return open_runner(
-            network.model,
-            serving.runtime,
-            threads=serving.threads,
-            precision=serving.precision,
-            inputs=(IMAGES,),
-        )
-    target = load_target(serving.target)
-    _write_onnx(network, path, serving, target)
-    if serving.runtime == "tensorrt":
-        path = _engine(path, serving, target)
-    return open_runner(path, serving.runtime, threads=serving.threads)
+    if isinstance(source, Path):
+        return open_runner(source, serving.runtime, threads=serving.threads)
+    return open_runner(
+        source,
+        serving.runtime,
+        threads=serving.threads,
+        precision=serving.precision,
+        inputs=(IMAGES,),
+    )
 
 
 def _write_onnx(network: Network, path: Path, serving: Serving, target: Target) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from compress.config import Runtime
-from compress.errors import ConfigError, nearest
+from compress.errors import ConfigError, EnvironmentUnfitError, nearest
+from export.runners.cuda import require_gpu
 from export.runners.engine_runner import EngineRunner
-from export.runners.onnx_runner import CPU, CUDA, TENSORRT, OnnxRunner
+from export.runners.onnx_runner import CPU, CUDA, TENSORRT, OnnxRunner, require_provider
 from export.runners.protocol import Feeds, Outputs, Runner, TensorSpec
 from export.runners.stages import Stages
 from export.runners.torch_runner import TorchRunner
@@ -39,6 +40,7 @@ __all__ = [
     "network_of",
     "open_runner",
     "require_readable",
+    "require_usable",
     "stages_of",
 ]
 
@@ -123,6 +125,38 @@ def open_runner(
         device=device,
         cuda_graph=cuda_graph,
     )
+
+
+def require_usable(runtime: Runtime) -> None:
+    """Refuse a runtime that cannot work here, where it has no file yet to find that out with.
+
+    Raises:
+        ConfigError: no such runtime.
+        EnvironmentUnfitError: it is not installed, or there is no GPU that it could use.
+    """
+    artefact_suffix(runtime)
+    if runtime in _PROVIDERS:
+        require_provider(_PROVIDERS[runtime])
+    if runtime == "tensorrt":
+        _require_tensorrt()
+    if not runtime.endswith("-cpu"):
+        require_gpu(f"{runtime} was asked for")
+
+
+def _require_tensorrt() -> None:
+    """Refuse to go on without either library; which one an engine needs, its sidecar says."""
+    from export.engines.api import load_tensorrt
+
+    try:
+        load_tensorrt("tensorrt")
+    except EnvironmentUnfitError:
+        try:
+            load_tensorrt("tensorrt_rtx")
+        except EnvironmentUnfitError:
+            pass
+        else:
+            return
+        raise
 
 
 def require_readable(source: Path | Checkpoint | nn.Module, runtime: Runtime) -> None:

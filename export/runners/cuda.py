@@ -7,8 +7,8 @@ place of a GPU.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from compress.errors import ConfigError, EnvironmentUnfitError, first_line
@@ -29,7 +29,7 @@ class Cuda:
     """A CUDA device and one stream of its own, on which a runner does all its work.
 
     Torch makes streams that do not wait for the default stream, nor it for them. Types of memory go
-    by the names that numpy and torch share.
+    by the names that numpy and torch share. It is for one thread, as torch's current stream is.
     """
 
     memory = "cuda"
@@ -50,11 +50,7 @@ class Cuda:
 
         parsed = _parsed(device)
         asked = asked or f"torch was asked for {device}"
-        reason = _unusable()
-        if reason is not None:
-            raise EnvironmentUnfitError(
-                f"{asked} and finds no usable GPU{reason}; use a runtime on the CPU"
-            )
+        require_gpu(asked)
         try:
             with torch.cuda.device(parsed):
                 self.index = torch.cuda.current_device()
@@ -71,17 +67,30 @@ class Cuda:
         """Its compute capability."""
         self.device = f"cuda:{self.index}"
         """The device, as torch names it."""
+        self._switched = False
 
     @property
     def stream(self) -> int:
-        """The ``cudaStream_t`` as a number; ``torch.cuda.ExternalStream`` takes it for events."""
+        """The ``cudaStream_t`` as a number."""
         return int(self._stream.cuda_stream)
 
     def on_stream(self) -> AbstractContextManager[object]:
-        """Queue torch's work of a block on the stream."""
+        """Queue torch's work of a block on the stream; within such a block it changes nothing.
+
+        To switch takes the host microseconds, so whoever times steps enters a block around them.
+        """
+        return nullcontext() if self._switched else self._switch()
+
+    @contextmanager
+    def _switch(self) -> Iterator[None]:
         import torch
 
-        return torch.cuda.stream(self._stream)
+        with torch.cuda.stream(self._stream):
+            self._switched = True
+            try:
+                yield
+            finally:
+                self._switched = False
 
     def host_memory(self, shape: Shape, dtype: str = "float32") -> torch.Tensor:
         """Return page-locked host memory, which copies need to run beside the host."""
@@ -105,13 +114,15 @@ class Cuda:
         """Wait until the stream is idle."""
         self._stream.synchronize()
 
-    def mark(self) -> torch.cuda.Event:
-        """Queue an event, to be asked by ``elapsed_time`` for milliseconds once it has passed."""
+    def event(self) -> torch.cuda.Event:
+        """Return an event, to be asked by ``elapsed_time`` for milliseconds once it has passed."""
         import torch
 
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    def record(self, event: torch.cuda.Event) -> None:
+        """Queue an event; the stream is torch's own and knows its device, as no number does."""
         event.record(self._stream)
-        return event
 
     def hold(self, milliseconds: float) -> None:
         """Keep the stream busy for at least so long, while the host queues what comes next."""
@@ -150,6 +161,22 @@ class Cuda:
         """Wait for what is still queued; after a failed launch there is nothing to wait for."""
         with suppress(RuntimeError):
             self.synchronize()
+
+
+def require_gpu(asked: str) -> None:
+    """Refuse a machine without a GPU that torch can use.
+
+    Args:
+        asked: how the message begins.
+
+    Raises:
+        EnvironmentUnfitError: there is none; the sentence says why, as far as torch tells.
+    """
+    reason = _unusable()
+    if reason is not None:
+        raise EnvironmentUnfitError(
+            f"{asked} and finds no usable GPU{reason}; use a runtime on the CPU"
+        )
 
 
 def _parsed(device: str) -> torch.device:

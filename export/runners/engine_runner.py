@@ -13,6 +13,8 @@ from export.runners.protocol import Feeds, Outputs, Runner, TensorSpec, entered,
 from export.runners.stages import Stages, captured
 
 if TYPE_CHECKING:
+    import torch
+
     from export.engines.api import Provider, TensorRT
     from export.runners.cuda import Launch, Tensors
 
@@ -104,7 +106,9 @@ class EngineRunner(Runner):
             with cuda.on_stream():
                 launch = engine.bind(profile, cuda, tensors)
             if self._cuda_graph:
-                launch = captured(cuda, launch)
+                launch()  # kernels of a new shape are chosen, and in TensorRT-RTX compiled, here
+                engine.require_capturable(profile, cuda)
+                launch = captured(cuda, launch, warmups=0)
             self._bound[profile] = (tensors, launch)
         return launch
 
@@ -123,6 +127,8 @@ class _Engine:
     ranges: tuple[tuple[int, int, int], ...]
     """Least, usual and largest batch size of each profile."""
     contexts: dict[int, Any]
+    scratch: dict[int, torch.Tensor]
+    """Memory of those contexts that take theirs from us."""
 
     def profile_for(self, tensors: Tensors) -> int:
         """Return the profile made for a batch size, else the narrowest that holds it."""
@@ -165,6 +171,21 @@ class _Engine:
 
         return launch
 
+    def require_capturable(self, profile: int, cuda: Cuda) -> None:
+        """Refuse a network that cannot be captured as a CUDA graph, where a release can tell.
+
+        Raises:
+            ModelError: it cannot.
+        """
+        ask = getattr(self.contexts[profile], "is_stream_capturable", None)
+        self.tensorrt.messages.clear()
+        if ask is not None and not ask(cuda.stream):
+            raise ModelError(
+                f"{self.name} says that the network cannot be captured as a CUDA graph: "
+                f"{self.tensorrt.messages.reason()}; build the engine again with this version of "
+                "the tool, or run it without a graph"
+            )
+
     def _size_of(self, context: Any, spec: TensorSpec) -> tuple[int, ...]:
         shape = tuple(context.get_tensor_shape(spec.name))
         if min(shape, default=0) < 0:
@@ -177,7 +198,7 @@ class _Engine:
     def _context(self, profile: int, cuda: Cuda) -> Any:
         """Return the context of a profile; TensorRT 8 allows no two contexts for one profile."""
         if profile not in self.contexts:
-            context = self.engine.create_execution_context()
+            context = self.tensorrt.create_context(self.engine)
             if context is None:
                 raise EnvironmentUnfitError(
                     f"{self.name} cannot make an execution context: "
@@ -185,6 +206,10 @@ class _Engine:
                 )
             if not context.set_optimization_profile_async(profile, cuda.stream):
                 raise self._refusal(f"its own optimization profile {profile}")
+            if self.tensorrt.compiles_when_run:
+                size = max(1, self.engine.device_memory_size_v2)
+                self.scratch[profile] = cuda.device_memory((size,), "uint8")
+                context.set_device_memory(self.scratch[profile].data_ptr(), size)
             self.contexts[profile] = context
         return self.contexts[profile]
 
@@ -228,6 +253,7 @@ def _load(path: Path, device: str, provider: Provider | None) -> tuple[_Engine, 
         writes=writes,
         ranges=_batch_ranges(engine, reads[0].name),
         contexts={},
+        scratch={},
     )
     return found, cuda
 

@@ -48,6 +48,11 @@ class OnnxRunner(Runner):
     provider does not support. TensorRT's go to CUDA and CUDA's to the CPU, node by node, while the
     session still names the provider first; only a CUDA graph refuses a network that is not whole.
     With a CUDA graph ONNX Runtime may itself wait for the GPU in ``enqueue``.
+
+    The TensorRT provider builds one engine for all batch sizes from the least to the largest that
+    it has met, tuned for the largest, and builds it anew for one outside of these, which takes
+    minutes for a large network. Engines and timings are kept in a temporary folder, or that of
+    ``keep_builds``.
     """
 
     def __init__(
@@ -58,7 +63,6 @@ class OnnxRunner(Runner):
         threads: int | None = None,
         device: str = "cuda",
         cuda_graph: bool = False,
-        cache: Path | None = None,
         profile_to: Path | None = None,
         optimised: bool = True,
     ) -> None:
@@ -70,9 +74,6 @@ class OnnxRunner(Runner):
             threads: of the CPU; None takes all physical cores.
             device: of the providers that use a GPU, ``cuda`` or ``cuda:N``.
             cuda_graph: capture the network as a CUDA graph, one per batch size.
-            cache: folder in which the TensorRT provider keeps engines and timings; by default a
-                temporary one. It builds in the first run on a batch size outside of those before,
-                which takes minutes for a large network.
             profile_to: folder for a profile of every call, which slows them; see ``end_profile``.
             optimised: let ONNX Runtime rewrite the graph, as it does by default; False runs the
                 file as it is written. TensorRT is given it as it is written in any case.
@@ -92,7 +93,8 @@ class OnnxRunner(Runner):
         self._threads = threads
         self._device = device
         self._cuda_graph = cuda_graph
-        self._cache = cache
+        self.builds_for_sizes = provider == TENSORRT
+        self._builds: tuple[Path, Path] | None = None
         self._profile_to = profile_to
         # TensorRT refuses what ONNX Runtime puts in, such as biases of 32 bits dequantised.
         self._optimised = optimised and provider != TENSORRT
@@ -108,11 +110,7 @@ class OnnxRunner(Runner):
             EnvironmentUnfitError: ONNX Runtime, the execution provider or the GPU is not there.
         """
         runtime = import_onnxruntime()
-        available = runtime.get_available_providers()
-        if self._provider not in available:
-            raise EnvironmentUnfitError(
-                f"this ONNX Runtime has no {self._provider}; it has {', '.join(available)}"
-            )
+        require_provider(self._provider)
         if not self._path.is_file():
             raise CheckpointError(f"there is no ONNX file {self._path}")
         weight_files(self._path)
@@ -138,6 +136,10 @@ class OnnxRunner(Runner):
         self.stages = self.inputs = self._session = None
         self._launches.clear()
         self._leave.close()
+
+    def keep_builds(self, folder: Path, name: str) -> None:
+        """See ``Runner``; the provider tells engines apart by the names in a file alone."""
+        self._builds = folder, folder / name
 
     def run(self, feeds: Feeds) -> Outputs:
         """Return every output; see ``Runner``."""
@@ -175,12 +177,16 @@ class OnnxRunner(Runner):
         place = {"device_id": str(cuda.index), "user_compute_stream": str(cuda.stream)}
         if self._provider == CUDA:
             return [(CUDA, {**place, "enable_cuda_graph": "1" if self._cuda_graph else "0"})]
-        cache = self._cache or stack.enter_context(tempfile.TemporaryDirectory())
+        if self._builds is None:
+            timings = engines = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            timings, engines = self._builds
+            engines.mkdir(parents=True, exist_ok=True)
         options = {
             "trt_engine_cache_enable": "True",  # its parser takes no 1
-            "trt_engine_cache_path": str(cache),
+            "trt_engine_cache_path": str(engines),
             "trt_timing_cache_enable": "True",
-            "trt_timing_cache_path": str(cache),
+            "trt_timing_cache_path": str(timings),
         }
         return [(TENSORRT, {**place, **options}), (CUDA, place)]
 
@@ -289,6 +295,19 @@ def _bound_launch(
         return ends[1]
 
     return launch
+
+
+def require_provider(provider: str) -> None:
+    """Refuse an execution provider that this ONNX Runtime was built without.
+
+    Raises:
+        EnvironmentUnfitError: it was, or ONNX Runtime is not installed.
+    """
+    available = import_onnxruntime().get_available_providers()
+    if provider not in available:
+        raise EnvironmentUnfitError(
+            f"this ONNX Runtime has no {provider}; it has {', '.join(available)}"
+        )
 
 
 def import_onnxruntime() -> Any:

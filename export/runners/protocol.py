@@ -12,6 +12,7 @@ import numpy as np
 from compress.errors import DataError, ModelError, first_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from export.runners.stages import Stages
@@ -50,9 +51,22 @@ class Runner(ABC):
     """Within the ``with`` block: what it reads; None where the network does not say."""
     most: int | None = None
     """Within the ``with`` block: largest batch that it takes; None for any."""
+    builds_for_sizes = False
+    """Whether the first run on a batch size outside of those before builds an engine."""
 
     def __enter__(self) -> Runner:
         return self
+
+    def keep_builds(self, folder: Path, name: str) -> None:
+        """Say where to keep what it builds, before it is entered.
+
+        Another runner of the same file then loads the same engine, and any runner uses the timings.
+
+        Args:
+            folder: for timings of kernels; it need not be there.
+            name: of a folder in it for the engines of this file alone.
+        """
+        raise RuntimeError(f"{self.name} builds nothing, and was told where to keep it")
 
     @abstractmethod
     def __exit__(

@@ -7,13 +7,14 @@
     fetch        host     wait for the stream and copy the outputs out
 
 ``run`` is these five in this order. The three device steps only queue work on one stream and
-return; the time that ``enqueue`` takes on the host is the enqueue time. CUDA events recorded on
-``stream`` around a step time it on the device. Each may be repeated without the others.
+return; the time that ``enqueue`` takes on the host is the enqueue time. Events recorded before and
+after a step time it on the device. Each may be repeated without the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -76,10 +77,9 @@ class Stages:
         self._launch: Launch | None = None
         self._outputs: Tensors | None = None
 
-    @property
-    def stream(self) -> int:
-        """The CUDA stream of all device steps; ``torch.cuda.ExternalStream`` takes it."""
-        return self._cuda.stream
+    def on_stream(self) -> AbstractContextManager[object]:
+        """Make the stream of all device steps torch's current one, for a block that times them."""
+        return self._cuda.on_stream()
 
     def run(self, feeds: Feeds) -> Outputs:
         """Return every output; see ``Runner``."""
@@ -144,9 +144,19 @@ class Stages:
         """Wait until everything that was queued is done."""
         self._cuda.synchronize()
 
+    def event(self) -> torch.cuda.Event:
+        """Return an event that ``record`` takes, again and again; see ``Cuda.event``."""
+        return self._cuda.event()
+
+    def record(self, event: torch.cuda.Event) -> None:
+        """Queue an event between two steps."""
+        self._cuda.record(event)
+
     def mark(self) -> torch.cuda.Event:
-        """Queue an event on the stream; see ``Cuda.mark``."""
-        return self._cuda.mark()
+        """Queue a new event and return it."""
+        event = self.event()
+        self.record(event)
+        return event
 
     def hold(self, milliseconds: float) -> None:
         """Keep the stream busy while the host queues what comes next; see ``Cuda.hold``."""

@@ -34,7 +34,9 @@ class TorchRunner(Runner):
     positions of what it returns, a single tensor ``logits``.
 
     In fp32 on a GPU since SM 8.0 torch computes convolutions in TF32, unless
-    ``torch.backends.cudnn.allow_tf32`` is off; so do the other runtimes by default.
+    ``torch.backends.cudnn.allow_tf32`` is off; so do the other runtimes by default. On a GPU cuDNN
+    tries its algorithms in the first calls of each shape (``torch.backends.cudnn.benchmark``) while
+    the runner is entered: dense and pruned are both given the fastest.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class TorchRunner(Runner):
         self._cuda_graph = cuda_graph
         self._threads = threads
         self._threads_before: int | None = None
+        self._searched_before: bool | None = None
         self._model: Any = None
         self._launches: dict[Key, Launch] = {}
         self._compiled_for: set[Key] = set()
@@ -101,6 +104,9 @@ class TorchRunner(Runner):
             self.stages = Stages(
                 self.name, cuda, lambda tensors: self._prepare(cuda, tensors), inputs=self.inputs
             )
+            # As who serves torch has it; dense and control share what cuDNN finds for one shape.
+            self._searched_before = torch.backends.cudnn.benchmark
+            torch.backends.cudnn.benchmark = True
         else:
             self._model = self._moved("cpu")
             if self._threads is not None:
@@ -115,7 +121,9 @@ class TorchRunner(Runner):
             self.stages.close()
         if self._threads_before is not None:
             torch.set_num_threads(self._threads_before)
-        self.stages = self._model = self._threads_before = None
+        if self._searched_before is not None:
+            torch.backends.cudnn.benchmark = self._searched_before
+        self.stages = self._model = self._threads_before = self._searched_before = None
         self._launches.clear()
         self._compiled_for.clear()
 

@@ -19,7 +19,7 @@ import onnx
 import pytest
 import torch
 from commands import document, invoke, refused
-from host_gpu import HostEvent, fresh_host_gpu
+from host_gpu import fresh_host_gpu
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
@@ -377,6 +377,39 @@ def test_accuracy_on_a_folder_of_classes(layout: str, photos: Path, tmp_path: Pa
     assert any("ImageNet" in note for note in assumed.notes)
 
 
+@pytest.mark.parametrize("layout", ["classes", "flat"])
+def test_images_that_cannot_be_read_are_refused_before_anything_is_timed(
+    layout: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class that cannot be read once passed the gate: the rest of the images did."""
+
+    def untimed(*_: Any, **__: Any) -> None:
+        raise AssertionError("timed")
+
+    files = [threshold(tmp_path / f"{at}.onnx", at / 255) for at in (130, 131)]
+    images: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    folder = photos if layout == "classes" else photos / "light"
+    whole = compared(*files, folder, images=images).validation
+    count = whole.images
+    assert (whole.skipped, whole.max_skipped) == (0, 0.01)
+    (photos / "light" / "150.png").write_bytes(b"broken")
+    monkeypatch.setattr("bench.measuring.session.measure_latency", untimed)
+    with pytest.raises(DataError, match=rf"1 of {count} images .* data\.max_skipped = 0\.01"):
+        compared(*files, folder, images=images)
+    monkeypatch.undo()
+    images["max_skipped"] = 0.1
+    found = compared(*files, folder, images=images)
+    assert (found.validation.images, found.validation.skipped) == (count - 1, 1)
+    assert found.validation.unread is None
+    for path in (photos / "light").iterdir():
+        path.write_bytes(b"broken")
+    images["max_skipped"] = 1.0
+    monkeypatch.setattr("bench.measuring.session.measure_latency", untimed)
+    says = "of class 'light' could be read" if layout == "classes" else "none of 11"
+    with pytest.raises(DataError, match=says):
+        compared(*files, folder, images=images)
+
+
 def test_bytes_are_fed_as_they_are(photos: Path, tmp_path: Path) -> None:
     dense, pruned = (threshold(tmp_path / f"{at}.onnx", at, kind=BYTE) for at in (130, 175))
     found = compared(dense, pruned, photos)
@@ -506,7 +539,6 @@ def test_two_networks_in_memory() -> None:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.runners.torch_runner.Cuda", fresh_host_gpu())
-    monkeypatch.setattr("bench.measuring.device_timing._TorchEvent", HostEvent)
 
 
 @pytest.mark.usefixtures("gpu")
@@ -834,12 +866,26 @@ def test_pickled_arrays_are_not_loaded(eye: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_answers_that_are_no_numbers(side: int, eye: Path, tmp_path: Path) -> None:
+    """Their largest would be a class: that of NaN the first, which some images are of."""
     weight = np.eye(6)
     weight[0, 0] = np.nan
     files = [eye, eye]
     files[side] = linear(tmp_path / "nan.onnx", weight)
-    with pytest.raises(ModelError, match=r"nan\.onnx answers with NaN or infinity at its output y"):
+    with pytest.raises(
+        ModelError, match=r"nan\.onnx gives NaN on 256 of 256 images at its output y"
+    ):
         compared(*files)
+    weight[0, 0] = 1e38
+    files[side] = linear(tmp_path / "infinity.onnx", weight)
+    fed = arrays(90)
+    fed[::9, 0, 0, 0] = 100
+    fed[1::9, 0, 0, 0] = 0.5
+    fed[2:, 0, 0, 0] = np.where(fed[2:, 0, 0, 0] == 100, 100, 0.5)
+    with pytest.raises(ModelError, match=r"gives infinity on 10 of 90 images at its output y"):
+        compared(*files, fed, labels=np.zeros(90, np.int64))
+    fed[3, 0, 0, 1] = np.nan
+    with pytest.raises(ModelError, match=r"gives NaN( or infinity)? on (1|11) of 90 images"):
+        compared(*files, fed, labels=np.zeros(90, np.int64))
 
 
 # The command line

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -10,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from host_gpu import HostEvent, fresh_host_gpu
+from host_gpu import fresh_host_gpu
 
-from bench.measuring import device_timing
 from bench.measuring.device_timing import STAGES, DeviceCalls, advice, time_on_device
 from export.runners.cuda import Cuda
 from export.runners.stages import Stages
 
 Steps = list[tuple[float, float]]
+SWITCH = 16.0
 NO_GPU = not torch.cuda.is_available()
 
 
@@ -25,10 +26,9 @@ class SimulatedGpu:
     """A host and a stream, and the steps of a runner on them; times in milliseconds.
 
     A step takes the host so long to queue, and the stream so long once it is free and the step is
-    queued.
+    queued. Making the stream torch's current one takes the host ``SWITCH``, and steps that find it
+    to be so already are not charged for it.
     """
-
-    stream = 4711
 
     def __init__(
         self, upload: Steps, enqueue: Steps, download: Steps, *, mark: float = 0.0
@@ -41,8 +41,10 @@ class SimulatedGpu:
         self._mark = mark  # that the host takes to record an event
         self.host = 1000.0
         self.idle_from = 0.0
-        self.made: list[int] = []
+        self.made = 0
         self.waits = 0
+        self.blocks = 0
+        self._switched = False
 
     def clock(self) -> float:
         return self.host / 1000
@@ -60,30 +62,39 @@ class SimulatedGpu:
         self.waits += 1
         self.host = max(self.host, self.idle_from)
 
-    def event(self, stream: int) -> Any:
-        self.made.append(stream)
-        passed: list[float] = []
+    @contextmanager
+    def on_stream(self) -> Iterator[None]:
+        self.blocks += 1
+        self.host += SWITCH
+        self._switched = True
+        yield
+        self._switched = False
 
-        def record() -> None:
-            self.host += self._mark
-            passed[:] = [max(self.host, self.idle_from)]
+    def event(self) -> Any:
+        self.made += 1
+        passed: list[float] = []
 
         def elapsed_time(later: Any) -> float:
             if later.passed[0] > self.host:
                 raise RuntimeError("device not ready")
             return later.passed[0] - passed[0]
 
-        return SimpleNamespace(record=record, elapsed_time=elapsed_time, passed=passed)
+        return SimpleNamespace(elapsed_time=elapsed_time, passed=passed)
+
+    def record(self, event: Any) -> None:
+        self.host += self._mark
+        event.passed[:] = [max(self.host, self.idle_from)]
 
     def _queue(self, step: str) -> None:
         host, device = next(self._steps[step])
+        self.host += 0.0 if self._switched else SWITCH
         self.host += host
         self.idle_from = max(self.host, self.idle_from) + device
 
 
 def timed(gpu: SimulatedGpu, iterations: int) -> DeviceCalls:
     stages: Any = gpu
-    return time_on_device(stages, iterations, clock=gpu.clock, event=gpu.event)
+    return time_on_device(stages, iterations, clock=gpu.clock)
 
 
 def approximately(calls: DeviceCalls) -> dict[str, Any]:
@@ -140,11 +151,12 @@ def test_what_was_queued_before_belongs_to_no_call() -> None:
     assert found.latency_ms == pytest.approx([7.0])
 
 
-def test_events_are_made_once_for_the_stream_of_the_stages() -> None:
+def test_events_are_made_once_and_the_stream_is_entered_once_before_any_clock_is_read() -> None:
     gpu = SimulatedGpu(*([(0.0, 1.0)] * 5 for _ in range(3)))
-    assert len(timed(gpu, 5).host_ms) == 5
-    assert gpu.made == [SimulatedGpu.stream] * 6
-    assert gpu.waits == 1 + 5
+    found = timed(gpu, 5)
+    assert found.host_ms == pytest.approx([3.0] * 5)
+    assert found.stages_ms["enqueue"] == pytest.approx([0.0] * 5)
+    assert (gpu.made, gpu.blocks, gpu.waits) == (6, 1, 1 + 5)
 
 
 def test_no_call_takes_no_time() -> None:
@@ -153,7 +165,7 @@ def test_no_call_takes_no_time() -> None:
     assert timed(gpu, 0) == nothing
 
 
-def test_real_stages_compute_the_logits_that_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_stages_compute_the_logits_that_are_timed() -> None:
     cuda = fresh_host_gpu()()
     weight = torch.arange(12.0).reshape(4, 3)
     launches = []
@@ -169,40 +181,16 @@ def test_real_stages_compute_the_logits_that_are_timed(monkeypatch: pytest.Monke
     images = np.random.default_rng(0).standard_normal((2, 3, 5, 5)).astype(np.float32)
     stages.stage({"input": images})
     ticks = count()
-    found = time_on_device(
-        stages,
-        3,
-        clock=lambda: next(ticks),
-        event=lambda stream: SimpleNamespace(record=lambda: None, elapsed_time=lambda later: 0.5),
-    )
+    found = time_on_device(stages, 3, clock=lambda: next(ticks))
     assert (len(launches), len(cuda.uploads)) == (3, 3)
     np.testing.assert_allclose(
         stages.fetch()["logits"], images.mean(axis=(2, 3)) @ weight.numpy().T, rtol=1e-5, atol=1e-5
     )
-    assert found.latency_ms == [1.5] * 3
     assert found.stages_ms["enqueue"] == [1000.0] * 3
-    monkeypatch.setattr(device_timing, "_TorchEvent", HostEvent)
     found = time_on_device(stages, 2)
     for call, latency in enumerate(found.latency_ms):
         assert latency == sum(found.stages_ms[stage][call] for stage in ("h2d", "compute", "d2h"))
         assert latency <= found.host_ms[call]
-
-
-def test_torchs_events_are_timed_on_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[Any] = []
-
-    def event(**options: bool) -> Any:
-        said.append(options)
-        return SimpleNamespace(
-            record=lambda stream: said.append(stream), elapsed_time=lambda later: later
-        )
-
-    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda number: f"stream {number}")
-    monkeypatch.setattr(torch.cuda, "Event", event)
-    start, end = device_timing._TorchEvent(7), device_timing._TorchEvent(7)
-    start.record()
-    assert said == [{"enable_timing": True}, {"enable_timing": True}, "stream 7"]
-    assert start.elapsed_time(end) is end._event
 
 
 @pytest.mark.gpu

@@ -424,7 +424,7 @@ def test_every_profiled_batch_size_is_drawn_and_explained(report: Report) -> Non
     found = plot(
         report.model_copy(
             update={
-                "layers": (times(layer("a", 2, 1)), times(layer("a", 9, 6), batch_size=8)),
+                "layers": (times(layer("a", 3, 2)), times(layer("a", 9, 6), batch_size=8)),
             }
         ),
         "layers",

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,20 @@ import torch
 from conftest import lived_in, random_mask
 from networks import NETWORKS
 from onnx_models import exported
+from rich.console import Console
 from torch import nn
 
 import export.profiling
 from bench.measuring.layers import layer_times, profile_layers
 from bench.measuring.records import LayerFigures, LayerRecord, LayerTimes
 from bench.measuring.subject import Subject
+from bench.pages import svg
+from bench.pages.figures import plots
+from bench.pages.page import render_page
+from bench.pages.publish import render_markdown, render_table
+from bench.reports.schema import Report
 from bench.reports.summary import explain
+from bench.statistics.latency_ratios import RatioInterval
 from compress.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from compress.checkpoints.description import Description
 from compress.config import BenchConfig
@@ -294,6 +303,70 @@ def test_layers_that_do_not_add_up_explain_nothing() -> None:
     times = times_of(("a", (100, 5.0), (50, 2.5)))
     times = times.model_copy(update={"reference_ms": 10.0, "pruned_ms": 9.0})
     assert explain(times).endswith("Had the time fallen as the MACs did, it would be 5.000 ms.")
+
+
+def ratio(low: float, found: float, high: float) -> RatioInterval:
+    return RatioInterval(
+        ratio=found, low=low, high=high, at_least=low, at_most=high, confidence=0.95, rounds=20
+    )
+
+
+def test_layers_that_contradict_what_was_measured_explain_nothing() -> None:
+    # torch on the CPU with hooks around every module, and a machine under heavy load
+    times = times_of(("a", (100, 0.1), (50, 0.115)))
+    assert explain(times, ratio(0.87, 0.875, 0.88)) == (
+        "Where the time goes is left out: the layers add up to x 1.150 (0.100 ms to 0.115 ms), and "
+        "whole calls were measured at x 0.875 [0.870, 0.880], so what was profiled is not what was "
+        "measured; profiling slows short layers, and other programs disturb it."
+    )
+    loaded = times_of(("a", (100, 2.0), (50, 22.0)))
+    assert "rose" in explain(loaded)
+    assert "rose" not in explain(loaded, ratio(0.4, 0.6, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("after", "measured", "told"),
+    [
+        (6.0, (0.54, 0.55, 0.56), True),
+        (6.0, (0.50, 0.51, 0.52), False),
+        (6.0, (0.67, 0.68, 0.69), True),
+        (6.0, (0.70, 0.71, 0.72), False),
+        # as near as that, and still the other way round
+        (10.3, (0.96, 0.97, 0.98), False),
+        (10.3, (0.96, 0.97, 1.01), True),
+        (9.7, (1.02, 1.03, 1.04), False),
+        (9.7, (0.99, 1.03, 1.04), True),
+        (10.0, (0.96, 0.97, 0.98), True),
+    ],
+)
+def test_the_story_is_told_where_layers_and_calls_agree(
+    after: float, measured: tuple[float, float, float], told: bool
+) -> None:
+    times = times_of(("a", (100, 10.0), (50, after)))
+    said = explain(times, ratio(*measured))
+    assert (said == explain(times)) is told
+    assert said.startswith("Where the time goes is left out: ") is not told
+
+
+def test_a_story_that_is_withheld_is_withheld_everywhere(
+    sample_report: Callable[..., Report],
+) -> None:
+    report = sample_report(ratio=0.65)
+    times = times_of(("a", (100, 2.0), (50, 22.0)))
+    loaded = report.model_copy(update={"layers": (times,)})
+    with svg.default_style():
+        notes = [note for plot in plots(loaded) for note in plot.notes]
+    table = Console(width=200, file=io.StringIO(), record=True)
+    table.print(render_table(loaded, []))
+    ways = (render_markdown(loaded, []), render_page(loaded, []), *notes, table.export_text())
+    assert len(ways) == 4
+    for said in ways:
+        assert "Where the time goes is left out: the layers add up to x 11.000" in plain(said)
+        assert "time in layers" not in said
+
+
+def plain(text: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", "", text).replace("\N{NO-BREAK SPACE}", " ").split())
 
 
 def test_causes_add_up_to_what_is_missing() -> None:

@@ -55,6 +55,36 @@ def interval(low: float, middle: float, high: float, rounds: int = 20) -> RatioI
     )
 
 
+@pytest.mark.parametrize(
+    ("skipped", "allowed", "status"),
+    [
+        (20, 0.01, "PASS"),
+        (21, 0.01, "SKIPPED"),
+        (21, 0.02, "PASS"),
+        (1980, 0.01, "SKIPPED"),
+    ],
+)
+def test_figures_of_what_is_left_of_a_set_are_not_judged(
+    skipped: int, allowed: float, status: str, sample_report: ReportFactory
+) -> None:
+    """Whatever the limits: they may skip what was not measured, and not this."""
+    report = sample_report(images=2000)
+    seen = report.validation.model_copy(
+        update={"images": 2000 - skipped, "skipped": skipped, "max_skipped": allowed}
+    )
+    report = report.model_copy(update={"validation": seen})
+    for key in ("max_drop_pp", "max_top5_drop_pp"):
+        verdict = one(report, accuracy={key: 50.0, "allow_skipped": True})
+        assert verdict.status == status
+        assert not verdict.allowed
+        said = f"{skipped} of 2000 images could not be read"
+        assert (said in verdict.sentence) == (status == "SKIPPED")
+    assert exit_code([verdict]) == (0 if status == "PASS" else 5)
+    for key, limit in (("min_same_top1", 0.1), ("max_relative_error", 1.0)):
+        verdict = one(report, agreement={key: limit, "allow_skipped": True})
+        assert (said in verdict.sentence) == (status == "SKIPPED")
+
+
 @pytest.fixture(scope="module")
 def report(sample_report: ReportFactory) -> Report:
     return sample_report(batch_sizes=(1,))

@@ -68,6 +68,7 @@ def test_the_document_says_what_it_is(report: Report, tmp_path: Path) -> None:
         "identity": report.validation.identity,
         "images": 2000,
         "skipped": 3,
+        "max_skipped": 0.01,
     }
     assert document["networks"]["reference"]["top1"] == 0.9
     assert len(document["networks"]["pruned"]["latency"][0]["block_medians_ms"]) == 20

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from host_gpu import fresh_host_gpu
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.measuring.discovery import subjects
@@ -133,6 +135,7 @@ def test_a_run_directory_becomes_a_report(run_dir: Path) -> None:
         "identity": "f" * 64,
         "images": 30,
         "skipped": 1,
+        "max_skipped": 0.01,
     }
     assert found.pruning == {"criterion": "taylor-gate"}
     assert [group.model_dump() for group in found.groups] == [
@@ -175,7 +178,9 @@ def test_each_precision_has_files_of_its_own(run_dir: Path) -> None:
         subjects(run_dir, config=BenchConfig(runtime="onnxruntime-cpu"), precision="fp16")
 
 
-def test_the_runtime_decides_which_file_is_measured(run_dir: Path) -> None:
+def test_the_runtime_decides_which_file_is_measured(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (run_dir / "dense.safetensors").write_bytes(b"12345")
     (run_dir / "pruned.safetensors").write_bytes(b"123")
     found = subjects(run_dir, config=BenchConfig(runtime="torch-cpu"), precision="fp32")
@@ -184,6 +189,7 @@ def test_the_runtime_decides_which_file_is_measured(run_dir: Path) -> None:
     assert found.reference.path == run_dir / "export" / "dense.onnx"
     with pytest.raises(ConfigError, match="torch does not run the INT8 network"):
         subjects(run_dir, config=BenchConfig(runtime="torch-cpu"), precision="int8")
+    monkeypatch.setattr("bench.measuring.discovery.require_usable", lambda runtime: None)
     with pytest.raises(CheckpointError, match=r"dense\.engine"):
         subjects(run_dir, config=BenchConfig(runtime="tensorrt"), precision="fp32")
 
@@ -210,3 +216,76 @@ def test_timing_takes_real_inputs_and_repeats_them() -> None:
     assert few.flags.c_contiguous
     with pytest.raises(DataError, match="none could be read"):
         labelled(0).first(4, wiring)
+
+
+class Builder:
+    """ONNX Runtime's TensorRT provider, as far as it builds engines; it computes on the CPU.
+
+    One engine serves all batch sizes from the least to the largest met by a session; outside of
+    these it is built anew. A session that has none yet takes what lies in its folder.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.built: list[tuple[int, int]] = []
+        """Of each engine: for which sizes."""
+        self.runs: list[tuple[int, int, int]] = []
+        """Number of the session, of its engine, batch size."""
+        self.timings: set[str] = set()
+        sessions = 0
+        outer = self
+
+        class Session(onnxruntime.InferenceSession):
+            def __init__(self, path: str, options: Any, providers: Any, **_: Any) -> None:
+                nonlocal sessions
+                self.number, sessions = sessions, sessions + 1
+                self.asked = providers
+                self.folder = Path(providers[0][1]["trt_engine_cache_path"])
+                outer.timings.add(providers[0][1]["trt_timing_cache_path"])
+                self.engine: tuple[int, int, int] | None = None
+                super().__init__(path, options, providers=["CPUExecutionProvider"])
+
+            def get_providers(self) -> list[str]:
+                return [name for name, _ in self.asked]
+
+            def run_with_iobinding(self, binding: Any, options: Any) -> None:
+                super().run_with_iobinding(binding, options)
+                size = binding.get_outputs()[0].shape()[0]
+                # Its names of files tell no weights: dense and pruned have the same.
+                file = self.folder / "graph.engine"
+                if self.engine is None and file.exists():
+                    self.engine = tuple(json.loads(file.read_text()))
+                number, least, most = self.engine or (None, size, size)
+                if number is None or not least <= size <= most:
+                    outer.built.append((min(least, size), max(most, size)))
+                    self.engine = (len(outer.built) - 1, *outer.built[-1])
+                    file.write_text(json.dumps(self.engine))
+                assert self.engine is not None
+                outer.runs.append((self.number, self.engine[0], size))
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+        names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+        monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+        monkeypatch.setattr("export.runners.onnx_runner.Cuda", fresh_host_gpu())
+        monkeypatch.setattr("export.runners.onnx_runner._load_tensorrt", lambda: None)
+
+
+@pytest.mark.parametrize("sizes", [(1, 3, 8), (8, 1), (2,)])
+def test_the_control_runs_the_engine_of_the_reference_and_none_is_built_while_timed(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
+) -> None:
+    builder = Builder(monkeypatch)
+    wanted = {"runtime": "onnxruntime-tensorrt", "batch_sizes": sizes}
+    found = benchmark(run_dir, CONFIG.model_copy(update=wanted))
+    assert found.networks.reference.top1 == 1.0
+    assert found.networks.pruned.top1 != 1.0  # which the engine of the reference would have given
+    last = {session: engine for session, engine, _ in builder.runs}
+    reference, pruned, control = (last[session] for session in range(3))
+    assert reference == control != pruned
+    # engines are built for the largest size first, and then for all of them
+    bounds = [(max(sizes), max(sizes)), (min(sizes), max(sizes))]
+    assert sorted(builder.built) == sorted(2 * list(dict.fromkeys(bounds)))
+    assert builder.built[0] == bounds[0]
+    first_of_control = next(at for at, run in enumerate(builder.runs) if run[0] == 2)
+    assert {engine for session, engine, _ in builder.runs[first_of_control:]} == {reference, pruned}
+    assert len(builder.timings) == 1

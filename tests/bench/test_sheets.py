@@ -48,7 +48,7 @@ def layers(count: int) -> LayerTimes:
 
 @pytest.mark.parametrize("count", [4, MOST_LAYERS, MOST_LAYERS + 7])
 def test_a_table_of_layers_adds_up_and_keeps_the_order_of_the_network(count: int) -> None:
-    found = layer_sheet(layers(count))
+    found = layer_sheet(layers(count), "why")
     total = count * (count + 1) / 2
     assert len(found.rows) == min(count, MOST_LAYERS + 1)
     assert sum(float(row[4]) for row in found.rows) == pytest.approx(total)
@@ -61,7 +61,7 @@ def test_a_table_of_layers_adds_up_and_keeps_the_order_of_the_network(count: int
 
 
 def test_a_layer_that_misses_the_multiple_is_marked() -> None:
-    found = layer_sheet(layers(5))
+    found = layer_sheet(layers(5), "why")
     assert [row[0] for row in found.rows if row[0].endswith("*")] == ["layer3 *"]
     assert found.notes[-1] == "* channels that are no multiple of 8."
     assert found.rows[0][1:4] == ("16 to 9", "1.0 k", "200")
@@ -71,7 +71,7 @@ def test_a_layer_of_one_network_alone() -> None:
     both = layers(2)
     alone = both.layers[0].model_copy(update={"pruned": None})
     added = both.layers[1].model_copy(update={"reference": None})
-    found = layer_sheet(both.model_copy(update={"layers": (alone, added)}))
+    found = layer_sheet(both.model_copy(update={"layers": (alone, added)}), "why")
     assert [row[1:] for row in found.rows] == [
         ("16", "1.0 k", "", "1.0000", "0.0000", "1.0000"),
         ("9", "", "400", "0.0000", "1.0000", "-1.0000"),

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
+from bench import stopwatch
 from bench.measuring.latency import LatencyResult
 from bench.statistics.latency_ratios import RatioInterval
-from bench.stopwatch import ATTEMPTS, narrowest
+from bench.stopwatch import ATTEMPTS, RuntimeStopwatch, narrowest
+from compress.config import BenchConfig
+from export.latency.serving import Serving
 
 
 def measured(low: float, high: float) -> LatencyResult:
@@ -50,3 +56,26 @@ def test_what_is_wide_is_measured_again(
 def test_reach_is_that_of_the_farther_bound() -> None:
     assert measured(0.4, 0.55).ratio.reach == pytest.approx(0.2)
     assert measured(0.49, 0.55).ratio.reach == pytest.approx(0.1)
+
+
+def test_the_control_is_the_file_of_the_dense_network_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources: list[Any] = []
+    really = stopwatch.opened
+
+    def opened(source: Any, serving: Serving) -> Any:
+        sources.append(source)
+        return really(source, serving)
+
+    monkeypatch.setattr(stopwatch, "opened", opened)
+    dense, pruned = (
+        nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        for width in (8, 4)
+    )
+    bench = BenchConfig(block_ms=0.2, min_blocks=4, max_seconds=0.5, ratio_precision=1.0)
+    watch = RuntimeStopwatch(Serving(), 1, bench)
+    assert watch.compare(dense.eval(), pruned.eval(), (3, 8, 8)).dense_ms > 0
+    reference, other, control = sources
+    assert isinstance(reference, Path)
+    assert reference == control != other

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,6 +69,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> RecordedTorch:
         "get_device_properties": lambda index: properties,
         "stream": lambda stream: found.note(f"stream {stream.cuda_stream}"),
         "CUDAGraph": lambda: graph,
+        "Event": lambda **options: SimpleNamespace(
+            record=lambda stream: found.said.append(f"mark on {stream.cuda_stream}"), **options
+        ),
         "graph": capture,
     }
     for name, replacement in replacements.items():
@@ -102,6 +105,33 @@ def test_copies_are_queued_on_the_stream(recorded: RecordedTorch) -> None:
     cuda = Cuda("cuda:2")
     cuda.copy(Memory(), "images")  # type: ignore[arg-type]
     assert recorded.said == ["stream 7 begins", "copy images True", "stream 7 ends"]
+
+
+def test_within_a_block_on_the_stream_no_step_switches_to_it(recorded: RecordedTorch) -> None:
+    cuda = Cuda("cuda:2")
+    replay = cuda.capture(dict)
+    recorded.said.clear()
+    with cuda.on_stream():
+        replay()
+        with cuda.on_stream():
+            replay()
+    replay()
+    block = ["stream 7 begins", "replay", "stream 7 ends"]
+    assert recorded.said == [*block[:1], "replay", *block[1:], *block]
+    recorded.said.clear()
+    with suppress(KeyError), cuda.on_stream():
+        raise KeyError
+    replay()
+    assert recorded.said == ["stream 7 begins", *block]
+
+
+def test_events_are_recorded_on_torchs_own_stream_object(recorded: RecordedTorch) -> None:
+    # A stream made again from its number would lie on torch's current device, here not cuda:2.
+    cuda = Cuda("cuda:2")
+    event: Any = cuda.event()
+    assert event.enable_timing is True
+    cuda.record(event)
+    assert recorded.said == ["mark on 7"]
 
 
 @pytest.mark.gpu

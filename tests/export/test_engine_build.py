@@ -52,20 +52,20 @@ def test_every_release_builds_every_precision(
 
 
 @pytest.mark.parametrize(
-    ("version", "creation", "precision_flags"),
+    ("version", "creation", "builder_flags"),
     [
         ("8.5.3.1", ["EXPLICIT_BATCH"], ["FP16", "INT8"]),
         ("8.6.1", ["EXPLICIT_BATCH"], ["FP16", "INT8"]),
         ("10.4.0", ["EXPLICIT_BATCH", "STRONGLY_TYPED"], []),
         ("10.16.1.11", ["EXPLICIT_BATCH", "STRONGLY_TYPED"], []),
         ("11.4.0.106", [], []),
-        ("rtx-1.7.1.116", [], []),
+        ("rtx-1.7.1.116", [], ["REQUIRE_USER_ALLOCATION"]),
     ],
 )
 def test_a_release_gets_the_flags_that_it_has(
     version: str,
     creation: list[str],
-    precision_flags: list[str],
+    builder_flags: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -76,8 +76,8 @@ def test_a_release_gets_the_flags_that_it_has(
     assert calls_of(module, "Builder.create_network") == [
         (sum(1 << flags[name] for name in creation),)
     ]
-    assert [flag.name for (flag,) in calls_of(module, "IBuilderConfig.set_flag")] == precision_flags
-    assert document["strongly_typed"] is (not precision_flags)
+    assert [flag.name for (flag,) in calls_of(module, "IBuilderConfig.set_flag")] == builder_flags
+    assert document["strongly_typed"] is (not version.startswith("8"))
 
 
 @pytest.mark.parametrize(

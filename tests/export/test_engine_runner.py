@@ -13,7 +13,7 @@ from engine_files import NETWORK
 from host_gpu import HostGpu, fresh_host_gpu
 from onnx import TensorProto, helper
 from onnx_models import exported
-from tensorrt_contract import VERSIONS, calls_of, fake_tensorrt
+from tensorrt_contract import VERSIONS, calls_of, fake_tensorrt, state_of
 from torch import nn
 
 from compress.config import ExportConfig
@@ -78,6 +78,7 @@ def built(
     folder: Path,
     ranges: Ranges,
     fixed: dict[str, tuple[int, ...]] | None = None,
+    fixed_memory: bool = True,
     **facts: Any,
 ) -> Path:
     """Build an engine with the stand-in and write it and its sidecar as a build does."""
@@ -85,6 +86,8 @@ def built(
     source.write_bytes(model)
     builder = trt.Builder(trt.Logger())
     config = builder.create_builder_config()
+    if fixed_memory and hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     flags = trt.NetworkDefinitionCreationFlag
     explicit = getattr(flags, "EXPLICIT_BATCH", None)
     network = builder.create_network(0 if explicit is None else 1 << int(explicit))
@@ -320,6 +323,59 @@ def test_the_library_that_built_it_runs_it(
     refused = pytest.raises(EnvironmentUnfitError, match=r"tensorrt_rtx 1\.7.*is tensorrt 10\.4")
     with refused, EngineRunner(path, provider="tensorrt"):
         pass
+
+
+RTX = "rtx-1.7.1.116"
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_rtx_has_its_kernels_and_its_memory_before_anything_is_timed_or_captured(
+    model: bytes,
+    network: nn.Module,
+    tmp_path: Path,
+    gpu: type[HostGpu],
+    monkeypatch: pytest.MonkeyPatch,
+    cuda_graph: bool,
+) -> None:
+    rtx = installed(RTX, monkeypatch)
+    with EngineRunner(built(rtx, model, tmp_path, ONE_EACH, sm=None), cuda_graph=cuda_graph) as on:
+        check(on, network, 1, 4, 1)
+    strategy = "dynamic_shapes_kernel_specialization_strategy"
+    eager = rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert calls_of(rtx, f"IRuntimeConfig.{strategy}=") == [(eager,)] * 2
+    # a graph of its own within the one that is captured here would be another network's time
+    disabled = rtx.CudaGraphStrategy.DISABLED
+    assert calls_of(rtx, "IRuntimeConfig.cuda_graph_strategy=") == [(disabled,)] * 2
+    memory = calls_of(rtx, "IExecutionContext.set_device_memory")
+    size = 1 << 20
+    assert [given for _, given in memory] == [size] * 2
+    assert gpu.opened[0].device_shapes.count((size,)) == 2
+    order = [call.name.partition(".")[2] for call in state_of(rtx).calls]
+    asked = order.count("is_stream_capturable")
+    assert asked == 2 * cuda_graph
+    if cuda_graph:
+        # a run that compiles, then the question, then the capture
+        at = order.index("is_stream_capturable")
+        assert order[at - 1] == order[at + 1] == "execute_async_v3"
+        assert order[:at].count("execute_async_v3") == 1
+
+
+@pytest.mark.usefixtures("gpu")
+def test_an_engine_that_says_that_no_graph_holds_it_is_refused_before_the_capture(
+    model: bytes, tmp_path: Path, gpu: type[HostGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rtx = installed(RTX, monkeypatch)
+    path = built(rtx, model, tmp_path, RANGE, fixed_memory=False, sm=None)
+    with (
+        EngineRunner(path, cuda_graph=True) as runner,
+        pytest.raises(
+            ModelError, match=r"says that the network cannot be captured.*without a graph"
+        ),
+    ):
+        runner.infer(images(2))
+    assert gpu.opened[0].captures == 0
+    with EngineRunner(path) as runner:
+        assert runner.infer(images(2)).shape == (2, 5)
 
 
 @pytest.mark.usefixtures("gpu")

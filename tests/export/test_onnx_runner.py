@@ -408,9 +408,13 @@ def test_engines_of_the_tensorrt_provider_live_as_long_as_its_block(
     assert options["trt_timing_cache_path"] == str(cache)
     assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "True"
     assert options["user_compute_stream"] == rest["user_compute_stream"] == str(HostGpu.stream)
-    with OnnxRunner(odd_file, provider=TENSORRT, cache=tmp_path):
-        assert sessions.providers[0][1]["trt_engine_cache_path"] == str(tmp_path)
-    assert tmp_path.is_dir()
+    keeping = OnnxRunner(odd_file, provider=TENSORRT)
+    keeping.keep_builds(tmp_path / "builds", "odd")
+    with keeping:
+        kept = sessions.providers[0][1]
+        assert kept["trt_engine_cache_path"] == str(tmp_path / "builds" / "odd")
+        assert kept["trt_timing_cache_path"] == str(tmp_path / "builds")
+    assert (tmp_path / "builds" / "odd").is_dir()
 
 
 @pytest.mark.usefixtures("gpu")

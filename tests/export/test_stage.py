@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from host_gpu import HostEvent, HostGpu, fresh_host_gpu
+from host_gpu import HostGpu, fresh_host_gpu
 from onnx_models import rounds_half_precision
 from runs import DATA, config_of, pruned_run
 from tensorrt_contract import fake_tensorrt
@@ -18,7 +18,7 @@ from bench.measuring.session import Plan, measure
 from bench.measuring.sources import dataset_inputs
 from bench.reports.report import build_report
 from compress.checkpoints.checkpoint import load_checkpoint
-from compress.config import BenchConfig, ExportConfig
+from compress.config import BenchConfig, DataConfig, ExportConfig
 from compress.config.targets import load_target
 from compress.data.loading import Batch
 from compress.errors import (
@@ -67,7 +67,6 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = fake_tensorrt("10.4.0")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("export.runners.engine_runner.Cuda", fresh_host_gpu())
-    monkeypatch.setattr("bench.measuring.device_timing._TorchEvent", HostEvent)
     for where in ("export.nvml.find_gpu", "export.engines.build.find_gpu"):
         monkeypatch.setattr(where, lambda: HOST)
     return module
@@ -308,7 +307,9 @@ def measured(run: RunDirectory, done: Exported, cuda_graph: bool) -> None:
         layer_calls=1,
     )
     pair = subjects(run.path, config=config, precision="fp16")
-    measured = measure(pair, lambda wiring: dataset_inputs(DATA, wiring), Plan(config=config))
+    measured = measure(
+        pair, lambda wiring: dataset_inputs(DATA, wiring, DataConfig()), Plan(config=config)
+    )
     report = build_report(pair.about, measured)
     assert report.runtime == "TensorRT 10.4.0 (Host GPU)"
     assert report.config.cuda_graph == cuda_graph

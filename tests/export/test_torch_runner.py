@@ -118,6 +118,19 @@ def test_channels_last_is_another_layout_of_the_same_network() -> None:
     assert model[0].weight.is_contiguous()  # type: ignore[index, union-attr, operator]
 
 
+@pytest.mark.usefixtures("gpu")
+def test_on_a_gpu_cudnn_searches_while_the_runner_is_entered_and_not_after_it() -> None:
+    assert torch.backends.cudnn.benchmark is False
+    with TorchRunner(odd_net(), "cuda"):
+        assert torch.backends.cudnn.benchmark is True
+        with TorchRunner(odd_net(), "cuda"):
+            pass
+        assert torch.backends.cudnn.benchmark is True
+    assert torch.backends.cudnn.benchmark is False
+    with TorchRunner(odd_net(), "cpu"):
+        assert torch.backends.cudnn.benchmark is False
+
+
 def test_threads_are_those_asked_for_and_then_those_before() -> None:
     before = torch.get_num_threads()
     with TorchRunner(odd_net(), threads=before + 1):
@@ -198,7 +211,6 @@ def test_the_steps_can_be_taken_one_by_one() -> None:
     with TorchRunner(model, "cuda") as runner:
         stages = stages_of(runner)
         assert isinstance(stages, Stages)
-        assert stages.stream == HostGpu.stream
         for early in (stages.upload, stages.enqueue, stages.download, stages.fetch):
             with pytest.raises(RuntimeError, match="before anything was staged"):
                 early()
@@ -319,12 +331,11 @@ def test_events_on_the_stream_see_the_steps() -> None:
         runner.infer(images(8))
         stages = stages_of(runner)
         assert stages is not None
-        stream = torch.cuda.ExternalStream(stages.stream)
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
+        marks = [stages.event() for _ in range(4)]
         for mark, step in zip(
             marks, (stages.upload, stages.enqueue, stages.download, None), strict=True
         ):
-            mark.record(stream)
+            stages.record(mark)
             if step is not None:
                 step()
         stages.synchronize()

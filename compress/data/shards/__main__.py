@@ -45,7 +45,7 @@ def write_index(root: Path) -> None:
         DataError: there is none, or one is damaged.
         OutputError: the index cannot be written.
     """
-    names = sorted(path.relative_to(root).as_posix() for path in root.glob("**/*.tar"))
+    names = Folder(root).globbed("**/*.tar")
     if not names:
         raise DataError(f"there is no *.tar under {root}: name the folder of the shards")
     shards: list[Shard] = []

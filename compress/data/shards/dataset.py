@@ -14,6 +14,7 @@ import numpy as np
 from compress.config import DataConfig
 from compress.data.shards.index import INDEX, Shard, ShardIndex, index_of, parsed_index, read_shard
 from compress.data.shards.store import Folder, Remote, Store, resized
+from compress.data.walking import require_distinct
 from compress.errors import ConfigError, DataError, EnvironmentUnfitError
 
 logger = logging.getLogger("compress")
@@ -56,6 +57,7 @@ def open_shards(config: DataConfig) -> Shards:
     if isinstance(store, Remote):
         _check_cache(config, train, val)
     classes = _classes(store, train, val)
+    require_distinct(classes, f"{CLASSES} under {store.title}")
     _warn_if_sorted(train, config.shuffle_shards, len(classes))
     return Shards(store, train, val, classes)
 

@@ -21,6 +21,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from compress.data.order import Int64s
 from compress.data.shards.tar import Member, members
+from compress.data.walking import is_data_path
 from compress.errors import DataError
 
 VERSION = 1
@@ -146,6 +147,8 @@ def read_shard(stream: BinaryIO, length: int, name: str) -> Shard:
     labels: dict[bytes, int] = {}
     try:
         for member in members(stream, length):
+            if not is_data_path(_shown(member.name)):
+                continue
             key, extension = _key(member.name)
             if extension in IMAGES:
                 _add(images, key, member, member)

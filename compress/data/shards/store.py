@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
@@ -16,6 +17,7 @@ from urllib.parse import quote
 
 from compress.config.location import scheme_of
 from compress.data.shards.index import matches
+from compress.data.walking import is_data_path, listed
 from compress.distributed.torchrun import ranks_here
 from compress.errors import CompressError, DataError, EnvironmentUnfitError, writing
 
@@ -103,12 +105,27 @@ class Folder(Store):
         return stream
 
     def names(self, pattern: str) -> list[str]:
-        """List the shards that match a pattern, sorted."""
+        """List the shards that match a pattern part by part, sorted."""
+        return [name for name in self.globbed(pattern) if matches(name, pattern)]
+
+    def globbed(self, pattern: str) -> list[str]:
+        """List the files that a glob finds, sorted; ``**`` is any depth.
+
+        Raises:
+            DataError: the root cannot be searched.
+        """
         try:
-            found = [path.relative_to(self.root).as_posix() for path in self.root.glob(pattern)]
+            paths = {
+                path.relative_to(self.root).as_posix(): path for path in self.root.glob(pattern)
+            }
         except (OSError, ValueError, NotImplementedError) as error:
             raise DataError(f"cannot look for {pattern!r} in {self.title}: {error}") from error
-        return sorted(name for name in found if matches(name, pattern))
+        names = sorted(filter(is_data_path, paths))
+        # Opening a named pipe would wait for ever; what is gone is named when it is opened.
+        special = [name for name in names if paths[name].exists() and not paths[name].is_file()]
+        if special:
+            logger.warning("left out, since they are no regular files: %s", listed(special))
+        return [name for name in names if name not in special]
 
     def size(self, name: str) -> int:
         """Return the bytes of a shard."""
@@ -213,19 +230,33 @@ class Remote(Store):
         for last in [*[False] * (TRIES - 1), True]:
             try:
                 return act()
-            except (FileNotFoundError, CompressError):
+            except CompressError:
                 raise
             except Exception as error:
+                cause = _cause(error)
+                if isinstance(cause, FileNotFoundError):
+                    raise
                 # Every library has its own errors; these two do not pass with time.
-                if last or isinstance(error, PermissionError | ImportError):
+                if last or isinstance(cause, PermissionError | ImportError):
                     raise DataError(
-                        f"cannot read {name} under {self.title} ({type(error).__name__}): look at "
+                        f"cannot read {name} under {self.title} ({type(cause).__name__}): look at "
                         "the network, the URL and the credentials in the environment"
                     ) from error
-                logger.info("%s: %s, trying again", name, type(error).__name__)
+                logger.info("%s: %s, trying again", name, type(cause).__name__)
             sleep(pause)
             pause *= 2
         raise AssertionError("the last try returns or raises")
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return what is wrong: fsspec says that a file is not there when a host is not to be reached.
+
+    Its own reason is then an error of the operating system, and not the answer of a server.
+    """
+    below = error.__cause__
+    unreached = isinstance(below, OSError | asyncio.TimeoutError)
+    hidden = isinstance(error, FileNotFoundError) and not isinstance(below, FileNotFoundError)
+    return below if below is not None and hidden and unreached else error
 
 
 def resized(title: str, name: str, found: int, length: int) -> DataError:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from compress.errors import BudgetError
 from compress.latency.times import LocalTimes, Times, network_milliseconds
 from compress.networks.groups import ChannelGraph, Mask
-from compress.pruning.choice.widths import Chooser, Chosen
-from compress.pruning.masking import Candidate, Scores
+from compress.pruning.choice.widths import Chooser
+from compress.pruning.masking import Candidate, Scores, weighed_by_depth
 
 MOST_LOCAL = 5
 """Choices with a table that is a sum over layers near one network only, until one is within."""
@@ -22,14 +23,10 @@ class Planner:
         graph: its channel graph.
         times: its latency table.
         allowed: the groups and branches that may go.
-        room: share of the final limit by which a network may lie below it, where finer pieces can
-            do that.
     """
 
-    def __init__(
-        self, graph: ChannelGraph, times: Times, allowed: Sequence[Candidate], *, room: float
-    ) -> None:
-        self.graph, self.times, self.allowed, self.room = graph, times, allowed, room
+    def __init__(self, graph: ChannelGraph, times: Times, allowed: Sequence[Candidate]) -> None:
+        self.graph, self.times, self.allowed = graph, times, allowed
         self.chooser = Chooser(graph, times, allowed)
 
     def cost_of(self, kept: Mask) -> float:
@@ -40,38 +37,47 @@ class Planner:
         """Return the fewest milliseconds that a choice is found to take."""
         return self.chooser.fastest(self.graph.everything())
 
-    def choose(self, scores: Scores, kept: Mask, limit: float, end: float) -> Mask:
+    def choose(self, scores: Scores, kept: Mask, limit: float, *, end: float, least: float) -> Mask:
         """Return the mask of a step on the way to the best one within the final limit.
 
         Nothing goes on the way that need not go in the end. Blocks go first: what remains learns to
-        do without them while channels go.
+        do without them while channels go. The end is planned anew when one is gone, because those
+        that are left are then worth more.
 
         Args:
             scores: (units,) importance that adds up, of branches as well.
             kept: the present mask.
             limit: milliseconds of this step.
             end: milliseconds of the last one.
+            least: fewer than these are not wanted in the end, where finer pieces can do that.
 
         Raises:
             BudgetError: the final limit cannot be reached from this mask.
         """
-        least = end * (1 - self.room)
-        goal = self._within(end, lambda by, most: by.choose(scores, kept, most, least=least))
         mask = kept
-        for branch in sorted(self.graph.removable, key=lambda branch: scores[branch.unit]):
-            if mask[branch.unit] and not goal[branch.unit] and self.cost_of(mask) > limit:
-                mask = mask.copy()
-                mask[branch.unit] = False
-                mask = self.graph.closed(mask)
-        if self.cost_of(mask) <= limit:
-            return mask
-        return self._within(limit, lambda by, most: by.choose(scores, mask, most, towards=goal))
+        while self.cost_of(mask) > limit:
+            worth = weighed_by_depth(scores, mask, self.graph)
+            goal = self._best(worth, mask, end, least=least)
+            going = [b.unit for b in self.graph.removable if mask[b.unit] and not goal[b.unit]]
+            if not going:
+                return self._best(worth, mask, limit, towards=goal)
+            mask = mask.copy()
+            mask[min(going, key=lambda unit: worth[unit])] = False
+            mask = self.graph.closed(mask)
+        return mask
 
-    def _within(self, limit: float, choose: Callable[[Chooser, float], Chosen]) -> Mask:
-        """Return the best mask within a limit, chosen by a chooser under a limit of its own."""
+    def _best(self, scores: Scores, kept: Mask, limit: float, **wanted: Any) -> Mask:
+        """Return the best mask within a limit, by choices under limits of a table near it.
+
+        Args:
+            scores: (units,) importance.
+            kept: the present mask.
+            limit: milliseconds.
+            **wanted: of ``Chooser.choose``.
+        """
         found, chooser, most = None, self.chooser, limit
         for _ in range(MOST_LOCAL):
-            mask = self.graph.closed(choose(chooser, most).mask)
+            mask = self.graph.closed(chooser.choose(scores, kept, most, **wanted).mask)
             reached = self.cost_of(mask)
             if found is not None and (mask == found).all():
                 break

@@ -2,11 +2,14 @@
 
 import io
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +328,42 @@ def test_a_url_without_an_index_says_how_to_make_one(memory, tmp_path):
         DataError, match=r"no index\.safetensors .* python -m compress\.data\.shards index"
     ):
         remote(tmp_path)
+
+
+def test_a_host_that_is_not_reached_is_not_a_missing_index(tmp_path, pauses):
+    pytest.importorskip("aiohttp")
+    with socket.socket() as nobody:  # bound and not listening: whoever calls is refused
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        config = DataConfig(
+            dataset="shards",
+            schemes=("http",),
+            root=f"http://127.0.0.1:{port}/bucket",
+            image_size=8,
+            cache=tmp_path,
+        )
+        with pytest.raises(DataError, match=r"ConnectorError\): look at the network") as caught:
+            load_data(config)
+    assert "no index" not in str(caught.value)
+    assert len(pauses) == 3
+
+
+def test_a_server_that_answers_that_there_is_no_index_is_believed(tmp_path, pauses):
+    pytest.importorskip("aiohttp")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        config = DataConfig(
+            dataset="shards",
+            schemes=("http",),
+            root=f"http://127.0.0.1:{server.server_port}/bucket",
+            image_size=8,
+            cache=tmp_path / "cache",
+        )
+        with pytest.raises(DataError, match=r"there is no index\.safetensors under http"):
+            load_data(config)
+        server.shutdown()
+    assert pauses == []
 
 
 def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):

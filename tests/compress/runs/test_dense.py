@@ -219,6 +219,20 @@ def test_import_keeps_the_weights_and_measures_them(
     assert file.read_bytes() == before
 
 
+def test_a_network_that_gives_nan_is_not_taken(
+    tmp_path: Path, digits: ImageData, trained: torch.nn.Module
+) -> None:
+    """Each of its logits is NaN, so that the first class would be right by chance."""
+    state = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    state["fc.bias"][3] = torch.nan
+    save_file(state, tmp_path / "nan.safetensors")
+    config = config_of()
+    session = session_in(tmp_path / "run", config)
+    with pytest.raises(ModelError, match="the network gives NaN on 599 of 599 images"):
+        import_dense(config, digits, session, tmp_path / "nan.safetensors")
+    assert not session.run.dense.exists()
+
+
 def refused(path: Path, file: Path, data: ImageData, config: RunConfig, sentence: str) -> None:
     session = session_in(path, config)
     with pytest.raises(CheckpointError, match=sentence):

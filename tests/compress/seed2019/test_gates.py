@@ -277,6 +277,16 @@ def test_a_dense_state_dict_becomes_a_dense_file(tmp_path: Path) -> None:
             assert torch.equal(tensor, state[name])
 
 
+@pytest.mark.parametrize("name", ["fc.bias", "layer2.0.bn1.running_mean", "conv1.weight"])
+def test_weights_that_give_nan_are_not_imported(name: str, tmp_path: Path) -> None:
+    state = copy.deepcopy(dense("resnet18")).float().state_dict()
+    state[name].view(-1)[0] = torch.nan
+    output = tmp_path / "dense.safetensors"
+    with pytest.raises(ModelError, match="the network gives NaN on 1 of 1 images"):
+        import_checkpoint(saved(tmp_path, "old", state), output)
+    assert not output.exists()
+
+
 def test_a_layer_that_is_called_a_gate_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

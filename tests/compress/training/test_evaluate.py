@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from compress.data.loading import Batch
-from compress.errors import DataError
+from compress.errors import DataError, ModelError
 from compress.training.evaluate import Accuracy, evaluate
 
 CPU = torch.device("cpu")
@@ -52,6 +53,20 @@ def test_every_image_counts_once_however_they_are_batched() -> None:
 def test_fewer_than_five_classes_are_all_in_the_top_five() -> None:
     found = evaluate(Lookup(), [batch([[0.0, 1.0, 2.0], [2.0, 1.0, 0.0]], [2, 2])], CPU)
     assert (found.top1, found.top5) == (50.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(math.nan, "NaN"), (math.inf, "infinity"), (-math.inf, "infinity")]
+)
+def test_what_is_not_finite_is_no_class(value: float, kind: str) -> None:
+    """Of a row with NaN the NaN is the largest, so that it would be right by chance."""
+    odd = [0.0, value, 2.0, 3.0, 4.0, 5.0, 6.0]
+    batches = [batch([RISING, odd, odd], [6, 1, 1]), batch([odd, RISING], [1, 6])]
+    with pytest.raises(ModelError, match=f"the network gives {kind} on 3 of 5 images"):
+        evaluate(Lookup(), batches, CPU)
+    both = batch([[math.nan, *RISING[1:]], [math.inf, *RISING[1:]]], [0, 0])
+    with pytest.raises(ModelError, match="gives NaN or infinity on 2 of 2 images"):
+        evaluate(Lookup(), [both], CPU)
 
 
 def test_skipped_images_are_counted_and_do_not_weigh() -> None:

@@ -11,6 +11,7 @@ import pytest
 from choice_quality import RandomTimes, Trial, qualities, trial_of
 from conftest import small_graph
 from networks import NETWORKS
+from tables import MultiplyAdds, Written
 
 from compress.config import PruneConfig
 from compress.errors import BudgetError, TableError
@@ -23,25 +24,6 @@ from compress.networks.layers import LayerShape
 from compress.pruning.choice import lagrange, widths
 from compress.pruning.choice.widths import Chooser
 from compress.pruning.masking import Candidate, candidates, prune_to
-
-
-class MultiplyAdds:
-    """A table whose milliseconds are multiply-adds."""
-
-    fixed = 0.0
-
-    def milliseconds(self, shape: LayerShape, read: np.ndarray, written: np.ndarray) -> np.ndarray:
-        each = math.prod(shape.kernel) * math.prod(shape.output_size)
-        return each * written * read / np.asarray(shape.groups_at(read))  # type: ignore[arg-type]
-
-
-class Written:
-    """A table in which every channel that is written costs the same."""
-
-    fixed = 0.0
-
-    def milliseconds(self, shape: LayerShape, read: np.ndarray, written: np.ndarray) -> np.ndarray:
-        return written + np.zeros(read.shape)
 
 
 def captured(name: str, seed: int) -> Trial:
