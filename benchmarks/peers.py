@@ -28,7 +28,7 @@ from statistics import median
 import numpy as np
 import torch
 from network_coverage import NETWORKS, build, size_of, within
-from pruners import ONE_SHOT, PRUNERS, missing
+from pruners import ANEW, ONE_SHOT, PRUNERS, missing
 from race import SMALLEST, Way, race, race_parser
 from smoke import parsed
 from standings import plot_accuracy, tell
@@ -80,6 +80,15 @@ def unequal(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def without_statistics(model: nn.Module) -> nn.Module:
+    """Return a copy whose BatchNorm has seen no image."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+    return model
+
+
 def masked_as(dense: nn.Module, pruned: nn.Module) -> nn.Module:
     """Return the dense network in which every weight that a pruned one lacks is zero.
 
@@ -105,6 +114,7 @@ def masked_as(dense: nn.Module, pruned: nn.Module) -> nn.Module:
 def attempt(name: str, dense: nn.Module, images: torch.Tensor, patience: int) -> Outcome:
     """Have one library prune one network, and judge what is left."""
     example = Example((images,))
+    dense = without_statistics(dense) if name in ANEW else dense
     start = time.process_time()
     try:
         with within(patience, of_cpu=True):

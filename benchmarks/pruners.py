@@ -265,7 +265,7 @@ def halved_by_kirigami(model: nn.Module, images: torch.Tensor) -> nn.Module:
 def halved_by_fastnas(model: nn.Module, images: torch.Tensor) -> nn.Module:
     """Prune by FastNAS, in place: half of the MACs, nearest to the answers of the whole network.
 
-    No statistics are taken anew, so that the network can be compared with the whole one.
+    Statistics of BatchNorm begin anew, and see no image: those of the whole network are as new.
     """
     import modelopt.torch.prune as mtp
 
@@ -293,3 +293,5 @@ ONE_SHOT: dict[str, Callable[[nn.Module, torch.Tensor], nn.Module]] = {
     "modelopt-fastnas": halved_by_fastnas,
 }
 """By the name of who prunes; the network may be pruned in place."""
+ANEW = ("modelopt-fastnas",)
+"""Those of them that forget the statistics of BatchNorm."""
