@@ -25,14 +25,15 @@ import resource
 import signal
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnxruntime import InferenceSession
+from pruners import halved, halved_by_torch_pruning
 from rich.console import Console
 from rich.table import Table
 from smoke import parsed
@@ -43,7 +44,6 @@ from compress.errors import CompressError
 from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.capture import Example, capture
-from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.outputs import PickOutput
 from compress.networks.shrink import difference_of, largest_difference, shrink
 from compress.networks.trial import tried_graph, try_out
@@ -133,15 +133,6 @@ def size_of(name: str, size: int) -> tuple[int, int, int]:
     return (3, side, side)
 
 
-def halved(graph: ChannelGraph) -> Mask:
-    """Return a mask with a random half of every free group, rounded up."""
-    kept, generator = graph.everything(), np.random.default_rng(0)
-    for group in graph.prunable:
-        left = max(group.fewest, (group.size + 1) // 2)
-        kept[group.units[generator.permutation(group.size)[left:]]] = False
-    return kept
-
-
 def measure(name: str, size: int) -> Row:
     """Analyse, halve, compare and export one network."""
     shape = size_of(name, size)
@@ -176,19 +167,8 @@ def measure(name: str, size: int) -> Row:
 
 def torch_pruning(model: nn.Module, example: Example) -> int:
     """Return the MACs that are left when Torch-Pruning halves every layer."""
-    import torch_pruning as tp
-
-    copied = copy.deepcopy(model)
-    last = [m for m in copied.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
-    pruner = tp.pruner.MagnitudePruner(
-        copied,
-        example.args[0],
-        importance=tp.importance.MagnitudeImportance(p=2),
-        pruning_ratio=0.5,
-        ignored_layers=[last],
-    )
-    pruner.step()
-    return cost.measured(copied, example)["macs"]
+    pruned = halved_by_torch_pruning(copy.deepcopy(model), example.args[0])
+    return cost.measured(pruned, example)["macs"]
 
 
 def slim(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -221,20 +201,32 @@ def onnx_difference(
     return largest_difference([output], [torch.from_numpy(found)])
 
 
-def tolerant(work: Callable[[], float]) -> float | None:
-    """Return a figure, or None where another library or the exporter gives none in PATIENCE."""
+@contextmanager
+def within(seconds: int, *, of_cpu: bool = False) -> Iterator[None]:
+    """Raise TimeoutError when the work inside takes longer, by the clock or by the processor's."""
+    timer, number = signal.ITIMER_REAL, signal.SIGALRM
+    if of_cpu:
+        timer, number = signal.ITIMER_PROF, signal.SIGPROF
 
     def late(*_: object) -> None:
         raise TimeoutError
 
-    signal.signal(signal.SIGALRM, late)
-    signal.alarm(PATIENCE)
+    before = signal.signal(number, late)
+    signal.setitimer(timer, seconds)
     try:
-        return work()
+        yield
+    finally:
+        signal.setitimer(timer, 0)
+        signal.signal(number, before)
+
+
+def tolerant(work: Callable[[], float]) -> float | None:
+    """Return a figure, or None where another library or the exporter gives none in PATIENCE."""
+    try:
+        with within(PATIENCE):
+            return work()
     except Exception:  # whatever another library raises is its answer
         return None
-    finally:
-        signal.alarm(0)
 
 
 def speed(name: str, size: int) -> dict[str, Any]:

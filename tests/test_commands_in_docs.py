@@ -75,7 +75,8 @@ def test_a_benchmark_names_its_own_options(program: Path, pytestconfig: pytest.C
     for words in found:
         accept(words, pytestconfig)
     own = [words[2:] for words in found if words[1] == f"benchmarks/{program.name}"]
-    is_program = program.stem not in ("smoke", "small_networks")
+    shared = ("smoke", "small_networks", "race", "standings", "pruners")
+    is_program = program.stem not in shared
     assert (["--smoke"] in own and len(own) > 1) == is_program
 
 
