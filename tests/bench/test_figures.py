@@ -517,8 +517,8 @@ def test_names_are_written_as_they_are(name: str) -> None:
     assert name in texts(drawn(name))
 
 
-def test_characters_that_no_document_can_hold_are_replaced() -> None:
-    assert plain("a\x00b\ud800c\nd\ufffe") == "a\ufffdb\ufffdc\ufffdd\ufffd"
+def test_characters_that_no_document_can_hold_are_spelt_out() -> None:
+    assert plain("a\x00b\ud800c\nd\ufffe") == r"a\x00b\ud800c\nd\ufffe"
     inline_svg(drawn("a\x00b\ud800"), "key", "x\x01").encode()
 
 
