@@ -101,8 +101,7 @@ def test_each_module_takes_what_its_clock_says(clock: Clock) -> None:
 class QueuedMark:
     """Passes when the device is done with what was queued before it."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    seconds = 0.0
 
     def elapsed_time(self, later: QueuedMark) -> float:
         return 1000 * (later.seconds - self.seconds)
@@ -112,9 +111,12 @@ def test_on_a_gpu_the_device_is_timed_and_not_the_host(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Gpu(fresh_host_gpu()):  # type: ignore[misc]
-        def mark(self) -> QueuedMark:
+        def event(self) -> QueuedMark:
+            return QueuedMark()
+
+        def record(self, event: QueuedMark) -> None:
             clock.seconds += 0.25  # of the host, for launching
-            return QueuedMark(clock.queued)
+            event.seconds = clock.queued
 
     monkeypatch.setattr("export.runners.torch_runner.Cuda", Gpu)
     model = nn.Sequential(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,17 +169,17 @@ def test_every_step_is_on_the_way_to_the_end_and_blocks_go_first() -> None:
         scores[branch.unit] = scores[branch.inner].sum() * rng.random()
     config = PruneConfig(budget="latency=0.4", channel_multiple=8, min_share=0)
     goal = goal_for(graph, config.budget, candidates(graph, config), Stairs())
-    assert goal.choose is not None
+    assert goal.planner is not None
+    choose = partial(goal.planner.choose, end=goal.limit, least=goal.least)
     kept, masks = graph.everything(), []
     for step in range(1, 9):
         limit = goal.at(step, 8)
-        if goal.cost_of(kept) > limit:
-            kept = goal.choose(scores, kept, limit, goal.limit)
+        kept = choose(scores, kept, limit)
         assert goal.cost_of(kept) <= limit
         masks.append(kept)
     assert 0.98 * goal.limit <= goal.cost_of(kept) <= goal.limit
     # With the same scores at every step the plan is the same: the choice for the end at once.
-    at_once = goal.choose(scores, graph.everything(), goal.limit, goal.limit)
+    at_once = choose(scores, graph.everything(), goal.limit)
     assert np.array_equal(kept, at_once)
     gone = [branch for branch in graph.removable if not at_once[branch.unit]]
     assert gone
@@ -206,8 +207,9 @@ def test_a_sum_over_layers_that_holds_near_a_network_only_is_taken_anew() -> Non
     graph = analyse(Block().eval(), (3, 8, 8))
     config = PruneConfig(budget="latency=0.4", min_channels=1, min_share=0)
     goal = goal_for(graph, config.budget, candidates(graph, config), Local())
-    assert goal.choose is not None
-    kept = goal.choose(np.ones(graph.num_units), graph.everything(), goal.limit, goal.limit)
+    assert goal.planner is not None
+    scores, everything = np.ones(graph.num_units), graph.everything()
+    kept = goal.planner.choose(scores, everything, goal.limit, end=goal.limit, least=goal.least)
     assert 0.8 * goal.limit < network_milliseconds(graph, Local(), kept) <= goal.limit
 
 

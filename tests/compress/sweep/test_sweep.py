@@ -322,7 +322,7 @@ class TestRefused:
             ((*GRID, "--max-drop", "1"), 2, "one of both"),
             ((*GRID, "--kind", "macs"), 2, "--kind, --lowest, --tolerance and --points belong"),
             (("--budget", "macs"), 2, "a budget is written KIND=VALUE"),
-            (("--budget", "macs=half"), 2, "budgets.0.value = 'half'"),
+            (("--budget", "macs=half"), 2, "the value of a budget is a number, as in macs=0.5"),
             (("--budget", "mac=0.5"), 2, "'macs', 'params', 'channels', 'removed' or 'latency'"),
             (("--max-drop", "-1"), 2, "search.max_drop = -1.0"),
             (("--max-drop", "nan"), 2, "search.max_drop"),
