@@ -64,7 +64,7 @@ def refused(*arguments: object, code: int, says: str) -> None:
     assert result.stdout == ""
     said = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.stderr.splitlines()[-1:] == said, result.stderr
-    assert says in said[0]
+    assert says in said[0], said
 
 
 def document(result: Result) -> Any:
