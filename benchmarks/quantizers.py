@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import StringIO
@@ -79,12 +79,25 @@ class Images(quantization.CalibrationDataReader):
         return None if batch is None else {INPUT: batch}
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what the quantiser prints of its work, and its advice, which is followed."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        root.setLevel(level)
+
+
 def by_onnxruntime(
     source: Path, path: Path, calibration: Calibration, *, unsigned: bool, method: str
 ) -> None:
     """Quantise with ONNX Runtime's tool; unsigned with weights of 7 bits, as it advises here."""
     kinds = quantization.QuantType
-    with redirect_stdout(StringIO()):  # it prints what it does
+    with quiet():
         quantization.quantize_static(
             source,
             path,
@@ -218,7 +231,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    logging.getLogger().setLevel(logging.ERROR)  # the quantiser advises what is done already
     with finished_run(options.run) as run:
         compare(run, options)
 

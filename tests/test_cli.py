@@ -521,7 +521,11 @@ class TestEngines:
         assert invoke(*arguments).exit_code == 0
         before = contents(copied)
         with no_file_beyond(1_000_000):  # an ONNX file is smaller
-            refused(*arguments, code=1, says="dense.fp16.engine: the file would be larger than files may be here")
+            refused(
+                *arguments,
+                code=1,
+                says="dense.fp16.engine: the file would be larger",
+            )
         assert contents(copied) == before
 
     def test_interrupted(self, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
