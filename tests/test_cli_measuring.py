@@ -547,7 +547,7 @@ class TestTrouble:
         result = invoke("bench", copied)
         assert result.exit_code == 1
         assert "report.html: the disk is full" in result.stderr.splitlines()[-1]
-        assert "Comparison" in result.stdout  # what was measured is shown first
+        assert "pruned against dense" in result.stdout  # what was measured is shown first
         after = contents(copied)
         assert after["report.json"] != before["report.json"]  # what was measured is not lost
         assert after["report.html"] == before["report.html"]

@@ -143,7 +143,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, after: int, number: int) -> None:
         pytest.param(0, errno.ENOSPC, "the disk is full", marks=slow),
         (3, errno.ENOSPC, "the disk is full"),
         pytest.param(4, errno.EROFS, "the file system is read-only", marks=slow),
-        pytest.param(5, errno.EIO, "Input/output error", marks=slow),
+        pytest.param(5, errno.EIO, "the disk does not answer as it should", marks=slow),
     ],
 )
 def test_a_disk_that_fails_on_the_way(
