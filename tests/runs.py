@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from compress.pruning.masking import candidates
 from compress.runs.prune import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
+from compress.runs.state import State
 from compress.training.evaluate import evaluate
 
 CPU = torch.device("cpu")
@@ -214,3 +216,17 @@ def metrics_of(run: RunDirectory) -> dict[str, Any]:
     description = read_description(run.pruned)
     assert description is not None
     return description.metrics
+
+
+class Stopping(Session):
+    """Somebody presses Ctrl-C in a step, counted from one."""
+
+    def stop_in(self, step: int) -> Stopping:
+        self.left = step
+        return self
+
+    def after_step(self, snapshot: Callable[[], State]) -> None:
+        self.left -= 1
+        if not self.left:
+            self.stop.set()
+        super().after_step(snapshot)

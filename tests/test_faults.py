@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 import torch
 from commands import RUN_FILES, contents, files_in, invoke, refused
 from PIL import Image
-from runs import DATA, config_of
+from runs import DATA, Stopping, config_of
 from runs import start as begun
 
 from benchmarks.kill_and_resume import (
@@ -44,7 +43,6 @@ from compress.runs.dense import import_dense, note_import, train_dense
 from compress.runs.prune import prune
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
-from compress.runs.state import State
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 slow = pytest.mark.slow
@@ -164,20 +162,6 @@ def test_a_disk_that_fails_on_the_way(
     assert names == ({STATE, PREVIOUS} if after else set())
     prune(config, DATA, Session(run))
     assert_same(expected, run)
-
-
-class Stopping(Session):
-    """Somebody presses Ctrl-C in a step, counted from one."""
-
-    def stop_in(self, step: int) -> Stopping:
-        self.left = step
-        return self
-
-    def after_step(self, snapshot: Callable[[], State]) -> None:
-        self.left -= 1
-        if not self.left:
-            self.stop.set()
-        super().after_step(snapshot)
 
 
 @pytest.mark.parametrize("step", [pytest.param(5, marks=slow), 11])

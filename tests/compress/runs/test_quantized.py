@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from onnx import numpy_helper
 from pydantic import ValidationError
 from ranks import together
-from runs import DATA, config_of, history, loaded, start
+from runs import DATA, Stopping, config_of, history, loaded, start
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.description import Quantization, read_description
@@ -27,7 +26,6 @@ from compress.runs.prune import prune
 from compress.runs.request import PruneRequest
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
-from compress.runs.state import State
 from compress.training.trainer import Trainer
 from export.checkpoint_to_onnx import export_checkpoint, samples_of
 from export.quantizing import quantizer_for
@@ -129,20 +127,6 @@ def test_another_form_is_measured_and_said(
     document = exported(loaded(run.pruned, quantised_config()), tmp_path / "x.onnx", "v100")
     assert document["conversion"]["calibration"] == "mse"
     assert "trained in 8 bits of the form onnxruntime, and the file for v100" in caplog.text
-
-
-class Stopping(Session):
-    """A session in which somebody presses Ctrl-C after a number of steps."""
-
-    def stop_in(self, steps: int) -> Stopping:
-        self.left = steps
-        return self
-
-    def after_step(self, snapshot: Callable[[], State]) -> None:
-        self.left -= 1
-        if not self.left:
-            self.stop.set()
-        super().after_step(snapshot)
 
 
 @pytest.mark.parametrize("before_end", [1, 4, 5])
