@@ -23,6 +23,7 @@ from commands import (
     refused,
     small,
 )
+from steady_reports import of_too_few_calls, steady
 from tensorrt_contract import fake_tensorrt
 
 from bench.reports.report import load_report, save_report
@@ -182,15 +183,7 @@ class TestBenchAndGate:
         assert word in [verdict["status"] for verdict in document(machine)["verdicts"]]
 
     def test_gate_of_too_few_calls(self, run: Path, tmp_path: Path) -> None:
-        measured = load_report(steady(run / "report.json", tmp_path / "steady.json"))
-        networks = measured.networks
-        too_few = replace(
-            networks.pruned.latency[0].summary, calls=600, p99_at_least_ms=None, p99_at_most_ms=None
-        )
-        latency = networks.pruned.latency[0].model_copy(update={"summary": too_few})
-        pruned = networks.pruned.model_copy(update={"latency": (latency,)})
-        changed = {"networks": networks.model_copy(update={"pruned": pruned})}
-        save_report(measured.model_copy(update=changed), tmp_path / "report.json")
+        of_too_few_calls(run / "report.json", tmp_path / "report.json", calls=600)
         limit = "[latency]\np99_ms = 1000.0\nbatch_sizes = [1]\n"
         (tmp_path / "b.toml").write_text(limit)
         result = invoke("gate", tmp_path / "report.json", "--limits", tmp_path / "b.toml")
@@ -253,52 +246,6 @@ class TestBenchAndGate:
     def test_missing_report(self, tmp_path: Path) -> None:
         refused("gate", tmp_path / "report.json", code=1, says="compress bench")
         refused("gate", tmp_path, code=1, says="Is a directory")
-
-
-def steady(path: Path, target: Path, *, slower: float = 1.0, **changes: object) -> Path:
-    """Write a report again as a machine without any noise would have measured it.
-
-    Block medians are all alike, those of the pruned network ``slower`` times the reference's.
-    """
-    report = load_report(path)
-
-    def network(name: str, level: float) -> object:
-        found = getattr(report.networks, name)
-        latency = tuple(
-            record.model_copy(update={"block_medians_ms": (level,) * 20})
-            for record in found.latency
-        )
-        return found.model_copy(update={"latency": latency})
-
-    def exactly(interval: RatioInterval, ratio: float) -> RatioInterval:
-        bounds = dict.fromkeys(("ratio", "low", "high", "at_least", "at_most"), ratio)
-        return replace(interval, rounds=20, **bounds)
-
-    latency = tuple(
-        found.model_copy(
-            update={
-                "ratio": exactly(found.ratio, slower),
-                "speed_up": 1 / slower,
-                "control": exactly(found.control, 1.0),
-                "control_block_medians_ms": (1.0,) * 20,
-                "conditions": None,
-            }
-        )
-        for found in report.comparison.latency
-    )
-    config = report.config.model_copy(update={"min_blocks": 4})
-    same = report.model_copy(
-        update={
-            "networks": report.networks.model_copy(
-                update={"reference": network("reference", 1.0), "pruned": network("pruned", slower)}
-            ),
-            "comparison": report.comparison.model_copy(update={"latency": latency}),
-            "config": config,
-            **changes,
-        }
-    )
-    save_report(same, target)
-    return target
 
 
 class TestReport:
