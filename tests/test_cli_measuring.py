@@ -27,7 +27,6 @@ from steady_reports import of_too_few_calls, steady
 from tensorrt_contract import fake_tensorrt
 
 from bench.reports.report import load_report, save_report
-from bench.statistics.latency_ratios import RatioInterval
 from compress.errors import DataError
 
 
