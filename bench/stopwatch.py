@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.measuring.conditions import Watch, disturbed
 from bench.measuring.latency import Call, LatencyResult, measure_latency
 from bench.statistics.latency_ratios import median
 from compress.config import BenchConfig, RunConfig
 from compress.latency.fitted import shipped_names
 from compress.latency.stopwatch import Comparison, Size
-from compress.terminal.console import say
+from compress.terminal.console import say, say_error
 from export.latency.building import Plan, Profile
 from export.latency.command import profiled
 from export.latency.serving import Network, Serving, opened, readable
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 WIDE = 0.02
 """Share of a ratio that its interval may reach to either side; budgets are met as closely."""
 ATTEMPTS = 3
-"""Measurements at most while the interval is wider: other programs may have had the cores."""
+"""Measurements at most while the interval is wider, or other programs have the cores."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,13 @@ class RuntimeStopwatch:
                 name: Call(stack.enter_context(opened(source, serving)), {"input": images})
                 for name, source in sources.items()
             }
-            found = narrowest(
+            found = steadiest(
                 lambda: measure_latency(
-                    calls, batch_size=serving.batch, config=self.bench, seed=self.seed
+                    calls,
+                    batch_size=serving.batch,
+                    config=self.bench,
+                    seed=self.seed,
+                    watch=Watch(None),
                 )
             )
         dense_ms, pruned_ms = (median(found.samples_ms[name]) for name in ("reference", "pruned"))
@@ -87,18 +92,35 @@ class RuntimeStopwatch:
         return Comparison(dense_ms, pruned_ms, ratio.ratio, ratio.low, ratio.high)
 
 
-def narrowest(measure: Callable[[], LatencyResult]) -> LatencyResult:
-    """Measure again while the interval is wide; return the result with the narrowest.
+def steadiest(measure: Callable[[], LatencyResult]) -> LatencyResult:
+    """Measure again while the interval is wide or the machine is not fit to be judged on.
 
     A limit is corrected by the upper bound, and what is removed for it does not come back.
+
+    Returns:
+        Of the results of a machine that was fit, else of all, that with the narrowest interval.
     """
     best = measure()
     for _ in range(ATTEMPTS - 1):
-        if best.ratio.reach <= WIDE:
-            break
-        say(f"the ratio is known to {best.ratio.reach:.1%}: measured again")
-        best = min(best, measure(), key=lambda found: found.ratio.reach)
+        doubt = _doubt(best)
+        if doubt is None:
+            return best
+        say(f"{doubt}: measured again")
+        best = min(best, measure(), key=lambda one: (_disturbed(one) is not None, one.ratio.reach))
+    reason = _disturbed(best)
+    if reason is not None:
+        say_error(f"warning: the measured time may not be that of a quiet machine: {reason}")
     return best
+
+
+def _doubt(found: LatencyResult) -> str | None:
+    if found.ratio.reach > WIDE:
+        return f"the ratio is known to {found.ratio.reach:.1%}"
+    return "the machine was disturbed" if _disturbed(found) else None
+
+
+def _disturbed(found: LatencyResult) -> str | None:
+    return None if found.conditions is None else disturbed(found.conditions)
 
 
 def stopwatch_for(config: RunConfig) -> RuntimeStopwatch | None:

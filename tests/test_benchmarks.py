@@ -34,6 +34,7 @@ PROGRAMS = {
     "equal_time": ("way", "multiple", "blocks gone", "share of the dense time", "torch-pruning"),
     "export_matrix": ("network", "precision", "ONNX MB", "error", "engine MB", "build s"),
     "gate_error_rates": ("noise", "FAIL", "PASS", "interval holds", "FAIL at 1.03", "2 pp: FAIL"),
+    "gate_against_baselines": ("baseline", "now", "pairs", "one convolution more takes"),
     "gate_on_this_machine": ("ratio", "at least", "at most", "verdict", "one more layer"),
     "imagenet_throughput": ("the loader alone", "step", "images/s (range)", "peak memory"),
     "int8_accuracy": ("network", "precision", "top-1", "drop", "calibration"),
@@ -75,7 +76,8 @@ PROGRAMS = {
 """What each prints: its columns, or the words of its lines."""
 SLOW = (
     "on_a_gpu",
-    *("compare_criteria", "gate_on_this_machine", "imagenet_throughput", "int8_accuracy"),
+    *("compare_criteria", "gate_against_baselines", "gate_on_this_machine"),
+    *("imagenet_throughput", "int8_accuracy"),
     *("kill_and_resume", "pruning_cost", "quantizers", "seed2019", "export_matrix", "shards_ahead"),
     *("v100_resnet50", "v100_table", "equal_time", "peers", "pretrained"),
 )

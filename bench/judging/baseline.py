@@ -1,8 +1,8 @@
 """How a network changed since a stored report, and reports that are kept as baselines on purpose.
 
 A stored report is of the same reference, runtime and precision. Both measured their own reference,
-so the ratio compares wherever each was measured; the median only on the same machine with the same
-software. Accuracy is compared image by image.
+so ratios compare, as closely as the reference took the same time in both; medians only on the same
+machine with the same software. Accuracy is compared image by image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from bench.reports.schema import (
     NetworkRecord,
     Report,
 )
-from bench.statistics.latency_ratios import Blocks, change_interval
+from bench.statistics.latency_ratios import (
+    Blocks,
+    change_interval,
+    drift,
+    median_change_interval,
+)
 from bench.statistics.shares import PairedDrop, paired_drop
 from compress.config import Precision, Runtime
 from compress.errors import CheckpointError, EnvironmentUnfitError, OutputError
@@ -207,12 +212,12 @@ def _latency(report: Report, stored: Report, *, medians: bool) -> Iterator[Laten
             then.pop(comparison.batch_size, None)
     confidence = report.config.confidence
     for size in (size for size in now if size in then):
-        was, is_ = then[size], now[size]
-        alone = Blocks(was.pruned), Blocks(is_.pruned)
+        both = then[size], now[size]
         yield LatencyChange(
             batch_size=size,
-            ratio=change_interval(was, is_, confidence=confidence),
-            median=change_interval(*alone, confidence=confidence) if medians else None,
+            ratio=change_interval(*both, confidence=confidence),
+            median=median_change_interval(*both, confidence=confidence) if medians else None,
+            reference=drift(*both),
         )
 
 

@@ -26,7 +26,7 @@ from bench.limits import (
     require_any,
     require_baseline,
 )
-from bench.measuring.conditions import throttled
+from bench.measuring.conditions import disturbed
 from bench.reports.schema import LatencyComparison, Report
 from bench.statistics.latency_ratios import (
     FEWEST_ROUNDS,
@@ -89,7 +89,7 @@ def judge(report: Report, limits: AnyLimits) -> list[Verdict]:
 
 def unfit(comparison: LatencyComparison, config: BenchConfig) -> str | None:
     """Return why the machine was not fit to measure this batch size, as the rest of a sentence."""
-    if comparison.conditions is not None and (reason := throttled(comparison.conditions)):
+    if comparison.conditions is not None and (reason := disturbed(comparison.conditions)):
         return reason
     control, slack = comparison.control, max(STEADY, config.ratio_precision)
     if control.low > 1 + slack or control.high < 1 - slack:
@@ -260,10 +260,20 @@ def _judge_change(figure: Figure, key: str, report: Report) -> Verdict:
     if found is None:
         return figure.skipped("has no fit measurement in the baseline", _OTHER_BASELINE)
     if key == "max_regression":
-        return _decide(figure, found.ratio, report.config)
+        return _decide(figure, found.ratio, report.config, _what_would_tell(found.reference))
     if found.median is None:
         return figure.skipped("cannot be compared", _elsewhere(change.differences))
-    return _decide(figure, found.median, report.config)
+    return _decide(figure, found.median, report.config, _what_would_tell(found.reference))
+
+
+def _what_would_tell(reference: float | None) -> str:
+    """Return what to do where a change is open; the reference took that much of its time then."""
+    if reference is None or reference == 1:
+        return _MEASURE_LONGER
+    return (
+        f"the reference itself took x {units.ratio(reference)} of its time in the baseline, so the "
+        "machine was in another state; measure under the same load, or keep a baseline of today"
+    )
 
 
 def _elsewhere(differences: Sequence[str]) -> str:
@@ -285,11 +295,16 @@ def _judge_p99(
     return figure.decide(summary.p99_ms, bounds, TAIL_CONFIDENCE, advice=_MEASURE_LONGER)
 
 
-def _decide(figure: Figure, interval: RatioInterval, config: BenchConfig) -> Verdict:
+def _decide(
+    figure: Figure,
+    interval: RatioInterval,
+    config: BenchConfig,
+    advice: str = _MEASURE_LONGER,
+) -> Verdict:
     bounds = (interval.at_least, interval.at_most)
     if doubt := _too_few(interval.rounds, config):
         return figure.doubtful(interval.ratio, bounds, doubt)
-    return figure.decide(interval.ratio, bounds, interval.confidence, advice=_MEASURE_LONGER)
+    return figure.decide(interval.ratio, bounds, interval.confidence, advice=advice)
 
 
 def _too_few(rounds: int, config: BenchConfig) -> str | None:

@@ -1,8 +1,8 @@
 """What processor and GPU did while they were measured: clocks, heat, limits, and time taken away.
 
-The kernel counts heat, quota and stolen time, so for those a start and an end are enough. Clocks,
-temperature and power are read once a round; what comes and goes between two looks is not seen. What
-cannot be read is None.
+The kernel counts heat, quota, stolen time and waiting for a core, so for those a start and an end
+are enough. Clocks, temperature and power are read once a round; what comes and goes between two
+looks is not seen. What cannot be read is None.
 """
 
 from __future__ import annotations
@@ -25,6 +25,13 @@ QUOTA_SHARE = 0.01
 A quota is part of where a network runs, so a rare stop belongs to the figures: 1 % of the time
 moves the mean by 1 %, and as a stop (up to a period, 100 ms) lasts longer than most calls, it meets
 fewer than one call in a hundred. Beyond that, p99 is the length of a stop and not of a call.
+"""
+TAKEN_SHARE = 0.1
+"""Share of the time that others may have the cores, and latency is still judged.
+
+Of two networks that share their cores the longer one is interrupted more often, and the faster one
+loses less of its caches, so the ratio itself moves, and no repetition shows it: by 3 to 9 % where
+half of a core was taken, by 15 % where one of two threads had none (docs/measuring.md).
 """
 
 _PROC = Path("/proc")
@@ -90,6 +97,7 @@ class Watch:
                 quota_throttled_ms=max(_rises(before.quota_ms, after.quota_ms), default=None),
                 thermal_throttles=_thermal_throttles(before, after),
                 stolen_share=_stolen_share(before, after),
+                waited_share=_waited_share(before, after, seconds),
                 frequency_mhz_min=min(self._frequencies, default=None),
                 frequency_mhz_max=max(self._frequencies, default=None),
             ),
@@ -103,10 +111,11 @@ class Watch:
             core=_numbers([folder / "core_throttle_count" for folder in folders], int),
             package=_numbers([folder / "package_throttle_count" for folder in folders], int),
             ticks=_ticks(self._proc, self._cores),
+            waited_ns=_numbers((self._proc / "self/task").glob("*/schedstat"), _waited_ns),
         )
 
 
-def throttled(conditions: Conditions) -> str | None:
+def disturbed(conditions: Conditions) -> str | None:
     """Return why latency measured under these conditions cannot be judged, and what to do.
 
     Returns:
@@ -129,6 +138,21 @@ def throttled(conditions: Conditions) -> str | None:
                 "raise the quota, or lower bench.threads",
             )
         )
+    waited, stolen = 100 * (cpu.waited_share or 0), 100 * (cpu.stolen_share or 0)
+    if waited > 100 * TAKEN_SHARE:
+        found.append(
+            (
+                f"a thread waited for a core for {waited:.0f} % of the time",
+                "stop other work, or lower bench.threads",
+            )
+        )
+    if stolen > 100 * TAKEN_SHARE:
+        found.append(
+            (
+                f"the hypervisor gave {stolen:.0f} % of the time to others",
+                "choose a machine of your own",
+            )
+        )
     if not found:
         return None
     reasons, advice = (" and ".join(half) for half in zip(*found, strict=True))
@@ -144,6 +168,8 @@ class _Counters:
     package: Mapping[Path, float]
     ticks: tuple[int, int] | None
     """Stolen, and all."""
+    waited_ns: Mapping[Path, float]
+    """Of every thread of this process."""
 
 
 def _quota_files(proc: Path, cgroup: Path) -> tuple[Path, ...]:
@@ -220,6 +246,22 @@ def _stolen_share(before: _Counters, after: _Counters) -> float | None:
         return None
     stolen, passed = (end - start for start, end in zip(before.ticks, after.ticks, strict=True))
     return min(1.0, max(0.0, stolen / passed)) if passed > 0 else None
+
+
+def _waited_ns(text: str) -> float:
+    """Read how long a thread was ready and did not run; of a kernel that counts it."""
+    _, waited, runs = map(int, text.split())
+    if not runs:
+        raise ValueError("nothing was counted")
+    return waited
+
+
+def _waited_share(before: _Counters, after: _Counters, seconds: float) -> float | None:
+    """Return the share of the thread that waited longest; one that is new began at nothing."""
+    if not after.waited_ns or seconds <= 0:
+        return None
+    waited = max(now - before.waited_ns.get(file, 0) for file, now in after.waited_ns.items())
+    return min(1.0, max(0.0, waited / 1e9 / seconds))
 
 
 def _gpu_conditions(readings: list[GpuReading]) -> GpuConditions:

@@ -268,6 +268,10 @@ class CpuConditions(Section):
     hottest (``thermal_throttle/*_throttle_count``, on x86)."""
     stolen_share: float | None = Field(ge=0, le=1)
     """Share of the affinity's time that the hypervisor gave to others (``/proc/stat``)."""
+    waited_share: float | None = Field(default=None, ge=0, le=1)
+    """Share of the time that a thread of this process was ready and had no core, because others had
+    them (``schedstat``): of the thread that waited longest. None also in reports of versions before
+    0.2."""
     frequency_mhz_min: float | None = Field(ge=0)
     """Of the core that the measuring thread was on at each look (``scaling_cur_freq``, else
     ``/proc/cpuinfo``)."""

@@ -300,6 +300,7 @@ def _conditions_facts(found: Conditions) -> dict[str, str]:
         "stopped by a CPU quota": _told(cpu.quota_throttled_ms, "{:.0f} ms"),
         "clocks lowered for heat": _told(cpu.thermal_throttles, "{:d} times"),
         "time given to other guests": _told(cpu.stolen_share, "{:.2%}").replace("%", " %"),
+        "longest wait for a core": _told(cpu.waited_share, "{:.2%}").replace("%", " %"),
         "clock of the core": _span(cpu.frequency_mhz_min, cpu.frequency_mhz_max),
     }
     if gpu is not None:

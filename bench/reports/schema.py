@@ -265,6 +265,9 @@ class LatencyChange(Section):
     """Ratio of pruned over reference: now over then."""
     median: Interval | None
     """Median of the pruned network: now over then; None where the machines differ."""
+    reference: float | None = Field(default=None, gt=0)
+    """Time of the reference now over then, 1 where the middle halves of its rounds meet. How far it
+    is from 1 widens both intervals; None in reports of versions before 0.2, which left that out."""
 
 
 class Change(Section):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,11 @@ TAIL_CONFIDENCE = 0.99
 
 FEWEST_ROUNDS = 8
 """Fewer rounds cannot show that they resemble each other."""
+
+DRIFT_SHARE = 0.5
+"""How much more or less than the reference another network may be slowed, as a share of what slowed
+the reference (of its logarithm). Measured of one pair of networks in 50 processes, alone and beside
+programs that fill caches and cores: .3 at most (docs/measuring.md)."""
 
 QUANTILES = np.linspace(0, 1, 201)
 """Shares of the sorted calls that ``LatencySummary.quantiles_ms`` holds."""
@@ -67,7 +72,7 @@ class Blocks:
     """Block medians of one measurement, (rounds,) each; entry i of both is of round i."""
 
     pruned: Numbers
-    reference: Numbers | None = None
+    reference: Numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,25 +183,51 @@ def median_ratio_interval(
     Raises:
         ValueError: lengths that differ, no rounds, or values that are not finite and positive.
     """
-    return _median(Blocks(pruned_blocks, reference_blocks), confidence).as_ratio(confidence)
+    return _ratio_median(Blocks(pruned_blocks, reference_blocks), confidence).as_ratio(confidence)
 
 
-def change_interval(
-    then: Blocks,
-    now: Blocks,
-    *,
-    confidence: float,
-) -> RatioInterval:
-    """Return how a latency changed between two measurements: now over then, above 1 is slower.
+def change_interval(then: Blocks, now: Blocks, *, confidence: float) -> RatioInterval:
+    """Return how the ratio to the reference changed between two measurements: now over then.
 
-    It is the change of the ratio to the reference, or without one that of the latency itself. The
-    two intervals are combined as those of independent measurements (Zou and Donner, Statistics in
-    Medicine 27 (2008) 1693-1702).
+    Above 1 is slower. The two intervals are combined as those of independent measurements (Zou and
+    Donner, Statistics in Medicine 27 (2008) 1693-1702). The reference is one network, so where its
+    own time moved (``drift``), the machine was in another state, which may have moved the pruned
+    network by ``DRIFT_SHARE`` of that more or less: as far as that both bounds move out.
 
     Raises:
         ValueError: as ``median_ratio_interval``.
     """
-    return _median(now, confidence).minus(_median(then, confidence)).as_ratio(confidence)
+    changed = _ratio_median(now, confidence).minus(_ratio_median(then, confidence))
+    doubt = DRIFT_SHARE * abs(math.log(drift(then, now)))
+    return changed.wider(doubt, doubt).as_ratio(confidence)
+
+
+def median_change_interval(then: Blocks, now: Blocks, *, confidence: float) -> RatioInterval:
+    """Return how the pruned network's own latency changed between two measurements: now over then.
+
+    As ``change_interval``, but a machine that became slower, as the reference shows, may account
+    for 1 + ``DRIFT_SHARE`` of that, so the lower bound leaves room for it; one that became faster
+    may hide as much, for which the upper bound does.
+
+    Raises:
+        ValueError: as ``median_ratio_interval``.
+    """
+    before, after = (_median(_logs(blocks.pruned), confidence) for blocks in (then, now))
+    slower = (1 + DRIFT_SHARE) * math.log(drift(then, now))
+    changed = after.minus(before)
+    return changed.wider(max(slower, 0.0), max(-slower, 0.0)).as_ratio(confidence)
+
+
+def drift(then: Blocks, now: Blocks) -> float:
+    """Return the time of the reference now over then: what the machine itself became slower by.
+
+    It is the gap between the middle halves of its rounds, and 1 where these meet: the machine was
+    in the same states, and within a measurement the ratio does not hang on them.
+    """
+    (low_then, high_then), (low, high) = (
+        np.quantile(_logs(blocks.reference), (0.25, 0.75)) for blocks in (then, now)
+    )
+    return math.exp(max(low - high_then, 0.0) - max(low_then - high, 0.0))
 
 
 def median_interval(blocks: Numbers, *, confidence: float) -> RatioInterval:
@@ -207,7 +238,7 @@ def median_interval(blocks: Numbers, *, confidence: float) -> RatioInterval:
     Raises:
         ValueError: as ``median_ratio_interval``.
     """
-    return _median(Blocks(blocks), confidence).as_ratio(confidence)
+    return _median(_logs(blocks), confidence).as_ratio(confidence)
 
 
 def autocorrelation_time(values: Floats) -> float:
@@ -263,6 +294,16 @@ class _Median:
             rounds=min(self.rounds, other.rounds),
         )
 
+    def wider(self, below: float, above: float) -> _Median:
+        """Return it with its bounds that much further away."""
+        return replace(
+            self,
+            low=self.low - below,
+            at_least=self.at_least - below,
+            high=self.high + above,
+            at_most=self.at_most + above,
+        )
+
     def as_ratio(self, confidence: float) -> RatioInterval:
         return RatioInterval(
             ratio=math.exp(self.found),
@@ -275,16 +316,18 @@ class _Median:
         )
 
 
-def _median(blocks: Blocks, confidence: float) -> _Median:
-    """Estimate the median log of the pruned blocks, over the reference if there is one."""
+def _ratio_median(blocks: Blocks, confidence: float) -> _Median:
+    """Estimate the median log of the pruned blocks over those of the reference."""
+    logs, reference = _logs(blocks.pruned), _logs(blocks.reference)
+    if len(reference) != len(logs):
+        raise ValueError(f"{len(reference)} reference blocks cannot be paired with {len(logs)}")
+    return _median(logs - reference, confidence)
+
+
+def _median(logs: Floats, confidence: float) -> _Median:
+    """Estimate the median of the logs (rounds,)."""
     from scipy.special import stdtrit
 
-    logs = np.log(_positive(blocks.pruned))
-    if blocks.reference is not None:
-        reference = _positive(blocks.reference)
-        if len(reference) != len(logs):
-            raise ValueError(f"{len(reference)} reference blocks cannot be paired with {len(logs)}")
-        logs = logs - np.log(reference)
     rounds, tail, repeats = len(logs), 1 - confidence, autocorrelation_time(logs)
     # Of how many rounds lie below the true ratio: the standard deviation.
     spread = math.sqrt(rounds * repeats) / 2
@@ -302,11 +345,11 @@ def _median(blocks: Blocks, confidence: float) -> _Median:
     )
 
 
-def _positive(blocks: Numbers) -> Floats:
+def _logs(blocks: Numbers) -> Floats:
     values = _checked(blocks)
     if values.min() <= 0:
         raise ValueError("a block without duration has no ratio")
-    return values
+    return np.log(values)
 
 
 def _checked(samples: Numbers) -> Floats:

@@ -22,6 +22,7 @@ from commands import document, invoke, refused
 from host_gpu import fresh_host_gpu
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from steady_reports import steady
 from torch import nn
 
 from bench.compare import compare, read_settings
@@ -792,6 +793,7 @@ def test_a_share_that_so_few_inputs_cannot_show_is_refused(eye: Path) -> None:
 def test_a_baseline_is_of_the_same_reference(eye: Path, tmp_path: Path) -> None:
     first = compared(eye, linear(tmp_path / "b.onnx", 2 * np.eye(6)), arrays())
     save_report(first, tmp_path / "baseline.json")
+    steady(tmp_path / "baseline.json", tmp_path / "baseline.json")
     again = compared(
         eye, linear(tmp_path / "c.onnx", 3 * np.eye(6)), baseline=tmp_path / "baseline.json"
     )

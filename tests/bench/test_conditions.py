@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench.measuring import conditions as module
-from bench.measuring.conditions import Watch, throttled
+from bench.measuring.conditions import Watch, disturbed
 from bench.measuring.environment import affinity
 from bench.measuring.records import Conditions, CpuConditions, GpuConditions
 from export.nvml import THROTTLING, GpuReading
@@ -69,6 +72,7 @@ def test_what_cannot_be_read_is_none(kernel: Kernel) -> None:
             quota_throttled_ms=None,
             thermal_throttles=None,
             stolen_share=None,
+            waited_share=None,
             frequency_mhz_min=None,
             frequency_mhz_max=None,
         ),
@@ -80,6 +84,7 @@ def test_files_that_say_something_else_are_none(kernel: Kernel) -> None:
     kernel.put("proc/self/cgroup", "0::/\nnonsense\n4:cpu:/\n")
     for name in (
         *("proc/loadavg", "proc/stat", "proc/cpuinfo", "proc/thread-self/stat"),
+        "proc/self/task/7/schedstat",
         *("cgroup/cpu.stat", "cgroup/cpu/cpu.stat"),
         *(f"cpus/cpu0/thermal_throttle/{which}_throttle_count" for which in ("core", "package")),
     ):
@@ -182,6 +187,50 @@ def test_cores_without_counters_of_heat(kernel: Kernel) -> None:
 def ticks(kernel: Kernel, *cores: str) -> None:
     lines = [f"cpu{number} {text}" for number, text in enumerate(cores)]
     kernel.put("proc/stat", "\n".join(["cpu  9 9 9 9 9 9 9 9 9 9", *lines, "intr 1 2 3 4 5", ""]))
+
+
+def test_of_all_threads_the_one_that_waited_longest_counts(kernel: Kernel) -> None:
+    kernel.put("proc/self/task/7/schedstat", "5000000000 1000000000 40\n")
+    kernel.put("proc/self/task/8/schedstat", "1 2000000000 3\n")
+    kernel.put("proc/self/task/9/schedstat", "1 9000000000 3\n")
+    watch = kernel.watch()
+    kernel.put("proc/self/task/7/schedstat", "9000000000 1500000000 80\n")
+    kernel.put("proc/self/task/8/schedstat", "2 2000000000 4\n")
+    (kernel.root / "proc/self/task/9/schedstat").unlink()  # a thread that has ended
+    kernel.put("proc/self/task/10/schedstat", "100 1000000000 4\n")  # and one that is new
+    kernel.seconds += 4.0
+    assert watch.conditions().cpu.waited_share == pytest.approx(1.0 / 4.0)
+
+
+def test_a_kernel_that_does_not_count_waiting_tells_nothing(kernel: Kernel) -> None:
+    kernel.put("proc/self/task/7/schedstat", "0 0 0\n")
+    watch = kernel.watch()
+    kernel.seconds += 4.0
+    assert watch.conditions().cpu.waited_share is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel does not count")
+def test_who_shares_a_core_waits_for_it() -> None:
+    """Two threads of two processes on one core: each runs half of the time."""
+    usual = os.sched_getaffinity(0)
+    core = min(usual)
+    busy = "print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            os.sched_setaffinity(other.pid, {core})
+            os.sched_setaffinity(0, {core})
+            watch = Watch(None)
+            end = time.monotonic() + 1.0
+            while time.monotonic() < end:
+                pass
+            waited = watch.conditions().cpu.waited_share
+        finally:
+            os.sched_setaffinity(0, usual)
+            other.kill()
+    assert waited is not None
+    assert waited > 0.25
 
 
 def test_stolen_time_is_a_share_of_the_affinity(kernel: Kernel) -> None:
@@ -326,14 +375,25 @@ def test_no_gpu_is_not_read(kernel: Kernel) -> None:
 
 
 def seen(
-    *reasons: str, thermal: int | None = 0, quota_ms: float | None = 0.0, seconds: float = 10.0
+    *reasons: str,
+    thermal: int | None = 0,
+    quota_ms: float | None = 0.0,
+    waited: float | None = 0.0,
+    stolen: float | None = 0.0,
+    seconds: float = 10.0,
 ) -> Conditions:
     gpu = dict.fromkeys(GpuConditions.model_fields)
     cpu = dict.fromkeys(CpuConditions.model_fields)
     return Conditions.model_validate(
         {
             "seconds": seconds,
-            "cpu": {**cpu, "thermal_throttles": thermal, "quota_throttled_ms": quota_ms},
+            "cpu": {
+                **cpu,
+                "thermal_throttles": thermal,
+                "quota_throttled_ms": quota_ms,
+                "waited_share": waited,
+                "stolen_share": stolen,
+            },
             "gpu": {**gpu, "readings": 5, "throttle_reasons": reasons} if reasons else None,
         }
     )
@@ -346,10 +406,12 @@ def seen(
         seen(thermal=None, quota_ms=None),
         seen(quota_ms=100.0),
         seen(seconds=0.0),
+        seen(waited=0.1, stolen=0.1),
+        seen(waited=None, stolen=None),
     ],
 )
 def test_a_steady_machine_is_no_reason(conditions: Conditions) -> None:
-    assert throttled(conditions) is None
+    assert disturbed(conditions) is None
 
 
 @pytest.mark.parametrize(
@@ -371,6 +433,16 @@ def test_a_steady_machine_is_no_reason(conditions: Conditions) -> None:
             "lower bench.threads, and measure again",
         ),
         (
+            seen(waited=0.26),
+            "a thread waited for a core for 26 % of the time; stop other work, or lower "
+            "bench.threads, and measure again",
+        ),
+        (
+            seen(stolen=0.85),
+            "the hypervisor gave 85 % of the time to others; choose a machine of your own, and "
+            "measure again",
+        ),
+        (
             seen("sync boost", thermal=2),
             "the GPU throttled its clocks (sync boost) and the processor throttled its clocks for "
             "heat; lock the GPU's clocks lower (nvidia-smi --lock-gpu-clocks) and let the machine "
@@ -379,18 +451,18 @@ def test_a_steady_machine_is_no_reason(conditions: Conditions) -> None:
     ],
 )
 def test_what_speaks_against_judging_is_said(conditions: Conditions, sentence: str) -> None:
-    assert throttled(conditions) == sentence
+    assert disturbed(conditions) == sentence
 
 
 @pytest.mark.parametrize("reason", THROTTLING)
 def test_every_throttling_that_was_read_is_said(kernel: Kernel, reason: str) -> None:
     watch = kernel.watch(0, read=lambda index: replace(READING, throttle_reasons=(reason,)))
     watch.look()
-    assert reason in (throttled(watch.conditions()) or "")
+    assert reason in (disturbed(watch.conditions()) or "")
 
 
 @pytest.mark.parametrize("reason", ["idle", "application clocks setting", "reason 0x800"])
 def test_what_is_no_throttling_is_not_said(kernel: Kernel, reason: str) -> None:
     watch = kernel.watch(0, read=lambda index: replace(READING, throttle_reasons=(reason,)))
     watch.look()
-    assert throttled(watch.conditions()) is None
+    assert disturbed(watch.conditions()) is None

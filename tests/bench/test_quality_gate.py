@@ -13,7 +13,7 @@ from bench.judging.baseline import change_against
 from bench.judging.quality_gate import judge, unfit
 from bench.judging.verdicts import Verdict, exit_code
 from bench.limits import Limits, load_limits, require_baseline, require_resolvable
-from bench.measuring.conditions import throttled
+from bench.measuring.conditions import disturbed
 from bench.measuring.records import Conditions, CpuConditions
 from bench.reports.schema import Report
 from bench.statistics.latency_ratios import RatioInterval
@@ -232,7 +232,7 @@ def test_a_machine_that_throttled_was_not_fit(compared: Report, counts: bool) ->
     verdicts = judge(judged, limits_of(latency=EVERY_LATENCY))
     assert {verdict.status for verdict in verdicts} == {"SKIPPED" if counts else "PASS"}
     assert exit_code(verdicts) == (5 if counts else 0)
-    reason = throttled(conditions)
+    reason = disturbed(conditions)
     assert (reason is not None) == counts
     if reason:
         assert verdicts[0].sentence == (

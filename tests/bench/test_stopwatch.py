@@ -11,13 +11,14 @@ from torch import nn
 
 from bench import stopwatch
 from bench.measuring.latency import LatencyResult
+from bench.measuring.records import Conditions, CpuConditions
 from bench.statistics.latency_ratios import RatioInterval
-from bench.stopwatch import ATTEMPTS, RuntimeStopwatch, narrowest
+from bench.stopwatch import ATTEMPTS, RuntimeStopwatch, steadiest
 from compress.config import BenchConfig
 from export.latency.serving import Serving
 
 
-def measured(low: float, high: float) -> LatencyResult:
+def measured(low: float, high: float, waited: float = 0.0) -> LatencyResult:
     interval = RatioInterval(
         ratio=0.5, low=low, high=high, at_least=low, at_most=high, confidence=0.95, rounds=20
     )
@@ -32,6 +33,13 @@ def measured(low: float, high: float) -> LatencyResult:
         control=interval,
         seconds=1.0,
         converged=False,
+        conditions=Conditions(
+            seconds=1.0,
+            cpu=CpuConditions(
+                **dict.fromkeys(CpuConditions.model_fields) | {"waited_share": waited}
+            ),
+            gpu=None,
+        ),
     )
 
 
@@ -49,8 +57,35 @@ def test_what_is_wide_is_measured_again(
 ) -> None:
     results = [measured(*one) for one in bounds]
     left: Iterator[LatencyResult] = iter(results)
-    assert narrowest(lambda: next(left)) is results[best]
+    assert steadiest(lambda: next(left)) is results[best]
     assert len(list(left)) == len(results) - taken
+
+
+@pytest.mark.parametrize(
+    ("results", "taken", "best", "warned"),
+    [
+        ([measured(0.5, 0.5, waited=0.09)], 1, 0, False),
+        ([measured(0.5, 0.5, waited=0.4), measured(0.495, 0.505)], 2, 1, False),
+        ([measured(0.5, 0.5, waited=0.4), measured(0.4, 0.6), measured(0.45, 0.55)], 3, 2, False),
+        (
+            [measured(0.495, 0.5, 0.4), measured(0.5, 0.5, 0.5), measured(0.49, 0.5, 0.2)],
+            3,
+            1,
+            True,
+        ),
+    ],
+)
+def test_what_others_disturbed_is_measured_again(
+    results: list[LatencyResult],
+    taken: int,
+    best: int,
+    warned: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    left = iter(results)
+    assert steadiest(lambda: next(left)) is results[best]
+    assert len(list(left)) == len(results) - taken
+    assert ("may not be that of a quiet machine" in capsys.readouterr().err) == warned
 
 
 def test_reach_is_that_of_the_farther_bound() -> None:

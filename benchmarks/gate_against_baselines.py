@@ -1,0 +1,166 @@
+"""Whether a baseline that was measured beside other programs makes the quality gate cry wolf.
+
+    python benchmarks/gate_against_baselines.py RUN [--runs 4] [--batch 1] [--limit 1.03]
+    python benchmarks/gate_against_baselines.py --smoke
+
+The pruned network of a finished run is measured against its dense one by ``compress bench``, each
+time in a process of its own, and so is the same network with one convolution more that passes its
+input through. The machine is in one of three states: it does nothing else; a process computes and
+rests by chance; a process streams through memory without a rest. Then every report is judged by
+``latency.max_regression`` against every other one of the network as a baseline: where the same
+network was measured a FAIL is a false alarm, and for the longer one it is what should be found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from gate_on_this_machine import exported, others_at_work
+from rich.console import Console
+from rich.table import Table
+from smoke import SETTINGS, finished_run, parsed_with_run
+
+from bench.judging.baseline import load_compared
+from bench.judging.quality_gate import judge
+from bench.reports.report import load_report
+from compress.errors import CompressError
+from export.request import ExportRequest
+from export.stage import export_existing
+
+
+@contextmanager
+def streaming() -> Iterator[None]:
+    """Run a process that reads and writes more memory than caches hold, without a rest."""
+    worker = multiprocessing.Process(target=_stream, daemon=True)
+    worker.start()
+    try:
+        yield
+    finally:
+        worker.terminate()
+        worker.join()
+
+
+def _stream() -> None:
+    one, other = np.ones(1 << 25), np.ones(1 << 25)
+    while True:
+        one += other
+
+
+STATES: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
+    "alone": nullcontext,
+    "computing": lambda: others_at_work(1),
+    "streaming": streaming,
+}
+
+
+def measured(reference: Path, candidate: Path, output: Path, options: argparse.Namespace) -> Path:
+    """Run ``compress bench`` in a process of its own and return its report."""
+    command = [sys.executable, "-m", "cli", "bench", str(reference), str(candidate)]
+    command += ["--batch", str(options.batch), "--output", str(output)]
+    for setting in ("bench.layer_calls=0", *options.settings):
+        command += ["--set", setting]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return output / "report.json"
+
+
+def reports(
+    run: Path, scratch: Path, options: argparse.Namespace
+) -> dict[tuple[str, str], list[Path]]:
+    """Measure, by (state, network), the states in turn."""
+    networks = {
+        name: folder / "export" / "pruned.onnx"
+        for name, folder in exported(run, scratch, options).items()
+    }
+    _, folder = export_existing(
+        ExportRequest(run=run, data=options.data, output=scratch / "both", precision="fp32")
+    )
+    found: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    for number, state, name in product(range(options.runs), STATES, ("network", "longer")):
+        with STATES[state]():
+            output = scratch / f"{state}-{name}-{number}"
+            path = measured(folder / "dense.onnx", networks[name], output, options)
+        found[state, name].append(path)
+        (latency,) = load_report(path).comparison.latency
+        (dense,) = load_report(path).networks.reference.latency
+        ratio = latency.ratio
+        print(
+            f"{state}, {name}: {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], dense "
+            f"{dense.summary.median_ms:.4f} ms",
+            file=sys.stderr,
+        )
+    return found
+
+
+def verdict(now: Path, then: Path, limit: float) -> str:
+    """Return the status of the change of one report from another."""
+    (found,) = judge(load_compared(now, then), {"latency": {"max_regression": limit}})
+    return found.status
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of the data set")
+    parser.add_argument("--runs", type=int, default=4, help="of each network in each state")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--limit", type=float, default=1.03, help="latency.max_regression")
+    parser.add_argument("--after", default="layer1.0", help="module that the layer is added to")
+    parser.add_argument("--kernel", type=int, default=3, help="of the added convolution")
+    parser.add_argument("--set", action="append", default=[], dest="settings", help="of the bench")
+    bench = [setting for setting in SETTINGS if setting.startswith("bench.")]
+    return parsed_with_run(parser, arguments, runs=1, settings=bench)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, judge every pair, print the counts."""
+    options = parse(arguments)
+    with finished_run(options.run) as run, tempfile.TemporaryDirectory() as scratch:
+        try:
+            found = reports(run, Path(scratch), options)
+        except CompressError as error:
+            sys.exit(str(error))
+        tell(found, options.limit)
+
+
+def tell(found: Mapping[tuple[str, str], Sequence[Path]], limit: float) -> None:
+    """Print how often each verdict came, by the states of baseline and report."""
+    table = Table("baseline", "now", "pairs", "the same network", "one convolution more")
+    table.title = f"latency.max_regression = {limit}"
+    for then, now in product(STATES, STATES):
+        counts = {
+            name: Counter(
+                verdict(is_, was, limit)
+                for was, is_ in product(found[then, "network"], found[now, name])
+                if was != is_
+            )
+            for name in ("network", "longer")
+        }
+        written = (
+            ", ".join(f"{count} {status}" for status, count in sorted(of.items()))
+            for of in counts.values()
+        )
+        table.add_row(then, now, str(sum(counts["network"].values())), *written)
+    Console(width=120).print(table)
+    ratios = {
+        name: median(
+            load_report(path).comparison.latency[0].ratio.ratio for path in found["alone", name]
+        )
+        for name in ("network", "longer")
+    }
+    print(f"one convolution more takes x {ratios['longer'] / ratios['network']:.3f} of the time")
+
+
+if __name__ == "__main__":
+    main()
