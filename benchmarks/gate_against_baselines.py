@@ -88,7 +88,7 @@ def reports(
         ExportRequest(run=run, data=options.data, output=scratch / "both", precision="fp32")
     )
     found: dict[tuple[str, str], list[Path]] = defaultdict(list)
-    for number, state, name in product(range(options.runs), STATES, ("network", "longer")):
+    for number, state, name in product(range(options.runs), options.states, ("network", "longer")):
         with STATES[state]():
             output = scratch / f"{state}-{name}-{number}"
             path = measured(folder / "dense.onnx", networks[name], output, options)
@@ -119,8 +119,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--after", default="layer1.0", help="module that the layer is added to")
     parser.add_argument("--kernel", type=int, default=3, help="of the added convolution")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="of the bench")
+    parser.add_argument("--states", nargs="+", choices=tuple(STATES), default=tuple(STATES))
     bench = [setting for setting in SETTINGS if setting.startswith("bench.")]
-    return parsed_with_run(parser, arguments, runs=1, settings=bench)
+    return parsed_with_run(parser, arguments, runs=1, states=("alone",), settings=bench)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -138,7 +139,8 @@ def tell(found: Mapping[tuple[str, str], Sequence[Path]], limit: float) -> None:
     """Print how often each verdict came, by the states of baseline and report."""
     table = Table("baseline", "now", "pairs", "the same network", "one convolution more")
     table.title = f"latency.max_regression = {limit}"
-    for then, now in product(STATES, STATES):
+    states = dict.fromkeys(state for state, _ in found)
+    for then, now in product(states, states):
         counts = {
             name: Counter(
                 verdict(is_, was, limit)
@@ -155,7 +157,8 @@ def tell(found: Mapping[tuple[str, str], Sequence[Path]], limit: float) -> None:
     Console(width=120).print(table)
     ratios = {
         name: median(
-            load_report(path).comparison.latency[0].ratio.ratio for path in found["alone", name]
+            load_report(path).comparison.latency[0].ratio.ratio
+            for path in found[next(iter(states)), name]
         )
         for name in ("network", "longer")
     }
