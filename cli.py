@@ -78,7 +78,6 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Make trained convolutional networks small and fast, and prove it.",
     epilog=EXIT_CODES,
