@@ -37,7 +37,7 @@ __all__ = [
     "shrink",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ROOMS = {
     "Pruner": "compress.pruning.pruner",
