@@ -14,7 +14,7 @@ import typer.main
 import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = sorted((ROOT / "benchmarks").glob("*.py"))
 STARTS = r"python benchmarks/\w+\.py|compress|pytest"
 BEFORE = r"^ *(?:- )?(?:\$ )?|`|&& |--no-python +|exec "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 import typer.main
 
 import cli
+import compress
 from compress.files.documents import tomllib
 
 ROOT = Path(cli.__file__).parent
@@ -103,6 +105,41 @@ def test_no_ignored_pattern_hides_a_file_from_the_wheel() -> None:
     for path in inside:
         hidden = [p for p in patterns if hides(p, path)]
         assert not hidden, f"{path} is hidden by {hidden}"
+
+
+@needs_checkout
+def test_the_sdist_takes_what_there_is_and_nothing_that_is_made() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    taken = set(project["tool"]["hatch"]["build"]["targets"]["sdist"]["only-include"])
+    assert all((ROOT / name).exists() for name in taken)
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode or not listed.stdout:
+        pytest.skip("this is no repository of git")
+    held = {name.partition("/")[0] for name in listed.stdout.splitlines()}
+    by_itself = {"pyproject.toml", "LICENSE", ".gitignore"}  # hatchling takes these anyway
+    assert held == taken | by_itself
+
+
+@needs_checkout
+def test_the_changelog_begins_with_the_version() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## \[(.+?)\](?: - \d{4}-\d\d-\d\d)?$", changes, re.MULTILINE)
+    assert [name for name in sections if name != "Unreleased"][0] == compress.__version__
+
+
+@needs_checkout
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.gpu"])
+def test_an_image_is_pinned_runs_as_nobody_special_and_installs_what_there_is(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    bases = re.findall(r"^FROM (\S+)", text, re.MULTILINE)
+    assert bases
+    assert all(re.fullmatch(r"python:3\.\d+-slim-\w+", base) for base in bases)
+    assert re.findall(r"^USER (\w+)$", text, re.MULTILINE) == ["compress"]
+    assert 'ENTRYPOINT ["compress"]' in text
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = set(re.findall(r"EXTRA=(\w+)", text))
+    assert extras <= set(project["project"]["optional-dependencies"])
+    assert all((ROOT / path).is_file() for path in re.findall(r"CONSTRAINTS=([\w/.]+)", text))
 
 
 @needs_checkout

@@ -22,7 +22,7 @@ from compress.files.documents import Section, named_files, tomllib, validated
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN = "compress run --output digits --set prune.budget=macs=0.4"
 FAST = (
     *("data.image_size=8", "data.batch_size=256", "train.epochs=1", "finetune.epochs=1"),

@@ -71,8 +71,6 @@ def context_of(model: nn.Module, graph: ChannelGraph, config: PruneConfig, seed:
 class Pruner:
     """Prunes a network step by step while a loop of the user's own trains it.
 
-    ::
-
         pruner = compress.Pruner(model, images[:1], optimizer=optimizer, budget="macs=0.5")
         for images, labels in loader:
             loss = my_loss(model(images), labels)

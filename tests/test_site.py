@@ -1,0 +1,122 @@
+"""The docs as a site: every page has a place, what is generated is true, nothing is fetched."""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+import compress
+from compress.config import RunConfig
+from compress.networks.models import BUILTIN_MODELS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = ROOT / ".ci" / "site_pages.py"
+SITE: dict[str, Any] = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+
+
+def listed(part: Any) -> list[str]:
+    """Return the pages of a part of the navigation, in order."""
+    if isinstance(part, str):
+        return [part]
+    parts = part.values() if isinstance(part, dict) else part
+    return [page for each in parts for page in listed(each)]
+
+
+@pytest.fixture(scope="module")
+def pages() -> ModuleType:
+    """Return the module that makes pages; it needs the extra docs."""
+    pytest.importorskip("mkdocs")
+    spec = util.spec_from_file_location("site_pages", PAGES)
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    before = list(sys.path)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return module
+
+
+def test_every_page_has_one_place_in_the_navigation() -> None:
+    found = listed(SITE["nav"])
+    assert len(found) == len(set(found))
+    files = {path.name for path in DOCS.glob("*.md")}
+    assert files <= set(found)
+
+
+def test_the_navigation_leads_to_pages_that_are_there(pages: ModuleType) -> None:
+    made = {path for path, _ in pages.generated_pages()}
+    for page in listed(SITE["nav"]):
+        assert page in made or (DOCS / page).is_file(), page
+    assert all(path in listed(SITE["nav"]) or path.startswith("examples/") for path in made)
+
+
+def test_built_in_networks_are_listed() -> None:
+    text = (DOCS / "models.md").read_text(encoding="utf-8")
+    table = text.split("## Built in")[1].split("\n## ")[0]
+    assert re.findall(r"`(\w+)`", table.split("|---|---|")[1]) == list(BUILTIN_MODELS)
+
+
+def test_the_summary_of_the_busy_machine_is_that_of_its_rows() -> None:
+    with (DOCS / "results" / "gate-on-a-busy-machine.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    networks = ("copy", "convolution more")
+    parts = [[row for row in rows if row["network"] == network] for network in networks]
+    spans = [sorted((row["ratio"] for row in part), key=float) for part in parts]
+    shown = " | ".join(f"{span[0]} to {span[-1]}" for span in spans)
+    assert f"| ratio, least to largest | {shown} |" in text
+    for verdict in ("PASS", "INCONCLUSIVE", "FAIL"):
+        counts = [sum(row["verdict"] == verdict for row in part) for part in parts]
+        assert f"| {verdict} | {counts[0]} | {counts[1]} |" in text
+
+
+def test_files_that_contributors_are_sent_to_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:compress|export|bench|tests|configs)/[\w/.]+)`", text)
+    assert len(named) > 10
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def test_reference_pages_hold_what_the_code_has(pages: ModuleType) -> None:
+    made = dict(pages.generated_pages())
+    for name in compress.__all__:
+        assert f"::: compress.{name}\n" in made["reference/python.md"] or name == "__version__"
+    for section, field in RunConfig.model_fields.items():
+        assert f"\n## {section}\n" in made["reference/configuration.md"] or field.annotation in (
+            *(int, str, bool),
+            RunConfig.model_fields["limits"].annotation,
+        )
+    row = '| `budget` | `{"kind": "macs", "value": 0.5, "unit": ""}` |'
+    assert (
+        '| `decoder` | `"pil"` | What decodes and resizes files:'
+        in made["reference/configuration.md"]
+    ), row
+    assert "| `--max-drop" in made["reference/commands.md"]
+    assert "\n## compress sweep\n" in made["reference/commands.md"]
+
+
+def test_links_of_the_report_lead_to_its_parts(pages: ModuleType) -> None:
+    text = dict(pages.generated_pages())["reference/report.md"]
+    headings = {found.lower() for found in re.findall(r"^## (\w+)$", text, re.MULTILINE)}
+    targets = set(re.findall(r"\]\(#(\w+)\)", text))
+    assert targets
+    assert targets <= headings
+
+
+def test_signs_of_markup_in_a_cell_are_text(pages: ModuleType) -> None:
+    assert pages.cell("a <b> | `c <d>`\n e") == "a &lt;b> \\| `c <d>` e"
+
+
+def test_a_page_that_would_fetch_something_is_seen(pages: ModuleType) -> None:
+    html = '<a href="https://a.org">x</a><script src="//b.org/c.js"></script><img src="d.svg">'
+    assert pages.loaded(html) == ["//b.org/c.js", "d.svg"]
