@@ -124,7 +124,7 @@ def test_the_sdist_takes_what_there_is_and_nothing_that_is_made() -> None:
 def test_the_changelog_begins_with_the_version() -> None:
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     sections = re.findall(r"^## \[(.+?)\](?: - \d{4}-\d\d-\d\d)?$", changes, re.MULTILINE)
-    assert [name for name in sections if name != "Unreleased"][0] == compress.__version__
+    assert next(name for name in sections if name != "Unreleased") == compress.__version__
 
 
 @needs_checkout
