@@ -47,7 +47,7 @@ def accept(words: list[str], config: pytest.Config) -> None:
     elif words[0] == "compress":
         group = typer.main.get_command(cli.app)
         assert isinstance(group, typer.core.TyperGroup)
-        command = group.commands[words[1]]
+        command = group if words[1].startswith("--") else group.commands[words[1]]
         known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
         given = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert given <= known | {"--help"}
@@ -102,6 +102,7 @@ def test_commands_are_found_wherever_they_stand() -> None:
     [
         "compress export run --fast",
         "compress expert run",
+        "compress --install-completions",
         "python benchmarks/none.py",
         "python benchmarks/many_files.py --fiels 3",
         "pytest tests/none.py",
