@@ -15,8 +15,8 @@ RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     pip install --no-cache-dir /dist/*.whl
 RUN useradd --create-home compress && install -d -o compress /work
 USER compress
-# Any user may be asked for at the start, and some write caches.
-ENV HOME=/tmp
+# Any number of a user may be given at the start; what is cached needs a home and a name.
+ENV HOME=/tmp LOGNAME=compress
 WORKDIR /work
 ENTRYPOINT ["compress"]
 CMD ["--help"]
