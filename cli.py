@@ -23,7 +23,6 @@ from compress.runs.request import (
     ImportRequest,
     OracleRequest,
     PruneRequest,
-    PruningRequest,
     Request,
     RunRequest,
     SweepRequest,
@@ -37,7 +36,7 @@ from compress.terminal.console import (
     say,
     say_error,
 )
-from compress.terminal.options import takes_request
+from compress.terminal.options import SWITCH, takes_request
 from compress.terminal.signals import hold_on, sigterm_as_ctrl_c
 from export.request import DoctorRequest, ExportRequest, ProfileRequest
 
@@ -55,6 +54,17 @@ EXIT_CODES = (
 
 class Commands(TyperGroup):
     """The one place where a user's error becomes a sentence on stderr and an exit code."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Return ``--help``, shown as the switch that it is."""
+        return _as_switch(super().get_help_option(ctx))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command, whose ``--help`` is shown so as well."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            _as_switch(command.get_help_option(ctx))
+        return command
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a bug keeps its traceback."""
@@ -83,13 +93,18 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="One JSON document on stdout, nothing else.", metavar=SWITCH),
+]
 
 
 @app.callback(invoke_without_command=True)
 def main_options(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", metavar=SWITCH)
+    ] = False,
 ) -> None:
     """Make trained convolutional networks small and fast, and prove it."""
     log_to_stderr()
@@ -104,10 +119,11 @@ def main_options(
 
 @app.command("run")
 @takes_request
-def run_command(request: PruningRequest, as_json: Json = False) -> None:
+def run_command(request: PruneRequest, as_json: Json = False) -> None:
     """Do everything: train, prune, finetune, export, bench and gate.
 
-    Without arguments: a ResNet-20 on embedded handwritten digits.
+    Without arguments: a ResNet-20 on embedded handwritten digits. With --checkpoint, the dense
+    network is read and not trained.
     """
     from bench.commands import whole_run
 
@@ -288,7 +304,8 @@ def inspect_command(
         typer.Option("--model", help="The network, where the file does not say which it is."),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="model.options.KEY=VALUE; repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="model.options.KEY=VALUE; repeatable.", metavar="<str>"),
     ] = None,
     weights: Annotated[
         str | None, typer.Option("--weights", help="Which weights, where it holds several sets.")
@@ -321,6 +338,12 @@ def main() -> None:
     except SystemExit as end:
         leave(end.code if isinstance(end.code, int) else 1)
         raise
+
+
+def _as_switch(option: Any) -> Any:
+    if option is not None:
+        option.metavar = SWITCH
+    return option
 
 
 def _print_report(judged: Judged, as_json: bool) -> None:

@@ -18,7 +18,8 @@ from bench.reports.report import load_report, save_report, sealed
 from bench.stopwatch import stopwatch_for
 from compress.distributed.world import part
 from compress.errors import ConfigError, OutputError
-from compress.runs.launch import Started, existing, reading, started
+from compress.runs.dense import note_import
+from compress.runs.launch import Started, existing, reading, started, weights_of
 from compress.runs.prune import check_budget
 from compress.runs.stages import prune_run, prune_stage, stage, train_stage
 from compress.terminal.console import say
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from bench.request import BaselineRequest, BenchRequest, GateRequest, ReportRequest
     from compress.config import RunConfig
     from compress.data.batches import ImageData
-    from compress.runs.request import PruneRequest, PruningRequest
+    from compress.runs.request import PruneRequest
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,20 @@ class Judged:
         return {"report": sealed(self.report), "verdicts": verdicts}
 
 
-def whole_run(request: PruningRequest) -> Judged | None:
+def whole_run(request: PruneRequest) -> Judged | None:
     """Train, prune, export, measure and judge; None in every process but the main one.
+
+    Where a checkpoint is named, its network is the dense one and nothing is trained before.
 
     Raises:
         CompressError: see ``started`` and the stages.
     """
-    with started(request, [check_budget, _check_target, _check_limits, quantizer_for]) as on:
-        train_stage(on)
+    weights = weights_of(request)
+    checks = [check_budget, _check_target, _check_limits, quantizer_for]
+    with started(request, checks, weights) as on:
+        if weights is None:
+            train_stage(on)
+        note_import(on.session)
         on.session.check_stop()
         prune_stage(on, stopwatch_for, quantizer_for)
         on.session.check_stop()

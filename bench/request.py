@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from compress.runs.request import Output, Precision, Request, Settings
+from compress.runs.request import Output, Precision, Request
 from compress.terminal.options import Argument, Option
 
 ReportFile = Annotated[Path, Argument("REPORT", "report.json of compress bench.")]
@@ -62,8 +62,13 @@ class GateRequest:
     report: ReportFile
     limits: LimitFile = "default"
     baseline: Baseline = None
-    settings: Settings = ()
-    output: Output = None
+    settings: Annotated[
+        tuple[str, ...],
+        Option("--set", "A limit on top of those of --limits: latency.max_ratio=0.8; repeatable."),
+    ] = ()
+    output: Annotated[
+        Path | None, Option("--output", "Directory to write the judged report to; default none.")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +77,7 @@ class ReportRequest:
 
     report: ReportFile
     others: Annotated[
-        tuple[Path, ...], Argument("[OTHERS]...", "Further reports, shown beside it.")
+        tuple[Path, ...], Argument("[OTHERS]...", "Further reports, compared with it.")
     ] = ()
     output: Output = None
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compress.terminal.sheet import Row, Sheet, fill
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from compress.terminal.table import TextTable
     from export.stage import Exported
 
 _HEADER = ("file", "size", "for", "error", "cosine", "top-1")
@@ -25,9 +24,9 @@ def export_sheet(exported: Exported) -> Sheet:
     return Sheet("Export", _HEADER, tuple(rows), tuple(_notes(exported)))
 
 
-def render_export(exported: Exported, folder: Path) -> Table:
+def render_export(exported: Exported, folder: Path) -> TextTable:
     """Return the files of an export as a table for the terminal."""
-    from rich.table import Table
+    from compress.terminal.table import TextTable
 
     document = next(iter(exported.onnx.values()))
     title = f"{document['architecture']} for {document['target']}, {document['precision']}"
@@ -36,7 +35,7 @@ def render_export(exported: Exported, folder: Path) -> Table:
     allowed += f", cosine {limits['cosine']:g}" if limits["cosine"] > -1 else ""
     agreement = limits["top1_agreement"]
     allowed += f", top-1 agreement {agreement:.0%}" if agreement else ""
-    table = Table(
+    table = TextTable(
         title=f"{title}: compared with torch in float32",
         caption="\n".join((allowed, f"in {folder}", *sheet.notes)),
         caption_justify="left",

@@ -144,6 +144,32 @@ class TestRun:
         assert logits.shape == (2, 10)
 
     @pytest.mark.slow
+    def test_from_a_checkpoint_nothing_is_trained_before(self, run: Path, tmp_path: Path) -> None:
+        dense, output = run / "dense.safetensors", tmp_path / "run"
+        options = ("--checkpoint", dense, "--budget", "macs=0.7", "--output", output)
+        result = invoke("run", *options, *small())
+        assert result.exit_code in (0, 3, 4, 5), result.stderr  # what the latencies say
+        assert "training" not in result.stderr
+        assert files_in(output) == RUN_FILES
+        first, *lines = map(json.loads, (output / "history.jsonl").read_text().splitlines())
+        assert (first["event"], first["checkpoint"]) == ("dense", "dense.safetensors")
+        assert not [line for line in lines if line.get("phase") == "train"]
+        ratio = json.loads((output / "report.json").read_text())["comparison"]["macs_ratio"]
+        assert 0.5 < ratio <= 0.7
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            (("--weights", "ema"), "give that as well"),
+            (("--resume", "--checkpoint", "a.pth"), "give no --checkpoint"),
+        ],
+    )
+    def test_weights_and_a_checkpoint_that_do_not_go_together(
+        self, options: tuple[str, ...], says: str, tmp_path: Path
+    ) -> None:
+        refused("run", *options, "--output", tmp_path / "x", code=2, says=says)
+
+    @pytest.mark.slow
     def test_resuming_a_complete_run_measures_again(self, copied: Path) -> None:
         before = contents(copied)
         result = invoke("run", "--resume", "--output", copied, "--json")
@@ -811,6 +837,13 @@ class TestBadInput:
     def test_configuration(self, arguments: list[str], says: str, tmp_path: Path) -> None:
         refused("run", "--output", tmp_path / "x", *arguments, code=2, says=says)
         assert not (tmp_path / "x").exists()
+
+    @pytest.mark.parametrize("command", [(), ("run",), ("gate",), ("inspect",), ("oracle",)])
+    def test_help_gives_switches_no_value(self, command: tuple[str, ...]) -> None:
+        shown = invoke(*command, "--help").stdout
+        assert "--help" in shown
+        assert "bool" not in shown
+        assert "list[" not in shown
 
     def test_resume_needs_a_directory(self) -> None:
         refused("run", "--resume", code=2, says="--resume needs --output")

@@ -24,7 +24,10 @@ LAYERS = ("cli", "bench", "export", "compress")
 """A module imports from its own layer and from those to the right of it."""
 HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "numpy", "sklearn", "scipy")
 COMMANDS = {
-    "run": "config set output model data criterion target precision resume overwrite json",
+    "run": (
+        "config set output model data resume overwrite json checkpoint budget criterion target "
+        "precision runtime batch latency-table weights"
+    ),
     "train": "config set output model data resume overwrite json",
     "prune": (
         "config set output model data resume overwrite json checkpoint budget criterion target "

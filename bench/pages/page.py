@@ -20,7 +20,7 @@ from bench.pages.sheets import measured_on, sheets, verdict_sheet
 from bench.pages.svg import Plot, default_style, inline_svg
 from bench.reports.schema import LatencyComparison, Report
 from bench.reports.summary import NOT_MEASURED, headline, known, reference_name
-from compress.terminal.text import plain
+from compress.terminal.text import NO_BREAK, plain, together
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -30,9 +30,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 _LONG = 12  # rows from which a table is folded
 _NARROW = 4  # columns of a table that fits a phone when its cells wrap
-_WITHIN_FIGURE = re.compile(r"(?<=\d) (?=[a-zA-Z%]{1,3}\b|%)|(?<=x) (?=\d)|(?<=\d,) (?=[-+\d])")
 _AFTER_WORD = re.compile(r"[._]")
-_NO_BREAK = "\N{NO-BREAK SPACE}"
 _ARROW = "\N{RIGHTWARDS ARROW}"
 
 _MARKS: dict[Status, str] = {
@@ -113,12 +111,12 @@ def _template() -> Template:
 
 def _legal(value: Any) -> Any:
     """Return what is printed with everything spelt out that is not printable; markup is ours."""
-    return _NO_BREAK.join(map(plain, value.split(_NO_BREAK))) if type(value) is str else value
+    return NO_BREAK.join(map(plain, value.split(NO_BREAK))) if type(value) is str else value
 
 
 def _cell(text: str) -> str:
     """Return figures so that none is parted from its unit at the end of a line."""
-    return _WITHIN_FIGURE.sub(_NO_BREAK, plain(text))
+    return together(plain(text))
 
 
 def _facts(report: Report) -> tuple[str, ...]:

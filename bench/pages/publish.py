@@ -24,7 +24,7 @@ from compress.terminal.sheet import Sheet, fill, markdown_lines
 from compress.terminal.text import markdown, plain
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from compress.terminal.table import TextTable
 
 REPORT = "report.json"
 """The one file that the others are made of."""
@@ -71,10 +71,11 @@ def write_views(
             junit.unlink(missing_ok=True)
 
 
-def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
+def render_table(report: Report, verdicts: Sequence[Verdict]) -> TextTable:
     """Return the main table, the change since a stored report and the verdicts for the terminal."""
-    from rich.table import Table
     from rich.text import Text
+
+    from compress.terminal.table import TextTable, Words
 
     sheet, judged = comparison_sheet(report), verdict_sheet(verdicts)
     changed = change_sheet(report.change) if report.change is not None else None
@@ -83,7 +84,7 @@ def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
     )
     since = changed.notes if changed else ()
     notes = "\n".join(map(plain, (*sheet.notes, *since, *judged.notes, *layers)))
-    table = Table(
+    table = TextTable(
         title=Text(plain(headline(report))),
         caption=Text(notes) if notes else None,
         caption_justify="left",
@@ -91,15 +92,15 @@ def render_table(report: Report, verdicts: Sequence[Verdict]) -> Table:
     fill(table, sheet)
     if changed:
         table.add_section()
-        table.add_row(Text(changed.title.lower(), style="bold"), "", "", "")
+        table.add(changed.title.lower(), "", "", "", style="bold")
         for name, change in changed.rows:
-            table.add_row(Text(name), "", "", Text(change))
+            table.add(name, "", "", change)
     if judged.rows:
         table.add_section()
-        table.add_row(*(Text(name, style="bold") for name in judged.header))
+        table.add(*judged.header, style="bold")
         for *cells, status in judged.rows:
             style = next(style for name, style in _STYLES.items() if name == status)
-            table.add_row(*map(Text, cells), Text(status, style=style))
+            table.add_row(*map(Words, cells), Words(status, style))
     return table
 
 

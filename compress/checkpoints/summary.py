@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from compress.files.atomic import sha256_of
 from compress.networks.models import SMALL_IMAGE_MODELS, build_network, ends_in
 from compress.networks.registries import usual_images
 from compress.networks.trial import tried_graph
+from compress.terminal.sheet import short_count
+from compress.terminal.table import TextTable
 
 
 def inspect_checkpoint(
@@ -93,7 +95,7 @@ def render_summary(document: dict[str, Any]) -> RenderableType:
         rows["pruned from"] = document["parent_sha256"]
     for stage, figures in document.get("metrics", {}).items():
         if isinstance(figures, dict) and "top1" in figures:
-            rows[f"top-1, {stage}"] = f"{figures['top1']:.2f} % of {figures['images']} images"
+            rows[stage] = f"top-1 {figures['top1']:.2f} % of {figures['images']} images"
     if document.get("tools"):
         rows["written by"] = ", ".join(f"{k} {v}" for k, v in document["tools"].items())
     for name, text in rows.items():
@@ -111,9 +113,9 @@ def _network_rows(document: dict[str, Any]) -> dict[str, str]:
     shape = _by_x(document["input_size"])
     return {
         "architecture": f"{document['architecture']}, {classes}, input {shape}",
-        "MACs": _change(dense["macs"], now["macs"], 1e6, "M"),
-        "parameters": _change(dense["params"], now["params"], 1e3, "k"),
-        "channels": _change(dense["channels"], now["channels"], 1, ""),
+        "MACs": _change(dense["macs"], now["macs"]),
+        "parameters": _change(dense["params"], now["params"]),
+        "channels": _change(dense["channels"], now["channels"], "{:,}".format),
     }
 
 
@@ -124,7 +126,7 @@ def _weights_rows(document: dict[str, Any]) -> dict[str, str]:
     rows = {
         "network": "of its user's own code, as compress.load builds it",
         "tensors": str(len(document["tensors"])),
-        "numbers in them": _change(dense, now, 1e3, "k"),
+        "numbers in them": _change(dense, now),
     }
     if document["input_size"]:
         rows["input"] = _by_x(document["input_size"])
@@ -136,22 +138,22 @@ def _weights_rows(document: dict[str, Any]) -> dict[str, str]:
 
 
 def _groups_table(document: dict[str, Any]) -> RenderableType:
-    groups = Table("group", "dense", "kept", "readers", "note", title_justify="left")
+    groups = TextTable("group", "dense", "kept", "readers", "note")
     for group in document["groups"]:
         note = group["frozen"] or ("residual stream" if group["residual"] else "")
         cells = (group["dense"], group["kept"], group["readers"])
-        groups.add_row(group["name"], *map(str, cells), note)
+        groups.add(group["name"], *map(str, cells), note)
     for branch in document.get("branches", ()):
-        note = branch["frozen"] or "branch of a residual addition"
-        groups.add_row(branch["name"], "1", "1" if branch["kept"] else "gone", "", note)
+        note = branch["frozen"] or "residual branch"
+        groups.add(branch["name"], "1", "1" if branch["kept"] else "gone", "", note)
     return groups
 
 
 def _tensors_table(document: dict[str, Any]) -> RenderableType:
-    table = Table("tensor", "dense", "now")
+    table = TextTable("tensor", "dense", "now")
     for tensor in document["tensors"]:
         if tensor["dense"] != tensor["now"]:
-            table.add_row(Text(tensor["name"]), _by_x(tensor["dense"]), _by_x(tensor["now"]))
+            table.add(tensor["name"], _by_x(tensor["dense"]), _by_x(tensor["now"]))
     return table if table.row_count else Text("no tensor is pruned")
 
 
@@ -197,10 +199,8 @@ def _ends(model: ModelConfig, state: dict[str, Any]) -> tuple[int, int]:
     return len(state.get(last, weights[-1])), state.get(first, weights[0]).shape[1]
 
 
-def _change(dense: int, now: int, scale: float, unit: str) -> str:
-    before, after = (
-        f"{value / scale:,.2f} {unit}" if unit else f"{value:,}" for value in (dense, now)
-    )
+def _change(dense: int, now: int, write: Callable[[float], str] = short_count) -> str:
+    before, after = write(dense), write(now)
     return before if dense == now else f"{after}, {100 * now / dense:.1f} % of {before}"
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Group as Stack
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from compress.networks.groups import ChannelGraph
@@ -30,6 +29,7 @@ from compress.runs.plots import (
     write_figure,
 )
 from compress.terminal.sheet import Sheet, fill, markdown_lines
+from compress.terminal.table import TextTable
 from compress.terminal.text import markdown
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
@@ -62,7 +62,7 @@ def render_tables(document: Mapping[str, Any]) -> RenderableType:
     """Return what ``compress oracle`` prints."""
     parts: list[RenderableType] = [Text(_headline(document)), Text(_costs(document))]
     for sheet in _sheets(document):
-        table = Table(
+        table = TextTable(
             title=sheet.title,
             title_justify="left",
             caption=Text("\n".join(sheet.notes)) if sheet.notes else None,

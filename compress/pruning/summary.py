@@ -12,7 +12,7 @@ from compress.networks.groups import ChannelGraph, Mask
 from compress.terminal.sheet import Sheet, fill, text_lines
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from compress.terminal.table import TextTable
 
 HEADER = ("group", "dense", "kept", "note")
 
@@ -63,12 +63,12 @@ class Summary:
         notes = (f"operators without a rule: {', '.join(unknown)}",) if unknown else ()
         return Sheet(f"Pruning to {self.budget}", HEADER, (*costs, *groups, *branches), notes)
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> TextTable:
         """Return the table that rich shows."""
-        from rich.table import Table
+        from compress.terminal.table import TextTable
 
         sheet = self.sheet
-        table = Table(title=sheet.title, caption="\n".join(sheet.notes) or None)
+        table = TextTable(title=sheet.title, caption="\n".join(sheet.notes) or None)
         fill(table, sheet)
         return table
 

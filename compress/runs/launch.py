@@ -23,7 +23,7 @@ from compress.networks.models import SMALL_IMAGE_MODELS
 from compress.networks.registries import usual_images
 from compress.runs.dense import check_logits, import_dense, is_import_of
 from compress.runs.lock import locked
-from compress.runs.request import Request, RunRequest
+from compress.runs.request import PruneRequest, Request, RunRequest
 from compress.runs.rundirectory import RunDirectory
 from compress.runs.session import Session
 from compress.seed2019.settings import run_document
@@ -44,6 +44,21 @@ class Weights:
     file: Path
     key: str | None = None
     """Of them, where the file holds several sets."""
+
+
+def weights_of(request: PruneRequest) -> Weights | None:
+    """Return the dense weights that a request names.
+
+    Raises:
+        ConfigError: it names a set of weights and no file, or a file for a run that has its own.
+    """
+    if request.checkpoint is None:
+        if request.weights is not None:
+            raise ConfigError("--weights names a set in the --checkpoint: give that as well")
+        return None
+    if request.resume:
+        raise ConfigError("--resume goes on with the network of the run: give no --checkpoint")
+    return Weights(request.checkpoint, request.weights)
 
 
 @dataclass(frozen=True)

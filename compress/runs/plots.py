@@ -18,6 +18,7 @@ import numpy as np
 from compress.files.atomic import write_atomically
 from compress.networks import cost
 from compress.networks.groups import ChannelGraph, Mask
+from compress.terminal.sheet import short_count
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
     from matplotlib.axes import Axes
@@ -334,14 +335,6 @@ def count_along(axis: Axis) -> None:
     from matplotlib.ticker import FuncFormatter
 
     axis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
-
-
-def short_count(count: float) -> str:
-    """Write a count with three digits and a unit."""
-    for scale, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if count >= 0.9995 * scale:
-            return f"{count / scale:#.3g}".rstrip(".") + unit
-    return f"{count:,.0f}"
 
 
 def write_figure(path: Path, figure: Figure) -> None:

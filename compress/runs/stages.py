@@ -13,7 +13,7 @@ from compress.distributed.world import current
 from compress.errors import CheckpointError, ConfigError
 from compress.latency.stopwatch import Stopwatch
 from compress.runs.dense import note_import, train_dense
-from compress.runs.launch import Started, Weights, started
+from compress.runs.launch import Started, started, weights_of
 from compress.runs.prune import Quantizer, check_budget, prune
 from compress.runs.request import PruneRequest, RunRequest
 from compress.terminal.console import say
@@ -56,9 +56,8 @@ def prune_run(
     """
     if (request.checkpoint is None) != request.resume:
         raise ConfigError("compress prune needs --checkpoint FILE, or --resume --output DIR")
-    weights = Weights(request.checkpoint, request.weights) if request.checkpoint else None
     checks = [check_budget, *([quantizer] if quantizer else [])]
-    with started(request, checks, weights) as on:
+    with started(request, checks, weights_of(request)) as on:
         if not is_there(on.run.dense):
             raise CheckpointError(
                 f"{on.run.path} holds no dense network yet: end its training with compress train "

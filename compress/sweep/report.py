@@ -12,17 +12,16 @@ from typing import Any
 
 from rich.console import Group as Stack
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from compress.checkpoints.checkpoint import tool_versions
 from compress.config import Budget
-from compress.runs.plots import short_count
 from compress.sweep.plan import SearchState, misses, pareto_front
 from compress.sweep.points import COSTS, STAGES
 from compress.sweep.request import SCHEMA_VERSION, Goal
 from compress.sweep.times import time_words
-from compress.terminal.sheet import Row, Sheet, fill
+from compress.terminal.sheet import Row, Sheet, fill, short_count
+from compress.terminal.table import TextTable
 
 ON_FRONT = {"macs": "pareto_macs", "params": "pareto_params"}
 """For each cost that networks are compared by, the key that says who is on the front."""
@@ -185,7 +184,7 @@ def is_measured(document: Mapping[str, Any]) -> bool:
 def render_sweep(document: Mapping[str, Any], folder: Path) -> RenderableType:
     """Return what ``compress sweep`` prints: a row for each network, and which one was found."""
     sheet = sweep_sheet(document, folder)
-    table = Table(title=sheet.title, title_justify="left")
+    table = TextTable(title=sheet.title, title_justify="left")
     fill(table, sheet)
     return Stack(table, *map(Text, sheet.notes))
 

@@ -18,6 +18,10 @@ import typer
 from compress.errors import ConfigError
 from compress.terminal.console import say
 
+SWITCH = ""
+"""What ``--help`` shows for the value of an option that takes none."""
+_METAVARS: dict[Any, str] = {bool: SWITCH, list[str]: "<str>"}
+
 
 @dataclass(frozen=True)
 class Option:
@@ -98,7 +102,7 @@ def _parameters(kind: type[Any]) -> tuple[list[inspect.Parameter], dict[str, tup
         if isinstance(mark, Argument):
             shown: Any = typer.Argument(metavar=mark.metavar, help=mark.help)
         else:
-            shown = typer.Option(mark.flag, help=mark.help)
+            shown = typer.Option(mark.flag, help=mark.help, metavar=_METAVARS.get(base))
             if mark.earlier is not None:
                 renamed[name] = (mark.flag, mark.earlier)
                 hidden = typer.Option(mark.earlier, hidden=True)

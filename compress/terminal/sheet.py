@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from compress.terminal.text import markdown, plain
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from compress.terminal.table import TextTable
 
 Row = tuple[str, ...]
 
@@ -25,14 +25,11 @@ class Sheet:
     """Sentences under the table."""
 
 
-def fill(table: Table, sheet: Sheet) -> None:
+def fill(table: TextTable, sheet: Sheet) -> None:
     """Put the columns and rows of a sheet into an empty table of the terminal."""
-    from rich.text import Text
-
-    for index, name in enumerate(sheet.header):
-        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    table.head(*sheet.header)
     for row in sheet.rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
+        table.add(*row)
 
 
 def text_lines(sheet: Sheet, *, left: Collection[int] = (0,)) -> list[str]:
@@ -60,3 +57,11 @@ def markdown_lines(sheet: Sheet) -> list[str]:
 
 def _markdown_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(markdown(cell, begins=False) for cell in cells)} |"
+
+
+def short_count(count: float) -> str:
+    """Write a count with three digits and a unit."""
+    for scale, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= 0.9995 * scale:
+            return f"{count / scale:#.3g}".rstrip(".") + unit
+    return f"{count:,.0f}"

@@ -20,6 +20,10 @@ _INLINE = re.compile(
 )
 
 
+NO_BREAK = "\N{NO-BREAK SPACE}"
+_WITHIN_FIGURE = re.compile(r"(?<=\d) (?=[a-zA-Z%]{1,3}\b|%)|(?<=x) (?=\d)|(?<=\d,) (?=[-+\d])")
+
+
 def plain(text: str) -> str:
     """Return a text as one line of printable letters, everything else spelt out: ``\\x1b``."""
     if text.isprintable():
@@ -45,3 +49,8 @@ def markdown(text: str, *, begins: bool = True) -> str:
         return shown
     start = found.end(2) if found[2].isdecimal() else found.start(2)
     return f"{shown[:start]}\\{shown[start:]}"
+
+
+def together(text: str) -> str:
+    """Return figures so that none is parted from its unit, nor an interval, at a line's end."""
+    return _WITHIN_FIGURE.sub(NO_BREAK, text)

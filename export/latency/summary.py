@@ -13,7 +13,7 @@ from compress.networks.layers import LayerShape
 from compress.terminal.sheet import Row, Sheet, fill
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from compress.terminal.table import TextTable
 
 _HEADER = ("layer", "read", "written", "narrowest, ms", "widest, ms")
 
@@ -26,12 +26,12 @@ def table_sheet(table: LatencyTable) -> Sheet:
     return Sheet(title, _HEADER, rows, tuple(_notes(table)))
 
 
-def render_latency(table: LatencyTable, path: Path) -> Table:
+def render_latency(table: LatencyTable, path: Path) -> TextTable:
     """Return a latency table for the terminal."""
-    from rich.table import Table
+    from compress.terminal.table import TextTable
 
     sheet = table_sheet(table)
-    shown = Table(
+    shown = TextTable(
         title=sheet.title, caption="\n".join((*sheet.notes, f"in {path}")), caption_justify="left"
     )
     fill(shown, sheet)
