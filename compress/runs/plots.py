@@ -18,7 +18,7 @@ import numpy as np
 from compress.files.atomic import write_atomically
 from compress.networks import cost
 from compress.networks.groups import ChannelGraph, Mask
-from compress.terminal.sheet import short_count
+from compress.terminal.sheet import short_count, unit_of
 
 if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
     from matplotlib.axes import Axes
@@ -192,6 +192,8 @@ class Course:
 
     loss: dict[int, float] = field(default_factory=dict)
     top1: dict[int, float] = field(default_factory=dict)
+    masked: dict[int, float] = field(default_factory=dict)
+    """Top-1 with what is removed set to zero, before BatchNorm statistics are estimated again."""
     macs: dict[int, float] = field(default_factory=dict)
     pruning_steps: set[int] = field(default_factory=set)
     ends: dict[str, int] = field(default_factory=dict)
@@ -211,12 +213,14 @@ class Course:
 def course_of(events: Sequence[Mapping[str, Any]]) -> Course:
     """Gather the curves from a history; facts that are absent or not finite are left out."""
     course = Course()
+    curves = {"loss": course.loss, "top1": course.top1, "macs": course.macs}
+    curves["masked_top1"] = course.masked
     trained = max((e.get("step", 0) for e in events if e.get("phase") == "train"), default=0)
     for event in events:
         step = _position(event, trained, course)
         if step is None:
             continue
-        for fact, curve in (("loss", course.loss), ("top1", course.top1), ("macs", course.macs)):
+        for fact, curve in curves.items():
             if math.isfinite(event.get(fact, math.nan)):
                 curve[step] = event[fact]
         if event["event"] == "prune_step":
@@ -241,6 +245,8 @@ def draw_history(course: Course) -> Figure:
         _draw_curve(axes, panel)
         axes.set_ylabel(panel.title)
         plain_axes(axes, "y")
+        if panel.curve is course.top1:
+            _draw_masked(axes, course)
     if course.macs:
         column[-1].set_ylim(0, 1.1 * max(course.macs.values()))
         count_along(column[-1].yaxis)
@@ -296,6 +302,19 @@ def _draw_curve(axes: Axes, panel: Panel) -> None:
     label.set(va="center", fontsize=SMALL, color=panel.colour)
 
 
+def _draw_masked(axes: Axes, course: Course) -> None:
+    """Mark the accuracy of the masked network below that of the pruned one at the same step."""
+    for step, top1 in course.masked.items():
+        above = course.top1.get(step, top1)
+        axes.plot([step, step], [above, top1], ":", color=GREEN, linewidth=1.3, zorder=1)
+        hollow = {"marker": "o", "facecolor": "white", "edgecolor": GREEN}
+        axes.scatter([step], [top1], s=22, linewidth=1.2, **hollow, zorder=3)
+        label = axes.annotate(
+            f"masked {top1:.2f}", (step, top1), (6, -3), textcoords="offset points"
+        )
+        label.set(va="top", fontsize=SMALL, color=GREEN)
+
+
 # How every picture is drawn
 
 
@@ -331,10 +350,14 @@ def plain_legend(axes: Axes, **options: Any) -> Legend:
 
 
 def count_along(axis: Axis) -> None:
-    """Write the ticks of an axis as counts."""
+    """Write the ticks of an axis as counts, all in the unit of the largest."""
     from matplotlib.ticker import FuncFormatter
 
-    axis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    def written(value: float, position: int | None) -> str:
+        scale, unit = unit_of(max(axis.get_view_interval()))
+        return f"{value / scale:g}{unit}" if value else "0"
+
+    axis.set_major_formatter(FuncFormatter(written))
 
 
 def write_figure(path: Path, figure: Figure) -> None:

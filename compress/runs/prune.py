@@ -211,6 +211,7 @@ class _PruneRun:
             "pruned",
             step=self.trainer.step_index,
             batchnorm_batches=seen,
+            masked_top1=self.accuracy["masked"]["top1"],
             **self.accuracy["pruned"],
         )
         self.trainer.begin_schedule(self.config.finetune.epochs)

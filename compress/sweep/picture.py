@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from compress.runs.plots import (
@@ -28,6 +30,9 @@ if TYPE_CHECKING:  # slow to import, so the functions below do it when they draw
 
 SIZES = {1: (7.5, 4.8), 2: (11.0, 4.6)}
 """Of the picture by its panels, in inches."""
+LEVEL = 0.95
+"""Of the intervals of accuracies, as of those of times."""
+BAR: dict[str, Any] = {"linewidth": 3, "alpha": 0.4, "zorder": 1.5}
 AXES = {"macs": "MACs", "params": "parameters"}
 Row = Mapping[str, Any]
 
@@ -79,7 +84,9 @@ def draw_sweep(document: Mapping[str, Any]) -> Figure:
         (axes, _draw_panel(axes, document["dense"], done, panel))
         for axes, panel in zip(drawn, panels, strict=True)
     ]
-    drawn[0].set_ylabel("top-1 after finetuning (%)")
+    images = document["dense"].get("images")
+    told = f"; bars are {100 * LEVEL:g} % intervals, {images:,} images" if images else ""
+    drawn[0].set_ylabel(f"top-1 after finetuning (%){told}")
     place_labels(figure, labels)
     return figure
 
@@ -116,8 +123,10 @@ def _draw_panel(axes: Axes, dense: Row, done: Sequence[Row], panel: Panel) -> li
             axes.scatter(costs, top1, s=26, color=colour, label=label, zorder=2)
         for row in shown:
             if bar := panel.bar_of(row):
-                axes.hlines(places[row["name"]][1], *bar, color=colour, linewidth=3, alpha=0.4)
+                axes.hlines(places[row["name"]][1], *bar, **BAR, color=colour)
+            _draw_accuracy_bar(axes, places[row["name"]], dense.get("images"), colour)
     at = places[dense["name"]]
+    _draw_accuracy_bar(axes, at, dense.get("images"), VERMILION)
     axes.scatter([at[0]], [at[1]], s=44, marker="s", color=VERMILION, label="dense", zorder=2)
     ends = [end for row in done for end in panel.bar_of(row) or ()]
     axes.set_xlim(0, 1.1 * max(*ends, *(cost for cost, _ in places.values())))
@@ -132,6 +141,22 @@ def _draw_panel(axes: Axes, dense: Row, done: Sequence[Row], panel: Panel) -> li
         Label(_name_of(row), places[row["name"]], INK if row[panel.front] else FAINT)
         for row in sorted(networks, key=lambda row: not row[panel.front])
     ]
+
+
+def _draw_accuracy_bar(
+    axes: Axes, at: tuple[float, float], images: int | None, colour: str
+) -> None:
+    if images:
+        axes.vlines(at[0], *(100 * end for end in wilson(at[1] / 100, images)), **BAR, color=colour)
+
+
+def wilson(share: float, count: int, level: float = LEVEL) -> tuple[float, float]:
+    """Return the interval of a share of so many trials: Wilson, JASA 22 (1927) 209-212."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    reach /= 1 + z * z / count
+    return max(middle - reach, 0.0), min(middle + reach, 1.0)
 
 
 def _name_of(row: Row) -> str:

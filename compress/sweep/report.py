@@ -72,6 +72,7 @@ def sweep_document(
     dense |= {"seconds": round(dense_seconds, 1), **(costs or dict.fromkeys(COSTS))}
     done = bool(rows) and all(row["status"] == "done" for row in rows)
     dense |= {key: accuracy[key] if accuracy else None for key in ("top1", "top5")}
+    dense["images"] = accuracy.get("images") if accuracy else None
     dense |= _dense_time(rows)
     networks = [row for row in (dense, *rows) if row["status"] == "done"]
     for cost, key in ON_FRONT.items():

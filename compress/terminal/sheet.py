@@ -60,8 +60,14 @@ def _markdown_row(cells: Iterable[str]) -> str:
 
 
 def short_count(count: float) -> str:
-    """Write a count with three digits and a unit."""
+    """Write a count with three digits and a unit: 1.81 G, 269 k, 640."""
+    scale, unit = unit_of(count)
+    return f"{count / scale:#.3g}".rstrip(".") + unit if unit else f"{count:,.0f}"
+
+
+def unit_of(count: float) -> tuple[float, str]:
+    """Return the unit that a count is written in with three digits: its size and its letter."""
     for scale, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if count >= 0.9995 * scale:
-            return f"{count / scale:#.3g}".rstrip(".") + unit
-    return f"{count:,.0f}"
+            return scale, unit
+    return 1.0, ""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import built, random_mask, some_slow
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
@@ -23,9 +24,11 @@ from compress.runs.plots import (
     ORANGE,
     GroupWidths,
     Widths,
+    count_along,
     course_of,
     draw_history,
     draw_widths,
+    new_figure,
     plot_history,
     plot_widths,
     widths_of,
@@ -184,6 +187,33 @@ def test_a_network_that_was_not_trained_here() -> None:
     course = course_of([dense, *EVENTS[2:]])
     assert course.top1 == {0: 76.0, 8: 70.0, 18: 79.0}
     assert course.pruning_steps == {4, 8}
+
+
+def test_what_masking_left_of_the_accuracy_is_marked_below_the_curve() -> None:
+    pruned = {"event": "pruned", "macs": 2_000_000, "top1": 70.0, "masked_top1": 12.0}
+    figure = draw_history(course_of([*EVENTS[:5], pruned, *EVENTS[6:]]))
+    axes = figure.axes[1]
+    *_, drop = axes.get_lines()
+    assert list(zip(*drop.get_data(), strict=True)) == [(28, 70.0), (28, 12.0)]
+    (mark,) = (each for each in axes.collections if isinstance(each, PathCollection))
+    assert mark.get_offsets().tolist() == [[28, 12.0]]
+    assert "masked 12.00" in [text.get_text() for text in axes.texts]
+    bottom, top = axes.get_ylim()
+    assert bottom < 12 < top
+
+
+@pytest.mark.parametrize("most", [640, 4_940_416, 10_100_000, 1_814_070_000])
+def test_counts_along_an_axis_have_one_unit(most: int) -> None:
+    figure = new_figure(5, 3)
+    axes = figure.add_subplot()
+    axes.set_xlim(0, most)
+    count_along(axes.xaxis)
+    figure.draw_without_rendering()
+    shown = [label.get_text() for label in axes.get_xticklabels()]
+    assert len({text.partition(" ")[2] for text in shown if text != "0"}) == 1
+    factor = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
+    numbers = [float(text.partition(" ")[0]) * factor[text.partition(" ")[2]] for text in shown]
+    assert numbers == pytest.approx(list(axes.get_xticks()))
 
 
 def test_steps_that_were_taken_twice_count_once() -> None:

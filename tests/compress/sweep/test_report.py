@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.collections import LineCollection
 from matplotlib.text import Text
+from scipy.stats import binomtest
 
 from compress.config import Budget, load_config
 from compress.runs.plots import new_figure
 from compress.sweep.labels import Label, place_labels
-from compress.sweep.picture import draw_sweep
+from compress.sweep.picture import draw_sweep, wilson
 from compress.sweep.report import PointState, sweep_csv, sweep_document, sweep_sheet
 from compress.sweep.request import Goal
 
@@ -86,6 +89,61 @@ class TestDocument:
             assert line == [(shares[1], 91.5), (dense, 92.0)]
             names = {text.get_text() for text in axes.texts}
             assert names == {"dense", "macs=0.8", "macs=0.6"}
+
+    def test_bars_are_the_intervals_of_so_many_images(self) -> None:
+        accuracy = {"top1": 92.0, "top5": 99.5, "images": 250}
+        budgets = [Budget(kind="macs", value=share) for share in (0.8, 0.6)]
+        points = [
+            PointState(str(budget), budget, measured(budget.value, top1), None, 1.0)
+            for budget, top1 in zip(budgets, (90.0, 91.2), strict=True)
+        ]
+        figure = draw_sweep(found_document(accuracy=accuracy, points=points))
+        for axes in figure.axes:
+            ends = [
+                np.asarray(each.get_segments()[0])[:, 1].tolist()
+                for each in axes.collections
+                if isinstance(each, LineCollection)
+            ]
+            for top1 in (92.0, 90.0, 91.2):
+                right = binomtest(round(2.5 * top1), 250).proportion_ci(0.95, method="wilson")
+                ends.remove(pytest.approx([100 * right.low, 100 * right.high]))
+            assert not ends
+        assert "95 % intervals, 250 images" in figure.axes[0].get_ylabel()
+
+    @given(st.floats(0, 1), st.integers(1, 50_000))
+    def test_the_interval_holds_the_share(self, share: float, count: int) -> None:
+        low, high = wilson(share, count)
+        assert 0 <= low <= share + 1e-12
+        assert share - 1e-12 <= high <= 1
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_names_stand_clear_of_the_front_and_of_the_bars(self, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        shares = np.sort(random.uniform(0.1, 0.95, 6))
+        top1 = 92 - 12 * (1 - shares) ** 2 + random.normal(scale=0.8, size=6)
+        points = [
+            PointState(
+                f"macs-{share:.2f}",
+                Budget(kind="macs", value=round(float(share), 2)),
+                measured(float(share), float(accuracy)),
+                None,
+                1.0,
+            )
+            for share, accuracy in zip(shares, top1, strict=True)
+        ]
+        accuracy = {"top1": 92.0, "top5": 99.5, "images": 5000}
+        figure = draw_sweep(found_document(accuracy=accuracy, points=points))
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            lines = [line.get_path() for line in axes.lines]
+            for each in axes.collections:
+                lines += each.get_paths() if isinstance(each, LineCollection) else []
+            boxes = [Text.get_window_extent(text) for text in axes.texts]
+            assert len(boxes) == 7
+            assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+            for line in lines:
+                drawn = line.transformed(axes.transData)
+                assert not any(drawn.intersects_bbox(box, filled=False) for box in boxes)
 
 
 def timed(share: float, top1: float, **changes: Any) -> dict[str, Any]:
