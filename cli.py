@@ -223,11 +223,17 @@ def gate_command(request: GateRequest, as_json: Json = False) -> None:
 @app.command("report")
 @takes_request
 def report_command(request: ReportRequest, as_json: Json = False) -> None:
-    """Write a report's Markdown, page and JUnit file again, from its JSON alone."""
+    """Write a report's Markdown, page and JUnit file again, from its JSON alone.
+
+    Where several are given, the pages are of the first, and set all of them side by side.
+    """
     from bench.commands import show_again
+    from bench.pages.publish import render_reports
 
     judged = show_again(request)
     _print_report(judged, as_json)
+    if judged.reports and not as_json:
+        print_table(render_reports(judged.reports))
     judged.publish_views()
     say(f"report.md and report.html are in {judged.folder}")
 

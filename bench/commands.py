@@ -13,8 +13,9 @@ from bench.judging.baseline import baseline_of, load_compared
 from bench.judging.quality_gate import judge
 from bench.judging.verdicts import Verdict, exit_code
 from bench.limits import Limits, load_limits, require_judgeable
-from bench.pages.publish import REPORT, publish, write_views
-from bench.reports.report import load_report, save_report, sealed
+from bench.pages.beside import names_of
+from bench.pages.publish import publish, write_views
+from bench.reports.report import REPORT, load_report, save_report, sealed
 from bench.stopwatch import stopwatch_for
 from compress.distributed.world import part
 from compress.errors import ConfigError, OutputError
@@ -43,8 +44,8 @@ class Judged:
     verdicts: list[Verdict]
     folder: Path
     """Where its files are, or would be."""
-    beside: tuple[Report, ...] = ()
-    """Further reports that the page shows."""
+    reports: dict[str, Report] | None = None
+    """It and others that it is compared with, by name, itself first; None for it alone."""
 
     def publish(self) -> None:
         """Write the report, and what people and CI read of it.
@@ -65,7 +66,7 @@ class Judged:
         Raises:
             OutputError: a file cannot be written.
         """
-        write_views(self.report, self.verdicts, self.folder, others=self.beside)
+        write_views(self.report, self.verdicts, self.folder, reports=self.reports)
 
     @property
     def exit_code(self) -> int:
@@ -155,10 +156,11 @@ def show_again(request: ReportRequest) -> Judged:
     Raises:
         CheckpointError: a report cannot be read.
     """
-    measured = load_report(request.report)
-    beside = tuple(load_report(other) for other in request.others)
+    paths = tuple({path.resolve(): path for path in (request.report, *request.others)}.values())
+    measured, *others = map(load_report, paths)
+    reports = dict(zip(names_of(paths), (measured, *others), strict=True)) if others else None
     folder = request.output or request.report.parent
-    return Judged(measured, _verdicts(measured), folder, beside)
+    return Judged(measured, _verdicts(measured), folder, reports)
 
 
 def keep(request: BaselineRequest) -> Judged:

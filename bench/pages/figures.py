@@ -7,7 +7,7 @@ page.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,14 +40,14 @@ _WIDE = 4.0  # times the fastest call, from which an axis of latencies is logari
 _WIDEST = 1e4  # times the left end of such an axis, at most; a coarse clock reads 0 at times
 
 
-def plots(report: Report, others: Sequence[Report] = ()) -> Iterator[Plot]:
+def plots(report: Report, reports: Mapping[str, Report] | None = None) -> Iterator[Plot]:
     """Yield what can be drawn of a report; to be called inside ``bench.pages.svg.default_style``.
 
     Args:
         report: what is drawn.
-        others: reports whose networks join the plots of accuracy against cost.
+        reports: it and others that it is compared with, by name, itself first; None for it alone.
     """
-    yield from pareto_plots(report, others)
+    yield from pareto_plots(reports or {pruned_name(report): report})
     if report.comparison.latency:
         yield _distributions(report)
         yield _course(report)

@@ -9,12 +9,13 @@ from a phone to a desktop.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import units
 from bench.judging.verdicts import EXIT_CODES, Status, Verdict
 from bench.measuring.records import AgreementRecord
+from bench.pages.beside import reports_sheet
 from bench.pages.figures import plots
 from bench.pages.sheets import measured_on, sheets, verdict_sheet
 from bench.pages.svg import Plot, default_style, inline_svg
@@ -29,7 +30,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """What a browser may load for the page: nothing."""
 
 _LONG = 12  # rows from which a table is folded
-_NARROW = 4  # columns of a table that fits a phone when its cells wrap
+_NARROW = 5  # columns of a table that fits a phone when its cells wrap
 _AFTER_WORD = re.compile(r"[._]")
 _ARROW = "\N{RIGHTWARDS ARROW}"
 
@@ -63,16 +64,19 @@ class Banner(NamedTuple):
     text: str
 
 
-def render_page(report: Report, verdicts: Sequence[Verdict], others: Sequence[Report] = ()) -> str:
+def render_page(
+    report: Report, verdicts: Sequence[Verdict], reports: Mapping[str, Report] | None = None
+) -> str:
     """Return the report as a whole HTML document.
 
     Args:
         report: what the page is about.
         verdicts: how it was judged; empty if it was not.
-        others: reports whose networks join the plots of accuracy against cost: those on the same
-            images, and for latency on the same machine.
+        reports: it and others that it is compared with, by name, itself first; None for it alone.
+            Plots show those on the same images, and for latency on the same machine.
     """
     judged = verdict_sheet(verdicts)
+    beside = [reports_sheet(reports)] if reports else []
     return _template().render(
         policy=POLICY,
         title=headline(report),
@@ -81,9 +85,9 @@ def render_page(report: Report, verdicts: Sequence[Verdict], others: Sequence[Re
         tiles=tuple(_tiles(report)),
         judged=judged,
         verdicts=tuple(zip(judged.rows, verdicts, strict=True)),
-        drawn=_drawn(report, others),
+        drawn=_drawn(report, reports),
         measured_on=measured_on(report),
-        sheets=[sheet for sheet in sheets(report, verdicts) if sheet != judged],
+        sheets=[*beside, *(sheet for sheet in sheets(report, verdicts) if sheet != judged)],
     )
 
 
@@ -138,10 +142,10 @@ def _banner(verdicts: Sequence[Verdict]) -> Banner:
     return Banner(worst, text)
 
 
-def _drawn(report: Report, others: Sequence[Report]) -> list[tuple[Plot, list[str]]]:
+def _drawn(report: Report, reports: Mapping[str, Report] | None) -> list[tuple[Plot, list[str]]]:
     """Return every plot with its pictures, each of which says what it shows."""
     with default_style():
-        return [(plot, list(_pictures(plot))) for plot in plots(report, others)]
+        return [(plot, list(_pictures(plot))) for plot in plots(report, reports)]
 
 
 def _pictures(plot: Plot) -> Iterator[str]:

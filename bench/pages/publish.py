@@ -7,15 +7,16 @@ host nor path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 from bench.judging.verdicts import Status, Verdict
+from bench.pages.beside import reports_sheet
 from bench.pages.sheets import change_sheet, measured_on, sheets, verdict_sheet
-from bench.reports.report import save_report
+from bench.reports.report import REPORT, save_report
 from bench.reports.schema import Report
 from bench.reports.summary import comparison_sheet, explain_layers, headline
 from compress.errors import writing
@@ -26,9 +27,6 @@ from compress.terminal.text import markdown, plain
 if TYPE_CHECKING:
     from compress.terminal.table import TextTable
 
-REPORT = "report.json"
-"""The one file that the others are made of."""
-
 _STYLES: dict[Status, str] = {
     "PASS": "green",
     "FAIL": "bold red",
@@ -37,32 +35,43 @@ _STYLES: dict[Status, str] = {
 }
 
 
-def publish(
-    report: Report, verdicts: Sequence[Verdict], folder: Path, *, others: Sequence[Report] = ()
-) -> None:
+def publish(report: Report, verdicts: Sequence[Verdict], folder: Path) -> None:
     """Write ``report.json``, ``report.md`` and ``report.html``, and ``report.xml`` of verdicts.
 
     Args:
         report: the report.
         verdicts: how it was judged, if it was.
         folder: where to; made if it is not there.
-        others: reports whose networks the page shows beside these.
 
     Raises:
         OutputError: a file cannot be written; each is there whole or as it was before.
     """
     save_report(report, folder / REPORT)
-    write_views(report, verdicts, folder, others=others)
+    write_views(report, verdicts, folder)
 
 
 def write_views(
-    report: Report, verdicts: Sequence[Verdict], folder: Path, *, others: Sequence[Report] = ()
+    report: Report,
+    verdicts: Sequence[Verdict],
+    folder: Path,
+    *,
+    reports: Mapping[str, Report] | None = None,
 ) -> None:
-    """Write all of ``publish`` but the report itself; verdicts of an earlier one are removed."""
+    """Write all of ``publish`` but the report itself; verdicts of an earlier one are removed.
+
+    Args:
+        report: the report.
+        verdicts: how it was judged, if it was.
+        folder: where to; made if it is not there.
+        reports: it and others that are compared with it, by name, itself first; None for it alone.
+
+    Raises:
+        OutputError: as that of ``publish``.
+    """
     from bench.pages.page import render_page
 
-    write_atomically(folder / "report.md", render_markdown(report, verdicts))
-    write_atomically(folder / "report.html", render_page(report, verdicts, others))
+    write_atomically(folder / "report.md", render_markdown(report, verdicts, reports))
+    write_atomically(folder / "report.html", render_page(report, verdicts, reports))
     junit = folder / "report.xml"
     if verdicts:
         write_atomically(junit, render_junit(report, verdicts))
@@ -104,10 +113,26 @@ def render_table(report: Report, verdicts: Sequence[Verdict]) -> TextTable:
     return table
 
 
-def render_markdown(report: Report, verdicts: Sequence[Verdict]) -> str:
+def render_reports(reports: Mapping[str, Report]) -> TextTable:
+    """Return the table that sets several reports side by side, for the terminal."""
+    from rich.text import Text
+
+    from compress.terminal.table import TextTable
+
+    sheet = reports_sheet(reports)
+    notes = Text("\n".join(map(plain, sheet.notes)))
+    table = TextTable(title=sheet.title, caption=notes, caption_justify="left")
+    fill(table, sheet)
+    return table
+
+
+def render_markdown(
+    report: Report, verdicts: Sequence[Verdict], reports: Mapping[str, Report] | None = None
+) -> str:
     """Return the whole report as a page: figures, verdicts, details, environment."""
     parts = [f"# {markdown(headline(report))}", "", markdown(measured_on(report)), ""]
-    for sheet in sheets(report, verdicts):
+    beside = [reports_sheet(reports)] if reports else []
+    for sheet in (*beside, *sheets(report, verdicts)):
         parts += [*_markdown(sheet), ""]
     return "\n".join(parts)
 

@@ -24,6 +24,7 @@ from bench.reports.summary import (
     known,
     pruned_name,
     reference_name,
+    told_ratio,
     told_share,
 )
 from bench.statistics.latency_ratios import RatioInterval
@@ -154,9 +155,9 @@ def change_sheet(change: Change) -> Sheet:
     rows: list[Row] = []
     for found in change.latency:
         size = found.batch_size
-        rows.append((f"latency ratio, batch {size}", _factor(found.ratio)))
+        rows.append((f"latency ratio, batch {size}", told_ratio(found.ratio)))
         if found.median is not None:
-            rows.append((f"median of the pruned network, batch {size}", _factor(found.median)))
+            rows.append((f"median of the pruned network, batch {size}", told_ratio(found.median)))
     drop = change.accuracy
     rows.append(("top-1 drop", NOT_MEASURED if drop is None else _drop(drop)))
     notes = [
@@ -170,10 +171,6 @@ def change_sheet(change: Change) -> Sheet:
     return Sheet("Against the stored report", ("", "change"), tuple(rows), tuple(notes))
 
 
-def _factor(found: RatioInterval) -> str:
-    return f"{units.times(found.ratio)} {units.interval(units.ratio, found.low, found.high)}"
-
-
 # Time, and the machine meanwhile
 
 
@@ -185,8 +182,8 @@ def _latency_sheets(report: Report, names: tuple[str, str]) -> Iterator[Sheet]:
     networks = (report.networks.reference, report.networks.pruned)
     named = [
         (f"{name}, batch {record.batch_size}", record)
-        for name, network in zip(names, networks, strict=True)
-        for record in network.latency
+        for records in zip(*(network.latency for network in networks), strict=True)
+        for name, record in zip(names, records, strict=True)
     ]
     yield _latency_sheet(named)
     if staged := [(name, record) for name, record in named if record.stages]:
@@ -237,41 +234,36 @@ def _environment_sheet(found: Environment) -> Sheet:
 
 
 def _latency_sheet(named: list[tuple[str, LatencyRecord]]) -> Sheet:
-    rows = []
-    for name, record in named:
-        found = record.summary
-        figures = (
-            *(found.median_ms, found.mean_ms, found.min_ms, found.max_ms),
-            *(found.p90_ms, found.p95_ms, found.p99_ms),
+    """Return one column for each network and batch size: on a phone there is room for that."""
+    figures = ("median", "mean", "min", "max", "p90", "p95", "p99")
+    columns = [
+        (
+            *(units.milliseconds(getattr(record.summary, f"{name}_ms")) for name in figures),
+            units.share(record.summary.variation),
+            str(record.summary.calls),
+            units.count(record.images_per_second),
         )
-        rows.append(
-            (
-                name,
-                *map(units.milliseconds, figures),
-                units.share(found.variation),
-                str(found.calls),
-                units.count(record.images_per_second),
-            )
-        )
-    header = ("", "median", "mean", "min", "max", "p90", "p95", "p99", "CV", "calls", "images/s")
-    return Sheet("Latency per call", header, tuple(rows))
+        for _, record in named
+    ]
+    names = (*figures, "CV", "calls", "images/s")
+    rows = tuple((name, *cells) for name, *cells in zip(names, *columns, strict=True))
+    return Sheet("Latency per call", ("", *(name for name, _ in named)), rows)
 
 
 def _control_sheet(report: Report, names: tuple[str, str]) -> Sheet:
     reference, pruned = names
-    rows = tuple(
+    latency = report.comparison.latency
+    rows = (
+        (f"{pruned} / {reference}", *(_ratio(found.ratio) for found in latency)),
+        (f"{reference} / {reference}", *(_ratio(found.control) for found in latency)),
+        ("rounds", *(str(found.ratio.rounds) for found in latency)),
+        ("took", *(f"{found.seconds:.1f} s" for found in latency)),
         (
-            str(found.batch_size),
-            _ratio(found.ratio),
-            _ratio(found.control),
-            str(found.ratio.rounds),
-            f"{found.seconds:.1f} s",
-            "yes" if found.converged else "no, time was up",
-        )
-        for found in report.comparison.latency
+            "as precise as asked",
+            *("yes" if found.converged else "no, time was up" for found in latency),
+        ),
     )
-    ratios = (f"{pruned} / {reference}", f"{reference} / {reference}")
-    header = ("batch", *ratios, "rounds", "took", "as precise as asked")
+    header = ("", *(f"batch {found.batch_size}" for found in latency))
     return Sheet("Latency ratio and its control", header, rows)
 
 

@@ -87,8 +87,6 @@ class Plot:
     caption: str
     """How to read it."""
     figures: tuple[Figure, ...]
-    numbered: tuple[str, ...] = ()
-    """What the numbers in the figures stand for, from 1."""
     notes: tuple[str, ...] = ()
     """Sentences on what the figures show."""
 

@@ -33,6 +33,9 @@ from compress.errors import CheckpointError
 from compress.files.atomic import write_atomically
 from compress.files.documents import MOST_MISTAKES, parsed_json, shown
 
+REPORT = "report.json"
+"""The one file that all others of a report are made of."""
+
 _BEFORE = (2, 3)  # versions that are read besides: 2 says budgets for limits, none has predictions
 MOST_NUMBER = MOST_RATIO * 10
 """Of fractions: nothing that is measured or derived comes near it."""

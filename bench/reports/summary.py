@@ -7,7 +7,7 @@ saved of both is set side by side and the difference split among its causes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from bench import units
 from bench.reports.precisions import slower_precisions
@@ -30,6 +30,7 @@ _MOST_NAMED = 3
 _FASTER = "in layers whose time fell more than their MACs"
 _LEAST = 1e-6  # keeps a layer that took no time from dividing by zero
 
+Known = TypeVar("Known")
 _Side = Literal["reference", "pruned"]
 _Figure = Literal["macs", "milliseconds"]
 _Both = tuple[float | None, float | None]
@@ -87,6 +88,16 @@ def told_share(found: Share) -> str:
     return f"{units.share(found.share)} {units.interval(units.share, found.low, found.high)}"
 
 
+def told_gain(drop: PairedDrop) -> str:
+    """Return a change of accuracy, above 0 for the better, with its interval."""
+    return f"{-drop.drop_pp:+.2f} pp [{-drop.high_pp:+.2f}, {-drop.low_pp:+.2f}]"
+
+
+def told_ratio(found: RatioInterval) -> str:
+    """Return a ratio as a factor, with its interval."""
+    return f"{units.times(found.ratio)} {units.interval(units.ratio, found.low, found.high)}"
+
+
 def told_prediction(found: Prediction) -> str:
     """Say in a sentence that a latency is predicted, from what, and how far that misses."""
     return (
@@ -98,7 +109,7 @@ def told_prediction(found: Prediction) -> str:
     )
 
 
-def known(write: Callable[[float], str], value: float | None) -> str:
+def known(write: Callable[[Known], str], value: Known | None) -> str:
     """Return a figure, or that it was not measured."""
     return NOT_MEASURED if value is None else write(value)
 
@@ -155,15 +166,11 @@ def _answer_rows(report: Report) -> Iterator[Row]:
     accuracy = report.comparison.accuracy
     if accuracy is not None or agreement is None:
         tops = (known(units.share, each.top1) for each in (networks.reference, networks.pruned))
-        yield ("top-1", *tops, _gain(accuracy.drop) if accuracy else NOT_MEASURED)
+        yield ("top-1", *tops, told_gain(accuracy.drop) if accuracy else NOT_MEASURED)
         return
     if agreement.same_top1 is not None:
         yield ("same top-1", "", "", told_share(agreement.same_top1))
     yield ("relative error", "", "", known(units.error, agreement.largest_error))
-
-
-def _gain(drop: PairedDrop) -> str:
-    return f"{-drop.drop_pp:+.2f} pp [{-drop.high_pp:+.2f}, {-drop.low_pp:+.2f}]"
 
 
 def _cost_rows(report: Report) -> Iterator[Row]:
@@ -198,7 +205,7 @@ def _latency_rows(report: Report) -> Iterator[Row]:
             f"latency, batch {size}",
             units.milliseconds(reference[size]),
             units.milliseconds(pruned[size]),
-            f"{units.times(ratio.ratio)} {units.interval(units.ratio, ratio.low, ratio.high)}",
+            told_ratio(ratio),
         )
         faster = units.interval(units.speed_up, 1 / ratio.high, 1 / ratio.low)
         yield (f"speed-up, batch {size}", "", "", f"{units.speed_up(comparison.speed_up)} {faster}")
@@ -240,8 +247,7 @@ def _contradict(layers: float, measured: RatioInterval) -> bool:
 def _withheld(times: LayerTimes, measured: RatioInterval) -> str:
     layers = units.times(times.pruned_ms / times.reference_ms)
     before, after = (units.milliseconds(ms) for ms in (times.reference_ms, times.pruned_ms))
-    whole = f"{units.times(measured.ratio)} "
-    whole += units.interval(units.ratio, measured.low, measured.high)
+    whole = told_ratio(measured)
     return (
         f"Where the time goes is left out: the layers add up to {layers} ({before} to {after}), "
         f"and whole calls were measured at {whole}, so what was profiled is not what was measured; "

@@ -307,8 +307,8 @@ def _draw_masked(axes: Axes, course: Course) -> None:
     for step, top1 in course.masked.items():
         above = course.top1.get(step, top1)
         axes.plot([step, step], [above, top1], ":", color=GREEN, linewidth=1.3, zorder=1)
-        hollow = {"marker": "o", "facecolor": "white", "edgecolor": GREEN}
-        axes.scatter([step], [top1], s=22, linewidth=1.2, **hollow, zorder=3)
+        mark = axes.scatter([step], [top1], s=22, linewidth=1.2, zorder=3)
+        mark.set(facecolor="white", edgecolor=GREEN)
         label = axes.annotate(
             f"masked {top1:.2f}", (step, top1), (6, -3), textcoords="offset points"
         )

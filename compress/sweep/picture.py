@@ -147,7 +147,8 @@ def _draw_accuracy_bar(
     axes: Axes, at: tuple[float, float], images: int | None, colour: str
 ) -> None:
     if images:
-        axes.vlines(at[0], *(100 * end for end in wilson(at[1] / 100, images)), **BAR, color=colour)
+        low, high = wilson(at[1] / 100, images)
+        axes.vlines(at[0], 100 * low, 100 * high, **BAR, color=colour)
 
 
 def wilson(share: float, count: int, level: float = LEVEL) -> tuple[float, float]:

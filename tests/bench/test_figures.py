@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
+from dataclasses import replace
+from itertools import combinations
 from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
-import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from bench.measuring.records import GroupRecord, LayerFigures, LayerRecord, LayerTimes
 from bench.pages import figures, pareto
@@ -44,8 +46,14 @@ def changed(report: Report, path: str, value: Any) -> Report:
     return report.model_copy(update={key: inner})
 
 
+def named(report: Report, *others: Report) -> dict[str, Report]:
+    """Return reports by name, as the page of the first one shows them."""
+    return {"own": report, **{f"other {number}": each for number, each in enumerate(others, 1)}}
+
+
 def plot(report: Report, key: str, others: Sequence[Report] = ()) -> Plot:
-    return next(found for found in plots(report, others) if found.key == key)
+    reports = named(report, *others) if others else None
+    return next(found for found in plots(report, reports) if found.key == key)
 
 
 def figure(report: Report, key: str, others: Sequence[Report] = ()) -> Figure:
@@ -61,7 +69,7 @@ def markers(axes: Axes) -> dict[tuple[float, float], tuple[str, bool]]:
             line.get_markerfacecolor() == line.get_color(),
         )
         for line in axes.lines
-        if line.get_marker() == "o" and len(line.get_xdata()) == 1
+        if line.get_marker() in ("o", "s") and len(line.get_xdata()) == 1
     }
 
 
@@ -72,77 +80,113 @@ def texts(found: Figure) -> str:
 # Accuracy against cost
 
 
-def test_points_lie_at_the_medians_and_accuracies_of_the_report(report: Report) -> None:
-    networks = report.networks
-    for axes, size in zip(figure(report, "accuracy-latency").axes, (0, 1), strict=True):
-        found = {look: point for point, look in markers(axes).items()}
-        for network, look in (
-            (networks.reference, (BLUE, False)),
-            (networks.pruned, (VERMILION, True)),
-        ):
-            expected = (network.latency[size].summary.median_ms, 100 * network.top1)
-            assert found.pop(look) == pytest.approx(expected)
-        assert not found
-
-
-def test_points_lie_at_the_macs_of_the_report(report: Report) -> None:
+def test_points_lie_at_the_ratios_and_changes_of_the_report(report: Report) -> None:
+    gain = -report.comparison.accuracy.drop.drop_pp
+    for axes, found in zip(
+        figure(report, "accuracy-latency").axes, report.comparison.latency, strict=True
+    ):
+        assert markers(axes) == {
+            (1.0, 0.0): (BLUE, False),
+            (found.ratio.ratio, gain): (VERMILION, True),
+        }
     (axes,) = figure(report, "accuracy-macs").axes
-    assert {cost for cost, _ in markers(axes)} == {40_813_184, 20_325_376}
+    assert {cost for cost, _ in markers(axes)} == {1.0, report.comparison.macs_ratio}
 
 
 def test_bars_are_the_intervals_of_the_differences_from_the_reference(report: Report) -> None:
     (axes, _) = figure(report, "accuracy-latency").axes
     across, along = [c.get_segments()[0] for c in axes.collections if isinstance(c, LineCollection)]
-    median = report.networks.pruned.latency[0].summary.median_ms
     ratio, drop = report.comparison.latency[0].ratio, report.comparison.accuracy.drop
-    assert across[:, 0] / median == pytest.approx(np.array([ratio.low, ratio.high]) / ratio.ratio)
-    dense = 100 * report.networks.reference.top1
-    assert along[:, 1] == pytest.approx([dense - drop.high_pp, dense - drop.low_pp])
-
-
-def test_only_the_pruned_network_has_bars(report: Report) -> None:
-    reference, pruned = (
-        next(p for p in pareto.points(report, (), 8, "dense") if p.role == role)
-        for role in ("reference", "pruned")
-    )
-    assert reference.cost_bar is reference.top1_bar is None
-    assert pruned.cost_bar is not None
-    assert pruned.top1_bar is not None
+    assert across[:, 0] == pytest.approx([ratio.low, ratio.high])
+    assert along[:, 1] == pytest.approx([-drop.high_pp, -drop.low_pp])
 
 
 def test_a_point_without_a_measured_interval_has_no_bar(report: Report) -> None:
     bare = changed(report, "comparison.accuracy", None)
-    assert {p.top1_bar for p in pareto.points(bare, (), None, "dense")} == {None}
+    (point,) = pareto.points(named(bare), None)
+    assert point.gain_bar is point.cost_bar is None
+    networks = report.networks
+    assert point.gain == pytest.approx(100 * (networks.pruned.top1 - networks.reference.top1))
     plot(bare, "accuracy-macs")
+
+
+def test_two_measurements_share_no_milliseconds(report: Report) -> None:
+    """The better ratio lies further left, also where everything took longer meanwhile."""
+    slow = report
+    for side in ("reference", "pruned"):
+        records = tuple(
+            record.model_copy(
+                update={"summary": replace(record.summary, median_ms=9 * record.summary.median_ms)}
+            )
+            for record in getattr(report.networks, side).latency
+        )
+        slow = changed(slow, f"networks.{side}.latency", records)
+    better = tuple(
+        found.model_copy(update={"ratio": replace(found.ratio, ratio=0.9 * found.ratio.ratio)})
+        for found in report.comparison.latency
+    )
+    slow = changed(slow, "comparison.latency", better)
+    own, other = pareto.points(named(report, slow), 1)
+    assert other.cost == pytest.approx(0.9 * own.cost)
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=12))
 def test_the_frontier_is_every_point_that_no_other_one_beats(pairs: list[tuple[int, int]]) -> None:
-    points = [pareto.Point("", "pruned", True, cost, top1) for cost, top1 in pairs]
+    points = [pareto.Point("", "pruned", True, cost, gain) for cost, gain in pairs]
     unbeaten = {
-        (cost, top1)
-        for cost, top1 in pairs
-        if not any(c <= cost and t >= top1 and (c, t) != (cost, top1) for c, t in pairs)
+        (cost, gain)
+        for cost, gain in pairs
+        if not any(c <= cost and t >= gain and (c, t) != (cost, gain) for c, t in pairs)
     }
-    found = [(p.cost, p.top1) for p in pareto.frontier(points)]
+    found = [(p.cost, p.gain) for p in pareto.frontier(points)]
     assert found == sorted(unbeaten)
+
+
+def fronts(axes: Axes) -> list[list[tuple[float, float]]]:
+    """Return the corners of every line that joins points."""
+    lines = (line for line in axes.lines if line.get_marker() == "None")
+    return [list(zip(*line.get_data(), strict=True)) for line in lines]
 
 
 def test_the_frontier_is_drawn_as_steps_to_the_edge(report: Report) -> None:
     (axes,) = figure(report, "accuracy-macs").axes
-    (line,) = (line for line in axes.lines if line.get_drawstyle() == "steps-post")
-    assert line.get_xdata()[:-1] == pytest.approx([20_325_376, 40_813_184])
-    assert line.get_ydata() == pytest.approx([89.5, 90.0, 90.0])
-    assert line.get_xdata()[-1] == axes.get_xlim()[1]
+    ((*line, edge),) = fronts(axes)
+    ratio, gain = report.comparison.macs_ratio, -report.comparison.accuracy.drop.drop_pp
+    assert gain < 0
+    assert line == [(ratio, gain), (1, gain), (1, 0)]
+    assert edge == (axes.get_xlim()[1], 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"networks.reference.onnx_sha256": "c" * 64},
+        {"precision": "int8"},
+        {"runtime": "torch"},
+        {"target": "v100"},
+    ],
+)
+def test_networks_of_other_references_are_not_joined(
+    report: Report, changes: dict[str, Any]
+) -> None:
+    other = cheaper(report, 0.3)
+    assert len(fronts(figure(report, "accuracy-macs", (other,)).axes[0])) == 1
+    for path, value in changes.items():
+        other = changed(other, path, value)
+    found = plot(report, "accuracy-macs", (other,))
+    assert fronts(found.figures[0].axes[0]) == []
+    assert "joins" not in found.caption
+
+
+def words(found: Figure) -> set[str]:
+    return {text.get_text() for axes in found.axes for text in axes.texts}
 
 
 def test_both_networks_are_named_in_the_plot(report: Report) -> None:
-    assert {"dense", "pruned", "batch 1", "batch 8"} <= {
-        text.get_text()
-        for axes in figure(report, "accuracy-latency").axes
-        for text in (*axes.texts, axes._left_title)
-    }
+    found = figure(report, "accuracy-latency")
+    assert words(found) == {"dense", "pruned"}
+    assert [axes.get_title("left") for axes in found.axes] == ["batch 1", "batch 8"]
     against_run = changed(report, "against", "run")
     assert "other run" in texts(figure(against_run, "accuracy-macs"))
 
@@ -153,37 +197,19 @@ def cheaper(report: Report, ratio: float, **changes: Any) -> Report:
     return changed(other, "comparison.macs_ratio", ratio).model_copy(update=changes)
 
 
-def test_networks_of_other_reports_join_and_share_the_reference(report: Report) -> None:
+def test_every_report_is_named_in_the_plot(report: Report) -> None:
     others = (cheaper(report, 0.3), cheaper(report, 0.7))
-    found = plot(report, "accuracy-macs", others)
-    (axes,) = found.figures[0].axes
-    looks = sorted(markers(axes).values())
+    found = figure(report, "accuracy-macs", others)
+    looks = sorted(markers(found.axes[0]).values())
     assert looks == sorted([(BLUE, False), (VERMILION, True), (GREEN, True), (GREEN, True)])
-    assert {"1", "2"} <= {text.get_text() for text in axes.texts}
-    assert found.numbered == ("30.00 % of the MACs", "70.00 % of the MACs")
+    assert words(found) == {"dense", "own", "other 1", "other 2"}
 
 
-def test_another_reference_is_another_point(report: Report) -> None:
-    other = changed(cheaper(report, 0.3), "networks.reference.onnx_sha256", "c" * 64)
-    roles = [(p.role, p.label) for p in pareto.points(report, (other,), None, "dense")]
-    assert roles == [
-        *(("pruned", "pruned"), ("reference", "dense")),
-        *(("pruned", "1"), ("reference", "1")),
-    ]
-
-
-def test_a_reference_in_another_runtime_has_another_latency(report: Report) -> None:
-    other = cheaper(report, 0.3, runtime="torch")
-    assert len(pareto.points(report, (other,), 1, "dense")) == 4
-    assert len(pareto.points(report, (other,), None, "dense")) == 3
-
-
-def test_accuracy_on_other_images_is_left_out(report: Report) -> None:
+def test_accuracy_on_other_images_is_left_out_and_said_so(report: Report) -> None:
     other = changed(cheaper(report, 0.3), "validation.identity", "f" * 64)
-    assert pareto.comparable(report, (other, report, cheaper(report, 0.4))) == (
-        cheaper(report, 0.4),
-    )
-    assert plot(report, "accuracy-macs", (other,)).numbered == ()
+    found = plot(report, "accuracy-macs", (other, cheaper(report, 0.4)))
+    assert len(markers(found.figures[0].axes[0])) == 3
+    assert "Left out here: 1 measured on other images." in found.caption
 
 
 def test_latency_on_another_machine_is_left_out_and_said_so(report: Report) -> None:
@@ -195,30 +221,54 @@ def test_latency_on_another_machine_is_left_out_and_said_so(report: Report) -> N
     assert "Left out" not in plot(report, "accuracy-latency", (cheaper(report, 0.3),)).caption
 
 
-@pytest.mark.parametrize(
-    ("changes", "told_by"),
-    [
-        ({"precision": "int8"}, "int8"),
-        ({"target": "v100"}, "for v100"),
-        ({"runtime": "TensorRT"}, "TensorRT"),
-        ({"against": "run"}, "against run"),
-    ],
+POINTS = st.lists(
+    st.tuples(st.floats(0.1, 1.0), st.floats(-3.0, 1.0)).map(lambda p: (round(p[0], 2), p[1])),
+    min_size=1,
+    max_size=5,
 )
-def test_other_reports_are_told_apart_by_what_differs(
-    report: Report, changes: dict[str, Any], told_by: str
-) -> None:
-    (found,) = pareto.describe(report, (report.model_copy(update=changes),))
-    assert found == f"49.80 % of the MACs, {told_by}"
 
 
-def test_reports_alike_in_everything_are_told_apart_by_their_time(report: Report) -> None:
-    later = [
-        report.model_copy(update={"created": report.created + timedelta(days=d)}) for d in (1, 2)
-    ]
-    found = pareto.describe(report, later)
-    assert found == tuple(
-        f"49.80 % of the MACs, measured 2026-01-0{day} 03:04:05" for day in (3, 4)
+@pytest.mark.slow
+@settings(deadline=None, max_examples=25)
+@given(pairs=POINTS)
+@example(pairs=[(0.5, -0.2)] * 4)  # of one budget, and of one accuracy
+@example(pairs=[(1.0, 0.0)])  # as the reference
+@example(pairs=[(0.5, -0.2), (0.5, -0.21), (0.51, -0.2)])
+def test_no_words_lie_over_others_or_over_points(pairs: list[tuple[float, float]]) -> None:
+    shown = tuple(
+        pareto.Point(
+            label=f"report {number}",
+            role="pruned",
+            ours=number == 0,
+            cost=cost,
+            gain=gain,
+            gain_bar=(gain - 0.5, gain + 0.5),
+        )
+        for number, (cost, gain) in enumerate(pairs)
     )
+    found = pareto._draw_pareto({"": shown}, "cost", "dense", joined=True)
+    found.draw_without_rendering()
+    (axes,) = found.axes
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    scale = found.dpi / 72
+    for line in (line for line in axes.lines if line.get_marker() in ("o", "s")):
+        x, y = axes.transData.transform(line.get_xydata()[0])
+        half = scale * line.get_markersize() / 2
+        point = Bbox.from_extents(x - half, y - half, x + half, y + half)
+        assert point.count_overlaps(boxes) == 0
+
+
+def test_points_at_one_place_are_rings_around_each_other(report: Report) -> None:
+    found = figure(report, "accuracy-macs", (report, report.model_copy()))
+    places: dict[Any, list[tuple[float, str]]] = {}
+    for line in found.axes[0].lines:
+        if line.get_marker() in ("o", "s"):
+            look = (line.get_markersize(), str(line.get_markerfacecolor()))
+            places.setdefault(tuple(line.get_xydata()[0]), []).append(look)
+    *_, sizes = sorted(places.values(), key=len)
+    assert [size for size, _ in sizes] == [7, 13, 19]
+    assert [face for _, face in sizes][1:] == ["none", "none"]
 
 
 # Latency
@@ -448,7 +498,7 @@ def test_plots_come_in_order_with_all_data(report: Report) -> None:
     ("path", "value", "absent"),
     [
         ("comparison.latency", (), {"accuracy-latency", "latency", "course"}),
-        ("networks.pruned.top1", None, set()),
+        ("networks.pruned.top1", None, {"accuracy-latency", "accuracy-macs"}),
         ("groups", (), {"channels"}),
         ("layers", (), {"layers"}),
     ],
@@ -473,7 +523,6 @@ def test_unknown_macs_are_not_drawn(report: Report) -> None:
     for path in ("networks.pruned.macs", "networks.reference.macs", "comparison.macs_ratio"):
         bare = changed(bare, path, None)
     assert "accuracy-macs" not in [found.key for found in plots(bare)]
-    assert pareto.describe(bare, (bare,)) == ("MACs unknown, measured 2026-01-02 03:04:05",)
 
 
 # SVG
@@ -481,7 +530,7 @@ def test_unknown_macs_are_not_drawn(report: Report) -> None:
 
 def test_every_plot_becomes_an_svg_in_the_colours_of_the_page(report: Report) -> None:
     full = report.model_copy(update={"groups": groups(3), "layers": (times(layer("a", 2, 1)),)})
-    for found in plots(full, (cheaper(report, 0.3),)):
+    for found in plots(full, named(report, cheaper(report, 0.3))):
         for each in found.figures:
             svg = inline_svg(each, found.key, found.caption)
             assert not re.search(r"#[0-9a-fA-F]{6}", svg)
