@@ -112,7 +112,8 @@ def verdicts(report: Report) -> list[Verdict]:
 
 @pytest.fixture(scope="module")
 def html(report: Report, verdicts: list[Verdict], sample_report: ReportFactory) -> str:
-    return render_page(report, verdicts, (sample_report(worse=40, ratio=0.5),))
+    reports = {"own": report, "runs/other": sample_report(worse=40, ratio=0.5)}
+    return render_page(report, verdicts, reports)
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +275,12 @@ def test_every_cell_of_every_table_is_on_the_page(
             assert all(cell in shown for cell in row)
         assert sheet.title in page.text("h2") + page.text("h3")
     assert page.text().count(verdict_sheet(verdicts).title) == 1
+
+
+def test_every_report_is_named_in_the_plots_and_in_a_table(page: Page) -> None:
+    names = page.text("text").split("\n")
+    assert names.count("own") == names.count("runs/other") == 3  # two batch sizes, and MACs
+    assert {"own", "runs/other"} <= {*page.text("th").split("\n")}
 
 
 def test_every_verdict_is_told_with_its_sentence_once(page: Page, verdicts: list[Verdict]) -> None:
