@@ -339,10 +339,6 @@ def test_what_was_not_measured_is_said_and_nothing_is_drawn(bare: Report) -> Non
     assert page.text("dd").split("\n") == ["not measured", "not measured"]
 
 
-def test_other_reports_are_named_under_the_plots(page: Page) -> None:
-    assert page.text("li").count("49.80 % of the MACs, measured 2026-01-02 03:04:05") == 2
-
-
 def test_long_tables_are_folded_and_short_ones_are_not(sample_report: ReportFactory) -> None:
     report = with_details(sample_report(batch_sizes=(1,)), groups=0, layers=40)
     page = Page(render_page(report, []))
