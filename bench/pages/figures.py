@@ -33,8 +33,8 @@ _ROW = 0.33  # height of one row, in inches
 _AROUND_CHANNELS, _AROUND_LAYERS = 0.55, 0.95  # what stands above and below the rows
 _TEXT = -0.24  # where a row has its line of text, in rows from its middle
 _ARROW = " \N{RIGHTWARDS ARROW} "
-_BAR = 0.34
-_BELOW = 0.19  # where the bars of a row have their middle  # height of a bar, in rows
+_BAR = 0.34  # height of a bar, in rows
+_BELOW = 0.19  # where the bars of a row have their middle
 _STEPS = 100 * QUANTILES  # percent
 _WIDE = 4.0  # times the fastest call, from which an axis of latencies is logarithmic
 _WIDEST = 1e4  # times the left end of such an axis, at most; a coarse clock reads 0 at times
@@ -66,12 +66,12 @@ def _distributions(report: Report) -> Plot:
     figure, column = stacked_panels(len(sizes), 2.4)
     for axes, size in zip(column, sizes, strict=True):
         shown = [
-            (reference_name(report), BLUE, _latency(networks.reference, size)),
-            (pruned_name(report), VERMILION, _latency(networks.pruned, size)),
+            (reference_name(report), BLUE, "--", _latency(networks.reference, size)),
+            (pruned_name(report), VERMILION, "-", _latency(networks.pruned, size)),
         ]
         _draw_distributions(axes, shown)
         axes.set_title(f"batch {size}", pad=34)  # the legend has two lines
-        longest = max(longest, *(record.summary.max_ms for _, _, record in shown))
+        longest = max(longest, *(record.summary.max_ms for *_, record in shown))
     column[-1].set_xlabel("latency of a call (ms)")
     return Plot(
         "latency",
@@ -83,15 +83,16 @@ def _distributions(report: Report) -> Plot:
     )
 
 
-def _draw_distributions(axes: Axes, shown: Sequence[tuple[str, str, LatencyRecord]]) -> None:
-    for name, colour, record in shown:
+def _draw_distributions(axes: Axes, shown: Sequence[tuple[str, str, str, LatencyRecord]]) -> None:
+    for name, colour, dashes, record in shown:
         found = record.summary
         text = f"{name}: median {units.milliseconds(found.median_ms)}"
         text += f", p99 {units.milliseconds(found.p99_ms)}"
-        axes.step(found.quantiles_ms, _STEPS, where="post", color=colour, linewidth=1.5, label=text)
+        style: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 1.5}
+        axes.step(found.quantiles_ms, _STEPS, where="post", label=text, **style)
         axes.plot([found.median_ms, found.p99_ms], [50, 99], "o", color=colour, markersize=4.5)
-    fastest = min(record.summary.min_ms for _, _, record in shown)
-    slowest = max(record.summary.p99_ms for _, _, record in shown)
+    fastest = min(record.summary.min_ms for *_, record in shown)
+    slowest = max(record.summary.p99_ms for *_, record in shown)
     _scale_latency(axes, fastest, slowest)
     axes.set_ylim(0, 104)
     axes.set_yticks([0, 25, 50, 75, 99])
@@ -126,14 +127,15 @@ def _course(report: Report) -> Plot:
     for axes, comparison in zip(column, report.comparison.latency, strict=True):
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         size = comparison.batch_size
-        for label, colour, blocks in (
-            (f"{name} again", FAINT, comparison.control_block_medians_ms),
-            (name, BLUE, _latency(networks.reference, size).block_medians_ms),
-            (pruned_name(report), VERMILION, _latency(networks.pruned, size).block_medians_ms),
+        for label, colour, dashes, blocks in (
+            (f"{name} again", FAINT, ":", comparison.control_block_medians_ms),
+            (name, BLUE, "--", _latency(networks.reference, size).block_medians_ms),
+            (pruned_name(report), VERMILION, "-", _latency(networks.pruned, size).block_medians_ms),
         ):
             change = 100 * (np.asarray(blocks) / np.median(blocks) - 1)
             rounds = np.arange(1, len(blocks) + 1)
-            axes.plot(rounds, change, ".-", color=colour, linewidth=1, markersize=3, label=label)
+            style: dict[str, Any] = {"color": colour, "linestyle": dashes, "label": label}
+            axes.plot(rounds, change, marker=".", linewidth=1, markersize=3, **style)
         axes.set_title(f"batch {size}")
         axes.set_ylabel("change (%)")
         axes.grid(axis="y")

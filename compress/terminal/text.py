@@ -21,7 +21,9 @@ _INLINE = re.compile(
 
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
-_WITHIN_FIGURE = re.compile(r"(?<=\d) (?=[a-zA-Z%]{1,3}\b|%)|(?<=x) (?=\d)|(?<=\d,) (?=[-+\d])")
+_WITHIN_FIGURE = re.compile(
+    r"(?<=\d) (?=[a-zA-Z%]{1,3}\b|%)|(?<=x) (?=\d)|(?<=\d,) (?=[-+\d])|(?<=\bbatch) (?=\d)"
+)
 
 
 def plain(text: str) -> str:
