@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench import units
-from bench.pages.pareto import differences, same_images, same_machine
 from bench.reports.report import REPORT
 from bench.reports.schema import Report
 from bench.reports.summary import known, told_gain, told_ratio
@@ -49,6 +48,36 @@ def reports_sheet(reports: Mapping[str, Report]) -> Sheet:
     return Sheet("Reports", header, rows, tuple(_notes(reports)))
 
 
+def same_images(report: Report, other: Report) -> bool:
+    """Return whether accuracies of two reports may stand in one plot."""
+    return report.validation.identity == other.validation.identity
+
+
+def same_machine(report: Report, other: Report) -> bool:
+    """Return whether latencies of two reports may stand in one plot."""
+    return _machine(report) == _machine(other)
+
+
+def differences(reports: Mapping[str, Report]) -> tuple[str, ...]:
+    """Return what tells each report from the others by its facts; empty where nothing does."""
+    facts = list(zip(*map(facts_of, reports.values()), strict=True))
+    telling = [column for column in facts if len(set(column)) > 1]
+    return tuple(", ".join(row) for row in zip(*telling, strict=True)) or ("",) * len(reports)
+
+
+def facts_of(report: Report) -> tuple[str, ...]:
+    """Return what besides its figures tells a report from others: target, precision, ..."""
+    graph = ", CUDA graph" if report.config.cuda_graph else ""
+    return (
+        report.architecture or "unnamed",
+        f"for {report.target}" if report.target else "for no target",
+        report.precision or "unknown precision",
+        f"{report.runtime}{graph}",
+        f"against {report.against}",
+        f"{report.environment.threads} threads",
+    )
+
+
 def _row(name: str, report: Report, sizes: Sequence[int]) -> Row:
     accuracy = report.comparison.accuracy
     drop = accuracy.drop if accuracy else None
@@ -77,3 +106,8 @@ def _notes(reports: Mapping[str, Report]) -> Iterator[str]:
 
 def _parts(path: Path) -> tuple[str, ...]:
     return path.parts[:-1] if path.name == REPORT and len(path.parts) > 1 else path.parts
+
+
+def _machine(report: Report) -> tuple[object, ...]:
+    found = report.environment
+    return found.cpu, (found.gpu or {}).get("name"), found.threads

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from bench import units
+from bench.pages.beside import facts_of, same_images, same_machine
 from bench.pages.svg import PAPER, Plot, fitted, stacked_panels
 from bench.reports.schema import Report
 from bench.reports.summary import reference_name
@@ -75,16 +76,6 @@ class Point:
     gain_bar: Interval | None = None
 
 
-def same_images(report: Report, other: Report) -> bool:
-    """Return whether accuracies of two reports may stand in one plot."""
-    return report.validation.identity == other.validation.identity
-
-
-def same_machine(report: Report, other: Report) -> bool:
-    """Return whether latencies of two reports may stand in one plot."""
-    return _machine(report) == _machine(other)
-
-
 def points(reports: Mapping[str, Report], cost: Cost) -> tuple[Point, ...]:
     """Return every network with a ratio of costs and a change of accuracy, by its label."""
     found = [
@@ -100,18 +91,6 @@ def frontier(found: Sequence[Point]) -> tuple[Point, ...]:
     unbeaten = pareto_front([(point.cost, point.gain) for point in found])
     best = {(p.cost, p.gain): p for p, is_best in zip(found, unbeaten, strict=True) if is_best}
     return tuple(best[place] for place in sorted(best))
-
-
-def differences(reports: Mapping[str, Report]) -> tuple[str, ...]:
-    """Return what tells each report from the others besides its figures: target, precision, ..."""
-    facts = list(zip(*map(_facts, reports.values()), strict=True))
-    telling = [column for column in facts if len(set(column)) > 1]
-    return tuple(", ".join(row) for row in zip(*telling, strict=True)) or ("",) * len(reports)
-
-
-def _machine(report: Report) -> tuple[object, ...]:
-    found = report.environment
-    return found.cpu, (found.gpu or {}).get("name"), found.threads
 
 
 def _cost(report: Report, cost: Cost) -> tuple[float, Interval | None] | None:
@@ -138,19 +117,7 @@ def _joined(reports: Mapping[str, Report]) -> bool:
     """Whether all have one reference in one form, so that equal ratios are equal costs."""
     references = (report.networks.reference for report in reports.values())
     digests = {found.onnx_sha256 or found.weights_sha256 for found in references}
-    return len(digests) == 1 and len({*map(_facts, reports.values())}) == 1
-
-
-def _facts(report: Report) -> tuple[str, ...]:
-    graph = ", CUDA graph" if report.config.cuda_graph else ""
-    return (
-        report.architecture or "unnamed",
-        f"for {report.target}" if report.target else "for no target",
-        report.precision or "unknown precision",
-        f"{report.runtime}{graph}",
-        f"against {report.against}",
-        f"{report.environment.threads} threads",
-    )
+    return len(digests) == 1 and len({*map(facts_of, reports.values())}) == 1
 
 
 # Drawing

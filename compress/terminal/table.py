@@ -72,8 +72,8 @@ def shared(columns: Sequence[Sequence[str]], room: int) -> list[int | None]:
     """Return the widths of columns of text that share so much room.
 
     Each has the width of what is broken least of all: parts of names, then names and figures, then
-    the whole; of several that lack it, first the one that lacks most. None where there is no room
-    for the parts.
+    the whole; of several that lack it, first the one that lacks most. What is left goes to the
+    first that is broken. None where there is no room for the parts.
     """
     *more, least = ([_widest(column, level) for column in columns] for level in (-1, 0, 1, 2))
     spare = room - sum(least)
@@ -85,6 +85,9 @@ def shared(columns: Sequence[Sequence[str]], room: int) -> list[int | None]:
             if wanted[index] - widths[index] <= spare:
                 spare -= wanted[index] - widths[index]
                 widths[index] = wanted[index]
+    for index, whole in enumerate(more[0]):  # fewer lines, though not one
+        given = min(spare, whole - widths[index])
+        spare, widths[index] = spare - given, widths[index] + given
     return list(widths)
 
 
