@@ -272,7 +272,19 @@ class TestReport:
             for name in pages
             if (tmp_path / "alone" / name).read_bytes() != (tmp_path / "both" / name).read_bytes()
         }
-        assert differ == {"report.html"}
+        assert differ == {"report.html", "report.md"}
+        page = (tmp_path / "both" / "report.md").read_text()
+        for name in (run.name, "other.json"):
+            assert f"| {name} |" in page
+            assert name in both.stdout
+            assert name not in alone.stdout
+
+    @pytest.mark.slow
+    def test_a_report_that_is_named_twice_is_shown_once(self, run: Path, tmp_path: Path) -> None:
+        twice = (run / "report.json", run / ".." / run.name / "report.json")
+        result = invoke("report", *twice, "--output", tmp_path / "both")
+        assert result.exit_code == 0
+        assert "## Reports" not in (tmp_path / "both" / "report.md").read_text()
 
     def test_an_edited_report_is_refused(self, run: Path, tmp_path: Path) -> None:
         text = (run / "report.json").read_text()
