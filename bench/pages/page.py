@@ -97,7 +97,7 @@ def _template() -> Template:
     from markupsafe import Markup, escape
 
     def breakable(text: str) -> Markup:
-        return Markup(_AFTER_WORD.sub(r"\g<0><wbr>", str(escape(plain(text)))))
+        return Markup(_AFTER_WORD.sub(r"\g<0><wbr>", str(escape(_legal(text)))))
 
     shapes = Environment(
         loader=PackageLoader("bench.pages", package_path=""),

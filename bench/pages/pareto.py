@@ -131,8 +131,11 @@ def _plot(
     reference: str,
     told: str,
 ) -> Plot:
-    joined = _joined(reports)
-    figure = _draw_pareto(panels, f"{cost}, ratio to {reference}", reference, joined=joined)
+    origin = Point(reference, "reference", True, 1.0, 0.0)
+    shown = {title: (origin, *found) for title, found in panels.items()}
+    # One network that beats all others is joined with none.
+    joined = _joined(reports) and any(len(frontier(found)) > 1 for found in shown.values())
+    figure = _draw_pareto(shown, f"{cost}, ratio to {reference}", joined=joined)
     level = units.level(next(iter(reports.values())).config.confidence)
     several = ": each network against its own, measured beside it" if len(reports) > 1 else ""
     line = " The line joins the networks that no other one beats." if joined else ""
@@ -149,30 +152,27 @@ def _left_out(count: int, why: str) -> str:
     return f" Left out here: {count} measured {why}." if count else ""
 
 
-def _draw_pareto(
-    panels: dict[str, tuple[Point, ...]], label: str, reference: str, *, joined: bool
-) -> Figure:
+def _draw_pareto(panels: dict[str, tuple[Point, ...]], label: str, *, joined: bool) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     figure, column = stacked_panels(len(panels), 2.4)
     drawn = []
     for axes, (title, found) in zip(column, panels.items(), strict=True):
-        shown = (Point(reference, "reference", True, 1.0, 0.0), *found)
-        right = 1.12 * max(max(point.cost, *(point.cost_bar or (0,))) for point in shown)
+        right = 1.12 * max(max(point.cost, *(point.cost_bar or (0,))) for point in found)
         if joined:
-            _draw_frontier(axes, frontier(shown), right)
+            _draw_frontier(axes, frontier(found), right)
         axes.set_title(title)
         axes.set_xlim(0, right)
-        axes.set_ylim(*_gains(shown))
+        axes.set_ylim(*_gains(found))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.set_ylabel("top-1, change (pp)")
         axes.grid()
-        drawn.append((axes, shown))
+        drawn.append((axes, found))
     column[-1].set_xlabel(label)
     figure.draw_without_rendering()  # now it is known which points lie over others
     labels = [
-        (axes, [_draw_point(axes, *each) for each in _sized(axes, shown)]) for axes, shown in drawn
+        (axes, [_draw_point(axes, *each) for each in _sized(axes, found)]) for axes, found in drawn
     ]
     place_labels(figure, labels, _WORDS)
     return figure

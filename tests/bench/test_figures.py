@@ -8,6 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from bench.pages import figures, pareto
 from bench.pages.figures import Plot, plots
 from bench.pages.svg import VARIABLES, default_style, fitted, inline_svg, plain
 from bench.reports.schema import Report
+from bench.statistics.shares import paired_drop
 from compress.runs.plots import BLUE, GREEN, INK, ORANGE, VERMILION
 
 ReportFactory = Callable[..., Report]
@@ -156,6 +158,17 @@ def test_the_frontier_is_drawn_as_steps_to_the_edge(report: Report) -> None:
     assert gain < 0
     assert line == [(ratio, gain), (1, gain), (1, 0)]
     assert edge == (axes.get_xlim()[1], 0)
+
+
+def test_a_network_that_beats_all_others_is_joined_with_none(report: Report) -> None:
+    accuracy = report.comparison.accuracy
+    assert accuracy is not None
+    images, half = np.arange(accuracy.drop.images), accuracy.drop.images // 2
+    drop = paired_drop(images < half, images < half + 9, confidence=0.95)
+    better = changed(report, "comparison.accuracy", replace(accuracy, drop=drop))
+    found = plot(better, "accuracy-macs")
+    assert fronts(found.figures[0].axes[0]) == []
+    assert "joins" not in found.caption
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,11 @@ def test_names_of_limits_can_be_broken_and_are_whole(page: Page, verdicts: list[
     assert len(page.all("wbr")) == sum(len(re.findall("[._]", found.name)) for found in verdicts)
 
 
+def test_blanks_that_hold_a_figure_together_are_not_spelt_out(html: str) -> None:
+    assert "batch\N{NO-BREAK SPACE}1" in html
+    assert r"\xa0" not in html
+
+
 @pytest.mark.parametrize(
     ("statuses", "word", "said"),
     [
