@@ -274,11 +274,13 @@ def sweep_command(request: SweepRequest, as_json: Json = False) -> None:
 
     Every point is a run directory of its own, for compress export and compress bench.
     """
+    from bench.statistics.shares import tango_interval
     from compress.sweep.report import render_sweep
     from compress.sweep.run import require_complete, run_sweep
 
     start = time.monotonic()
-    document = run_sweep(request, say, command=(sys.executable, __file__))
+    command = (sys.executable, __file__)
+    document = run_sweep(request, say, command=command, interval=tango_interval)
     say(f"{time.monotonic() - start:.0f} s; everything is in {request.output}")
     if as_json:
         print_json(document)

@@ -11,26 +11,41 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_stand_in import COMMAND, orders_of
+from sweep_stand_in import COMMAND, DENSE_TOP1, orders_of
 
 import cli
+from compress.config import RunConfig
 from compress.runs.request import SweepRequest
+from compress.runs.rundirectory import RunDirectory
 from compress.sweep import processes, run, sweep
+from compress.sweep.flips import Flips, ShareInterval
+from compress.sweep.points import point_metrics
 from compress.sweep.sweep import Say
+
+
+def flips_of(run: RunDirectory, config: RunConfig) -> Flips:
+    """Stand in for counting: a thousand images, of which none has become right."""
+    metrics = point_metrics(run)
+    assert metrics is not None
+    assert config.device != "auto"
+    return Flips(round(10 * (DENSE_TOP1 - metrics["finetuned"]["top1"])), 0, 1000)
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
     """Have ``compress sweep`` start stand-ins, and check and draw nothing."""
     real = run.run_sweep
 
-    def run_sweep(request: SweepRequest, say: Say, command: Sequence[str]) -> dict[str, Any]:
+    def run_sweep(
+        request: SweepRequest, say: Say, command: Sequence[str], interval: ShareInterval
+    ) -> dict[str, Any]:
         assert command == (sys.executable, cli.__file__)
-        return real(request, say, COMMAND)
+        return real(request, say, COMMAND, interval)
 
     patch.setattr(run, "run_sweep", run_sweep)
     patch.setattr(run, "check_budget", lambda *_: None)  # TestRefused has the real ones
     patch.setattr(run, "check_logits", lambda *_: None)
     patch.setattr(sweep, "plot_sweep", lambda *_: None)
+    patch.setattr(sweep, "count_flips", flips_of)
     patch.setattr(processes, "POLL", 0.02)
 
 

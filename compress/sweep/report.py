@@ -16,6 +16,7 @@ from rich.text import Text
 
 from compress.checkpoints.checkpoint import tool_versions
 from compress.config import Budget
+from compress.sweep.flips import Flips, ShareInterval, drop_interval
 from compress.sweep.plan import SearchState, misses, pareto_front
 from compress.sweep.points import COSTS, STAGES
 from compress.sweep.request import SCHEMA_VERSION, Goal
@@ -33,6 +34,9 @@ COLUMNS = {ON_TIME_FRONT: "time", "pareto_macs": "MACs", "pareto_params": "param
 HEADER = ("network", "MACs", "params", "top-1", "change", "Pareto")
 TIMED_HEADER = ("network", "MACs", "predicted", "measured", "top-1", "change", "Pareto")
 UNKNOWN = "-"
+MOST_IMAGES = 2**53
+"""More are no count of images, and no float."""
+DROP = ("drop_pp", "drop_low_pp", "drop_high_pp")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class PointState:
     """None before it is finished."""
     error: str | None
     seconds: float
+    flips: Flips | None = None
+    """None before they are counted."""
 
 
 def sweep_document(
@@ -55,6 +61,7 @@ def sweep_document(
     points: Sequence[PointState],
     search: SearchState | None,
     chosen: str | None,
+    interval: ShareInterval,
 ) -> dict[str, Any]:
     """Return the document of ``sweep.json``.
 
@@ -65,8 +72,9 @@ def sweep_document(
         points: in their order.
         search: where the search stands, if it is one.
         chosen: the name of the point that a search which is over has found.
+        interval: gives the drop of accuracy its bounds.
     """
-    rows = [_point_row(point, accuracy) for point in points]
+    rows = [_point_row(point, accuracy, interval) for point in points]
     costs = next((point.metrics["dense"] for point in points if point.metrics), None)
     dense: dict[str, Any] = {"name": "dense", "status": "done" if accuracy else "unfinished"}
     dense |= {"seconds": round(dense_seconds, 1), **(costs or dict.fromkeys(COSTS))}
@@ -96,7 +104,9 @@ def top1_of(row: Mapping[str, Any]) -> float:
     return row["finetuned"]["top1"] if "finetuned" in row else row["top1"]
 
 
-def _point_row(point: PointState, accuracy: Mapping[str, Any] | None) -> dict[str, Any]:
+def _point_row(
+    point: PointState, accuracy: Mapping[str, Any] | None, interval: ShareInterval
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": point.name,
         "budget": str(point.budget),
@@ -111,11 +121,27 @@ def _point_row(point: PointState, accuracy: Mapping[str, Any] | None) -> dict[st
     drop = accuracy["top1"] - found["finetuned"]["top1"]
     row |= {"status": "done", **found["costs"], **ratios, **{s: found[s] for s in STAGES}}
     row["drop_pp"] = drop
+    if point.flips:
+        row["drop_interval_pp"] = drop_interval(point.flips, interval)
+        row["flips"] = point.flips._asdict()
     if latency := found.get("latency"):
         row["latency"] = latency
         if TIME in latency:
             row["missed"] = misses(point.budget, latency)
     return row
+
+
+def stored_flips(row: Mapping[str, Any]) -> Flips | None:
+    """Return what was counted for a row of a document; None where it says nothing of use."""
+    found = row.get("flips")
+    try:
+        flips = Flips(**found) if isinstance(found, Mapping) else None
+    except TypeError:
+        return None
+    if flips is None or not all(type(count) is int and count >= 0 for count in flips):
+        return None
+    possible = flips.to_wrong + flips.to_right <= flips.images and 0 < flips.images < MOST_IMAGES
+    return flips if possible else None
 
 
 def _dense_time(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -147,7 +173,7 @@ def sweep_csv(document: Mapping[str, Any]) -> str:
     ratios = [f"{cost}_ratio" for cost in COSTS]
     times = [*TIMES, "measured_low", "measured_high", "missed"] if is_timed(document) else []
     fronts = [*ON_FRONT.values(), *([ON_TIME_FRONT] if is_measured(document) else [])]
-    header = ["name", "budget", "status", *COSTS, *ratios, *accuracies, "drop_pp", *times]
+    header = ["name", "budget", "status", *COSTS, *ratios, *accuracies, *DROP, *times]
     text = io.StringIO()
     writer = csv.DictWriter(
         text, [*header, *fronts, "seconds"], extrasaction="ignore", lineterminator="\n"
@@ -166,6 +192,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
         flat |= {f"{stage}_{top}": value for top, value in row.get(stage, {}).items()}
     flat |= row.get("latency", {})
     flat |= zip(("measured_low", "measured_high"), flat.get("measured_interval", ()), strict=False)
+    flat |= zip(DROP[1:], flat.get("drop_interval_pp", ()), strict=False)
     return flat
 
 
@@ -211,7 +238,25 @@ def _cells(row: Mapping[str, Any], timed: bool) -> Row:
         return (row["budget"], *(UNKNOWN,) * (3 if timed else 2), row["status"], "")
     costs = _times(row) if timed else _costs(row)
     top1, change = row["finetuned"]["top1"], 0.0 - row["drop_pp"]
-    return (row["budget"], *costs, f"{top1:.2f} %", f"{change:+.2f} pp")
+    return (row["budget"], *costs, f"{top1:.2f} %", f"{change:+.2f}{_bounds(row)} pp")
+
+
+def _bounds(row: Mapping[str, Any]) -> str:
+    """Return the interval of a change of accuracy, after a blank; nothing where none is known."""
+    if "drop_interval_pp" not in row:
+        return ""
+    low, high = (0.0 - bound for bound in reversed(row["drop_interval_pp"]))
+    return f" [{low:+.2f}, {high:+.2f}]"
+
+
+def drop_words(row: Mapping[str, Any]) -> str:
+    """Return the drop of a finished row in a sentence, with its interval where it is known."""
+    said = f"It drops by {row['drop_pp']:.2f} pp"
+    if "drop_interval_pp" not in row:
+        return f"{said}."
+    low, high = row["drop_interval_pp"]
+    images = row["flips"]["images"]
+    return f"{said}, 95 % interval {low:.2f} to {high:.2f} pp on the same {images} images."
 
 
 def _dense_costs(dense: Mapping[str, Any]) -> Row:
@@ -251,10 +296,10 @@ def _notes(document: Mapping[str, Any], folder: Path) -> list[str]:
     notes = []
     search, chosen = document["asked"]["search"], document["chosen"]
     if chosen:
-        budget = next(row["budget"] for row in document["points"] if row["name"] == chosen)
+        row = next(row for row in document["points"] if row["name"] == chosen)
         notes.append(
             f"The smallest network found within {search['max_drop']:g} pp of the dense one: "
-            f"{budget}, in {folder / chosen}."
+            f"{row['budget']}, in {folder / chosen}. {drop_words(row)}"
         )
     for row in document["points"]:
         if row["error"]:

@@ -24,15 +24,19 @@ from compress.pruning.masking import smallest
 from compress.runs.dense import check_logits, fresh_network, read_dense
 from compress.runs.prune import check_budget
 from compress.runs.request import SweepRequest
+from compress.sweep.flips import ShareInterval
 from compress.sweep.plan import DECIMALS, Search
 from compress.sweep.points import SweepFiles, point_config
 from compress.sweep.processes import Slot, slots_for
+from compress.sweep.report import drop_words
 from compress.sweep.request import Goal, check_options, goal_of, read_goal
 from compress.sweep.sweep import Say, Sweep
 from compress.sweep.times import measure_table, needs_table, planned_with, time_words
 
 
-def run_sweep(request: SweepRequest, say: Say, command: Sequence[str]) -> dict[str, Any]:
+def run_sweep(
+    request: SweepRequest, say: Say, command: Sequence[str], interval: ShareInterval
+) -> dict[str, Any]:
     """Prune one dense network to several budgets, each as a run of its own, and compare them.
 
     Everything that can be refused is refused before a file is written; what only a latency table
@@ -44,6 +48,7 @@ def run_sweep(request: SweepRequest, say: Say, command: Sequence[str]) -> dict[s
         say: told of what starts and ends, in lines.
         command: the words that start this tool's command line, to which each process of the sweep
             adds its arguments: ``(sys.executable, cli.__file__)``.
+        interval: gives the drop of accuracy its bounds.
 
     Returns:
         The document that is written as ``sweep.json``.
@@ -72,7 +77,7 @@ def run_sweep(request: SweepRequest, say: Say, command: Sequence[str]) -> dict[s
             table = measure_table(goal, files, slots[0], command, say)
             if not stored:
                 goal = _reachable(request, goal, planned_with(goal.config, table))
-        sweep = Sweep(goal, files, slots, command, say)
+        sweep = Sweep(goal, files, slots, command, say, interval)
         if stored:
             sweep.remember(document)
         else:
@@ -118,9 +123,9 @@ def require_complete(document: dict[str, Any], folder: Path) -> None:
         held = [row for row in document["points"] if not row.get("missed")]
         best = min(held, key=lambda row: row["drop_pp"])
         raise BudgetError(
-            f"no pruned network stays within {search['max_drop']:g} pp of the dense one: the "
-            f"closest, {best['budget']}, drops by {best['drop_pp']:.2f} pp; finetune for longer, "
-            "or allow a larger --max-drop"
+            f"no pruned network stays within {search['max_drop']:g} pp of the dense one; the "
+            f"closest is {best['budget']}. {drop_words(best)} Finetune for longer, or allow a "
+            "larger --max-drop"
         )
 
 

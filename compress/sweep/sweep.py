@@ -15,6 +15,7 @@ from compress.files.atomic import write_atomically, write_json
 from compress.networks.models import is_builtin
 from compress.runs.dense import import_dense, note_import
 from compress.runs.session import Session
+from compress.sweep.flips import Flips, ShareInterval, count_flips
 from compress.sweep.picture import plot_sweep
 from compress.sweep.plan import Search, SearchState, misses, search_state
 from compress.sweep.points import (
@@ -25,7 +26,7 @@ from compress.sweep.points import (
     prepare_point,
 )
 from compress.sweep.processes import Ended, Slot, Task, run_tasks
-from compress.sweep.report import PointState, sweep_csv, sweep_document
+from compress.sweep.report import PointState, stored_flips, sweep_csv, sweep_document
 from compress.sweep.request import Goal
 from compress.sweep.times import time_words
 
@@ -43,14 +44,21 @@ class Sweep:
     command: Sequence[str]
     """Starts this tool's command line in a process."""
     say: Say
+    interval: ShareInterval
     errors: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    flips: dict[str, Flips] = field(default_factory=dict)
 
     def remember(self, document: dict[str, Any]) -> None:
-        """Take over what an earlier process spent."""
+        """Take over what an earlier process spent, and what it counted."""
         for row in (document.get(DENSE), *document.get("points", ())):
-            if isinstance(row, dict) and isinstance(row.get("seconds"), int | float):
-                self.seconds[str(row.get("name"))] = row["seconds"]
+            if not isinstance(row, dict):
+                continue
+            name = str(row.get("name"))
+            if isinstance(row.get("seconds"), int | float):
+                self.seconds[name] = row["seconds"]
+            if counted := stored_flips(row):
+                self.flips[name] = counted
 
     def run(self) -> dict[str, Any]:
         """Do what is not done yet, and return the document."""
@@ -60,6 +68,7 @@ class Sweep:
         self.say_done_before()
         while wave := self.unfinished():
             self.prune(wave)
+        self.compare()
         document = self.write()
         plot_sweep(self.files.plot, document)
         return document
@@ -106,6 +115,13 @@ class Sweep:
         for budget in budgets:
             prepare_point(self.files, budget, self.goal.config)
         self.all_run([self.task(name_of(budget), "prune") for budget in budgets], self.slots)
+
+    def compare(self) -> None:
+        """Count, for every finished point, which images it answers otherwise than the dense."""
+        config = self.goal.config.model_copy(update={"device": self.slots[0].device})
+        for state in self.states():
+            if state.metrics and state.name not in self.flips:
+                self.flips[state.name] = count_flips(self.files.run(state.name), config)
 
     def budgets(self) -> tuple[Budget, ...]:
         """Return the points that are known so far: in a search, those of the rounds until now."""
@@ -186,6 +202,7 @@ class Sweep:
             points=self.states(),
             search=self.search(),
             chosen=self.chosen(),
+            interval=self.interval,
         )
         write_json(self.files.document, document)
         write_atomically(self.files.table, sweep_csv(document))
@@ -205,6 +222,7 @@ class Sweep:
                 point_metrics(self.files.run(name_of(budget))),
                 self.errors.get(name_of(budget)),
                 self.seconds.get(name_of(budget), 0.0),
+                self.flips.get(name_of(budget)),
             )
             for budget in self.budgets()
         ]

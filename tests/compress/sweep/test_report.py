@@ -14,8 +14,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.text import Text
 from scipy.stats import binomtest
 
+from bench.statistics.shares import paired_drop, tango_interval
 from compress.config import Budget, load_config
 from compress.runs.plots import new_figure
+from compress.sweep.flips import Flips
 from compress.sweep.labels import Label, place_labels
 from compress.sweep.picture import draw_sweep, wilson
 from compress.sweep.report import PointState, sweep_csv, sweep_document, sweep_sheet
@@ -33,19 +35,26 @@ def found_document(**changes: Any) -> dict[str, Any]:
     """Return the document of three points: one beaten, one failed."""
     budgets = [Budget(kind="macs", value=share) for share in (0.8, 0.6, 0.2)]
     points = [
-        PointState("macs-0.8", budgets[0], measured(0.8, 90.0), None, 12.34),
+        PointState("macs-0.8", budgets[0], measured(0.8, 90.0), None, 12.34, Flips(25, 5, 1000)),
         PointState("macs-0.6", budgets[1], measured(0.6, 91.5), None, 10.0),
         PointState("macs-0.2", budgets[2], None, "out of memory", 1.0),
     ]
     asked = Goal(budgets=tuple(budgets), config=load_config())
     options = {"accuracy": {"top1": 92.0, "top5": 99.5}, "points": points, **changes}
-    return sweep_document(asked, dense_seconds=5.0, search=None, chosen=None, **options)
+    return sweep_document(
+        asked, dense_seconds=5.0, search=None, chosen=None, interval=tango_interval, **options
+    )
 
 
 class TestDocument:
     def test_figures_are_taken_against_the_dense_network(self) -> None:
         made = found_document()
         first, second, third = made["points"]
+        assert first["flips"] == {"to_wrong": 25, "to_right": 5, "images": 1000}
+        right = np.repeat([(1, 1), (1, 0), (0, 1)], (970, 25, 5), axis=0)
+        paired = paired_drop(*right.T, confidence=0.95)
+        assert first["drop_interval_pp"] == pytest.approx((paired.low_pp, paired.high_pp))
+        assert "drop_interval_pp" not in second
         assert (first["macs_ratio"], first["params"], first["drop_pp"]) == (0.8, 320, 2.0)
         assert (first["pareto_macs"], second["pareto_macs"], second["pareto_params"]) == (
             False,
@@ -69,7 +78,7 @@ class TestDocument:
         sheet = sweep_sheet(found_document(), Path("out"))
         assert sheet.rows == (
             ("dense", "1.00 k", "400", "92.00 %", "", "both"),
-            ("macs=0.8", "800 (80.0 %)", "320 (80.0 %)", "90.00 %", "-2.00 pp", ""),
+            ("macs=0.8", "800 (80.0 %)", "320 (80.0 %)", "90.00 %", "-2.00 [-3.22, -1.00] pp", ""),
             ("macs=0.6", "600 (60.0 %)", "240 (60.0 %)", "91.50 %", "-0.50 pp", "both"),
             ("macs=0.2", "-", "-", "failed", "", ""),
         )
@@ -163,6 +172,7 @@ def timed_document(*points: tuple[str, dict[str, Any]]) -> dict[str, Any]:
     asked = Goal(budgets=tuple(budgets), config=load_config())
     accuracy = {"top1": 92.0, "top5": 99.5}
     options: dict[str, Any] = {"dense_seconds": 5.0, "search": None, "chosen": None}
+    options["interval"] = tango_interval
     return sweep_document(asked, accuracy=accuracy, points=states, **options)
 
 

@@ -18,10 +18,12 @@ from sweep_stand_in import DENSE_TOP1, top1_of
 from sweeps import calls, gone, install, ordered, ordered_no_longer, started, until
 from typer.testing import Result
 
+from bench.statistics.shares import paired_drop
 from compress.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from compress.checkpoints.description import Description
 from compress.checkpoints.permission import Permission
 from compress.config import Budget, load_config
+from compress.data.batches import eval_batches
 from compress.data.datasets import load_data
 from compress.errors import BudgetError
 from compress.files.documents import read_toml
@@ -247,8 +249,9 @@ class TestSweepOfStandIns:
         assert result.exit_code == 1
         assert document(result)["chosen"] is None
         assert document(result)["complete"]
-        says = "no pruned network stays within 0 pp of the dense one: the closest, macs=0.85, "
-        assert says + "drops by 1.50 pp" in result.stderr
+        says = "no pruned network stays within 0 pp of the dense one; the closest is macs=0.85. "
+        says += "It drops by 1.50 pp, 95 % interval 0.91 to 2.46 pp on the same 1000 images."
+        assert says in result.stderr
 
     def test_overwrite_removes_what_sweeps_write_and_nothing_else(self, complete: Path) -> None:
         folder = complete
@@ -433,3 +436,17 @@ def test_a_point_is_what_compress_prune_would_have_made(
     assert made["points"][1]["channels_ratio"] <= 0.4
     assert made["dense"]["macs"] > row["macs"]
     assert all(row["seconds"] > 0 for row in (made["dense"], *made["points"]))
+    images, labels = next(eval_batches(data.val, batch_size=len(data.val))).to("cpu")
+    right = [
+        load_checkpoint(file, Permission(config.model)).model.eval()(images).argmax(1) == labels
+        for file in (dense, point / "pruned.safetensors")
+    ]
+    paired = paired_drop(*right, confidence=0.95)
+    assert paired.flips_to_wrong > 0
+    assert row["flips"] == {
+        "to_wrong": paired.flips_to_wrong,
+        "to_right": paired.flips_to_right,
+        "images": len(labels),
+    }
+    assert row["drop_pp"] == pytest.approx(paired.drop_pp)
+    assert row["drop_interval_pp"] == pytest.approx([paired.low_pp, paired.high_pp])
