@@ -36,7 +36,7 @@ from compress.terminal.console import (
     say,
     say_error,
 )
-from compress.terminal.options import SWITCH, takes_request
+from compress.terminal.options import SWITCH, say_plainly, takes_request
 from compress.terminal.signals import hold_on, sigterm_as_ctrl_c
 from export.request import DoctorRequest, ExportRequest, ProfileRequest
 
@@ -71,6 +71,9 @@ class Commands(TyperGroup):
         try:
             with sigterm_as_ctrl_c():
                 return super().invoke(ctx)
+        except typer.BadParameter as error:
+            say_plainly(error)
+            raise
         except CompressError as error:
             say_error(str(error))
             raise typer.Exit(error.exit_code) from error

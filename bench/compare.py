@@ -282,8 +282,9 @@ def read_settings(settings: Iterable[str]) -> dict[str, Any]:
     unused = sections.export.keys() - {"precision"}
     if unused:
         raise ConfigError(f"export.{min(unused)} has no say where two networks are compared")
-    images = validated(DataConfig, sections.data, source="the settings of two networks")
-    bench = validated(BenchConfig, sections.bench, source="the settings of a comparison")
+    source = "the settings of two networks"
+    images = validated(DataConfig, sections.data, source=source, section="data")
+    bench = validated(BenchConfig, sections.bench, source=source, section="bench")
     return {
         # Limits are those of a run of everything; here they are an option.
         **bench.model_dump(exclude_unset=True, exclude={"limits"}),

@@ -37,7 +37,7 @@ class BenchRequest(Request):
     precision: Precision = None
     batch: Annotated[
         str | None,
-        Option("--batch", "Batch sizes: 1,8,32.", setting="bench.batch_sizes", form="[{}]"),
+        Option("--batch", "Batch sizes: 1,8,32.", setting="bench.batch_sizes"),
     ] = None
     against: Annotated[
         str | None,
@@ -51,6 +51,7 @@ class BenchRequest(Request):
             "--data",
             "Of two networks: images (train/ and val/, class folders, or without labels), or "
             "arrays (*.npz, *.npy); default random inputs. Of a run: its data set.",
+            key="data.root",
         ),
     ] = None
 

@@ -213,8 +213,17 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def validated(model: type[SectionT], document: Mapping[str, Any], source: str) -> SectionT:
-    """Validate a document against a Section, translating every mistake into one ConfigError."""
+def validated(
+    model: type[SectionT], document: Mapping[str, Any], source: str, section: str = ""
+) -> SectionT:
+    """Validate a document against a Section, translating every mistake into one ConfigError.
+
+    Args:
+        model: what the document must be.
+        document: keys and values.
+        source: where it is from, for messages.
+        section: which section of that it is, for messages.
+    """
     try:
         return model.model_validate(document)
     except ValidationError as error:
@@ -222,7 +231,7 @@ def validated(model: type[SectionT], document: Mapping[str, Any], source: str) -
             raise ConfigError(f"{source} has {error.error_count()} mistakes") from None
         details = error.errors()
         more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-        raise ConfigError(f"{source}: {_explain(model, details[0])}{more}") from error
+        raise ConfigError(f"{source}: {_explain(model, details[0], section)}{more}") from error
 
 
 def apply_setting(document: dict[str, Any], setting: str) -> None:
@@ -300,17 +309,22 @@ _SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxtuple = 3, 8, 8, 8
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
 
 
-def _explain(model: type[BaseModel], detail: Any) -> str:
+def _explain(model: type[BaseModel], detail: Mapping[str, Any], section: str) -> str:
     location = [str(part) for part in detail["loc"]]
-    key = ".".join(location)
+    key = ".".join([section, *location] if section else location)
     if detail["type"] == "extra_forbidden":
         return f"unknown key {key!r}: {nearest(location[-1], _fields_at(model, location[:-1]))}"
     if detail["type"] == "missing":
         return f"the key {key!r} is missing"
     if detail["type"] in ("model_type", "model_attributes_type"):
         return f"{key} is a section: give one of its keys, as {key}.{_a_key(model, location)}=..."
+    return f"{key} = {shown(detail['input'])}: {reason(detail)}"
+
+
+def reason(detail: Mapping[str, Any]) -> str:
+    """Return in words what is wrong, of one mistake that pydantic describes."""
     message = _WANTED.get(detail["type"]) or detail["msg"].removeprefix("Value error, ")
-    return f"{key} = {shown(detail['input'])}: {message[0].lower()}{message[1:]}"
+    return f"{message[0].lower()}{message[1:]}"
 
 
 _WHOLE, _NUMBER, _SWITCH = "a whole number belongs here", "a number belongs here", "true or false"
@@ -321,6 +335,7 @@ _WANTED = {
     **dict.fromkeys(("bool_parsing", "bool_type"), f"{_SWITCH} belongs here"),
     **dict.fromkeys(("tuple_type", "list_type"), _LIST),
     "string_type": "text belongs here",
+    "too_short": "at least one value belongs here",
     "dict_type": "keys with values belong here",
 }
 """What belongs where something else is, by pydantic's name of the mistake."""

@@ -20,12 +20,16 @@ Settings = Annotated[
 Model = Annotated[
     str | None,
     Option(
-        "--model", "A built-in network, timm:NAME, torchvision:NAME, or package.module:callable."
+        "--model",
+        "A built-in network, timm:NAME, torchvision:NAME, or package.module:callable.",
+        key="model.name",
     ),
 ]
 Data = Annotated[
     Path | None,
-    Option("--data", "Folder of the data set (image folder: train/, val/), or URL."),
+    Option(
+        "--data", "Folder of the data set (image folder: train/, val/), or URL.", key="data.root"
+    ),
 ]
 WeightsKey = Annotated[
     str | None,
@@ -160,22 +164,32 @@ class SweepRequest(BudgetRequest):
     ] = None
     weights: WeightsKey = None
     budgets: Annotated[
-        tuple[str, ...], Option("--budget", "A grid: macs=0.7,0.5,latency=0.4; repeatable.")
+        tuple[str, ...],
+        Option("--budget", "A grid: macs=0.7,0.5,latency=0.4; repeatable.", key="budgets"),
     ] = ()
     max_drop: Annotated[
         float | None,
-        Option("--max-drop", "Search the smallest network within this top-1 drop, in pp."),
+        Option(
+            "--max-drop",
+            "Search the smallest network within this top-1 drop, in pp.",
+            key="search.max_drop",
+        ),
     ] = None
     kind: Annotated[
-        str | None, Option("--kind", "Of the search: macs, params, channels, latency.")
+        str | None,
+        Option("--kind", "Of the search: macs, params, channels, latency.", key="search.kind"),
     ] = None
     lowest: Annotated[
-        float | None, Option("--lowest", "Of the search: least share; default 0.1.")
+        float | None,
+        Option("--lowest", "Of the search: least share; default 0.1.", key="search.lowest"),
     ] = None
     tolerance: Annotated[
-        float | None, Option("--tolerance", "Of the search: how closely; default 0.02.")
+        float | None,
+        Option("--tolerance", "Of the search: how closely; default 0.02.", key="search.tolerance"),
     ] = None
-    points: Annotated[int | None, Option("--points", "Of the search: most networks.")] = None
+    points: Annotated[
+        int | None, Option("--points", "Of the search: most networks.", key="search.points")
+    ] = None
     devices: Annotated[str | None, Option("--devices", "auto, cpu, or GPUs: cuda:0,cuda:1.")] = None
     jobs: Annotated[int | None, Option("--jobs", "Networks at a time; default one per device.")] = (
         None

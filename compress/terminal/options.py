@@ -9,13 +9,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+from pydantic import ValidationError
 
-from compress.errors import ConfigError
+from compress.errors import CompressError, ConfigError
+from compress.files.documents import reason, shown
 from compress.terminal.console import say
 
 SWITCH = ""
@@ -31,8 +34,8 @@ class Option:
     help: str
     setting: str | None = None
     """Key of the configuration that it is another name of."""
-    form: str = "{}"
-    """The setting's value, where it is not what was given."""
+    key: str | None = None
+    """What messages call it, where it is no other name of a setting."""
     earlier: str | None = None
     """Its name in the version before this one."""
 
@@ -53,10 +56,30 @@ def options_of(kind: type[Any]) -> dict[str, Option]:
 def settings_of(request: Any) -> list[str]:
     """Return the settings that the options of a request stand for, as ``section.key=value``."""
     return [
-        f"{option.setting}={option.form.format(value)}"
+        f"{option.setting}={value}"
         for name, option in options_of(type(request)).items()
         if option.setting is not None and (value := getattr(request, name)) is not None
     ]
+
+
+def as_typed(message: str, request: Any) -> str:
+    """Return a message about settings in the words of a command line: by its flags.
+
+    Messages name a setting as ``key = value``, and ``settings`` where several make a document.
+    """
+    for name, option in options_of(type(request)).items():
+        key = option.setting or option.key
+        if key is not None and getattr(request, name) not in (None, ()):
+            said = rf"(^[a-z ]+: )?(?<![\w.]){re.escape(key)}(\.\w+)* = "
+            message = re.sub(said, f"{option.flag} ", message)
+    return re.sub("^settings: ", "--set: ", message)
+
+
+def say_plainly(error: typer.BadParameter) -> None:
+    """Let the refusal of an option that is no number say so in the words of settings."""
+    if isinstance(cause := error.__cause__, ValidationError):
+        detail, *_ = cause.errors()
+        error.message = f"{shown(detail['input'])}: {reason(detail)}."
 
 
 def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +104,12 @@ def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
         given = {name: values.pop(name) for name in defaults}
         told = {name: value for name, value in given.items() if value is not None}
         lists = {name: tuple(value) for name, value in told.items() if isinstance(value, list)}
-        return command(kind(**told | lists), **values)
+        request = kind(**told | lists)
+        try:
+            return command(request, **values)
+        except CompressError as error:
+            error.args = (as_typed(str(error), request),)
+            raise
 
     signature = inspect.Signature([*parameters, *own])
     setattr(take, "__signature__", signature)  # noqa: B010 (mypy knows no such attribute)

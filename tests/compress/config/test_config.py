@@ -81,7 +81,7 @@ def sections(model: type[Section], prefix: str = "") -> list[tuple[str, type[Sec
         ("prune.min_share=1.5", "prune.min_share = 1.5: input should be less than or equal to 1"),
         ("seed=-1", "seed = -1: input should be greater than or equal to 0"),
         ("seed=4294967296", "seed = 4294967296: input should be less than 2147483648"),
-        ("bench.batch_sizes=[]", "bench.batch_sizes = []: tuple should have at least 1 item"),
+        ("bench.batch_sizes=[]", "bench.batch_sizes = []: at least one value belongs here"),
         ("bench.batch_sizes=[1,0]", "bench.batch_sizes.1 = 0: input should be greater than or"),
         ("export.parity_batches=[-1]", "export.parity_batches.0 = -1: input should be greater"),
         # not one of the words

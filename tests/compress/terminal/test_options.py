@@ -27,7 +27,7 @@ class Asked(Base):
     output: Annotated[Path, Option("--output", "Where to.")] = field()
     sizes: Annotated[
         str | None,
-        Option("--sizes", "1,8.", setting="b.sizes", form="[{}]", earlier="--batches"),
+        Option("--sizes", "1,8.", setting="b.sizes", earlier="--batches"),
     ] = None
     limits: Annotated[str, Option("--limits", "By which.", earlier="--budgets")] = "default"
 
@@ -56,7 +56,7 @@ def test_fields_are_options_and_arguments() -> None:
     request, loud, _ = call("here", "--output", "there", *words)
     assert request.words == ("a", "b")
     assert loud
-    assert settings_of(request) == ["b.sizes=[1,8]", "a.count=5"]
+    assert settings_of(request) == ["b.sizes=1,8", "a.count=5"]
 
 
 def test_what_must_be_given() -> None:
