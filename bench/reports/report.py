@@ -17,8 +17,6 @@ from bench.measuring.records import Artefact, Sha256, pack_outcomes
 from bench.measuring.session import Measured
 from bench.measuring.subject import About
 from bench.reports.schema import (
-    LARGEST,
-    MOST_RATIO,
     SCHEMA_VERSION,
     Against,
     Comparison,
@@ -28,6 +26,7 @@ from bench.reports.schema import (
     Networks,
     Report,
 )
+from bench.reports.soundness import LARGEST, MOST_RATIO
 from bench.statistics.latency_ratios import summary
 from compress.errors import CheckpointError
 from compress.files.atomic import write_atomically

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
 from bench.limits import Limits
 from bench.measuring.answers import AccuracyComparison
-from bench.measuring.latency import Warmup
+from bench.measuring.latency import HOST, Warmup
 from bench.measuring.records import (
     AgreementRecord,
     Artefact,
@@ -36,9 +35,21 @@ from bench.measuring.records import (
     Sha256,
     ValidationSet,
 )
+from bench.reports.soundness import (
+    require,
+    require_blocks_of,
+    require_ratio_of,
+    sound_blocks,
+    sound_date,
+    sound_drop,
+    sound_interval,
+    sound_share,
+    sound_stage,
+    sound_summary,
+)
 from bench.reports.summary import summary_text
-from bench.statistics.latency_ratios import QUANTILES, LatencySummary, RatioInterval
-from bench.statistics.shares import MOST_COUNT, PairedDrop, Share, tango_interval
+from bench.statistics.latency_ratios import LatencySummary, RatioInterval
+from bench.statistics.shares import PairedDrop
 from compress.config import BenchConfig, Precision
 from compress.files.documents import Section
 
@@ -47,111 +58,14 @@ SCHEMA_VERSION: Literal[4] = 4
 Against = Literal["dense", "run", "file"]
 """What the reference is: the dense parent, the pruned network of another run, or any file."""
 
-YEARS = range(2000, 2200)
-"""In which a report may have been made; dates at either end of the calendar have no time zones."""
-LEAST_MS, MOST_MS = 1e-6, 1e9
-"""Milliseconds: from a nanosecond to eleven days."""
-MOST_RATIO = (MOST_MS / LEAST_MS) ** 2
-"""Between two ratios of such times."""
-LARGEST = 2**53
-"""Whole numbers up to this are exact as floating point numbers."""
 
-
-def _sound_summary(found: LatencySummary) -> LatencySummary:
-    _require(min(found.median_ms, found.max_ms) > 0, "a latency is zero")
-    return _sound_stage(found)
-
-
-def _sound_stage(found: LatencySummary) -> LatencySummary:
-    times = (found.min_ms, found.median_ms, found.mean_ms, found.p90_ms, found.p95_ms)
-    tails = (found.p99_ms, found.p99_at_least_ms, found.p99_at_most_ms, found.max_ms)
-    known = [time for time in (*times, *tails, *found.quantiles_ms) if time is not None]
-    _require(all(0 <= time <= MOST_MS for time in known), "a latency is no time")
-    _require(1 <= found.calls <= LARGEST, "calls is no count")
-    _require(0 <= found.variation <= MOST_MS, "variation is no share")
-    _require(len(found.quantiles_ms) == len(QUANTILES), f"there are {len(QUANTILES)} quantiles")
-    return found
-
-
-def _sound_blocks(found: tuple[float, ...]) -> tuple[float, ...]:
-    _require(all(LEAST_MS <= time <= MOST_MS for time in found), "a block has no duration")
-    return found
-
-
-def _sound_interval(found: RatioInterval) -> RatioInterval:
-    ratios = (found.low, found.at_least, found.ratio, found.at_most, found.high)
-    _require(all(1 / MOST_RATIO <= each <= MOST_RATIO for each in ratios), "a ratio is no ratio")
-    _require(found.low <= found.ratio <= found.high, "the interval misses its ratio")
-    _require(0 < found.confidence < 1, "confidence is no level")
-    _require(1 <= found.rounds <= LARGEST, "rounds is no count")
-    return found
-
-
-def sound_share(found: Share) -> Share:
-    """Return a share whose figures agree with each other.
-
-    Raises:
-        ValueError: they do not.
-    """
-    bounds = (found.low, found.at_least, found.share, found.at_most, found.high)
-    _require(all(0 <= each <= 1 for each in bounds), "a share is no share")
-    _require(found.low <= found.share <= found.high, "the interval misses its share")
-    _require(1 <= found.count <= MOST_COUNT, "count is no count")
-    _require(0 < found.confidence < 1, "confidence is no level")
-    return found
-
-
-def sound_drop(found: PairedDrop) -> PairedDrop:
-    """Return a drop whose figures agree with each other.
-
-    Raises:
-        ValueError: they do not.
-    """
-    bounds = (found.low_pp, found.at_least_pp, found.drop_pp, found.at_most_pp, found.high_pp)
-    _require(1 <= found.images <= MOST_COUNT, "images is no count")
-    _require(min(found.flips_to_wrong, found.flips_to_right) >= 0, "flips are counted from 0")
-    flips = found.flips_to_wrong + found.flips_to_right
-    _require(flips <= found.images, "there are more flips than images")
-    _require(all(-100 <= each <= 100 for each in bounds), "a drop lies within 100 pp")
-    _require(0 <= found.resolution_pp <= 100, "resolution_pp lies within 100 pp")
-    _require(0 < found.confidence < 1, "confidence is no level")
-    _require(0 <= found.mcnemar_p <= 1, "mcnemar_p is no probability")
-    drop = 100 * (found.flips_to_wrong - found.flips_to_right) / found.images
-    _require(math.isclose(found.drop_pp, drop, abs_tol=1e-9), "the drop is not that of its flips")
-    tails = (
-        ((1 - found.confidence) / 2, (found.low_pp, found.high_pp)),
-        (
-            1 - found.confidence,
-            (found.at_least_pp, found.at_most_pp),
-        ),
-    )
-    for tail, told in tails:
-        counts = (found.flips_to_wrong, found.flips_to_right, found.images)
-        derived = [100 * share for share in tango_interval(*counts, tail=tail)]
-        alike = [math.isclose(a, b, abs_tol=1e-6) for a, b in zip(told, derived, strict=True)]
-        _require(all(alike), "the interval of the drop is not that of its flips")
-    agreement = 1 - flips / found.images
-    _require(math.isclose(found.agreement, agreement, abs_tol=1e-9), "agreement misses the flips")
-    return found
-
-
-def _sound_date(found: datetime) -> datetime:
-    _require(found.year in YEARS, f"the year {found.year} is none in which a report was made")
-    return found
-
-
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:  # also where a NaN is compared
-        raise ValueError(otherwise)
-
-
-Summary = Annotated[LatencySummary, AfterValidator(_sound_summary)]
-Stage = Annotated[LatencySummary, AfterValidator(_sound_stage)]
+Summary = Annotated[LatencySummary, AfterValidator(sound_summary)]
+Stage = Annotated[LatencySummary, AfterValidator(sound_stage)]
 """A step of a call may be too short for a clock."""
-Blocks = Annotated[tuple[float, ...], AfterValidator(_sound_blocks)]
-Interval = Annotated[RatioInterval, AfterValidator(_sound_interval)]
+Blocks = Annotated[tuple[float, ...], AfterValidator(sound_blocks)]
+Interval = Annotated[RatioInterval, AfterValidator(sound_interval)]
 Drop = Annotated[PairedDrop, AfterValidator(sound_drop)]
-Date = Annotated[AwareDatetime, AfterValidator(_sound_date)]
+Date = Annotated[AwareDatetime, AfterValidator(sound_date)]
 
 
 # The parts
@@ -173,6 +87,16 @@ class LatencyRecord(Section):
     """One per round, in order."""
     warmup: Warmup
 
+    @model_validator(mode="after")
+    def _derived(self) -> LatencyRecord:
+        if self.block_medians_ms:
+            require_blocks_of(self.summary, self.block_medians_ms)
+        calls = self.stages.get(HOST, self.summary)
+        rate = 1000 * self.batch_size / calls.mean_ms if calls.mean_ms else math.inf
+        agrees = math.isclose(self.images_per_second, rate, rel_tol=1e-9)
+        require(agrees, "the images per second are not those of the calls")
+        return self
+
 
 class NetworkRecord(Artefact):
     """An exported network and what was measured of it."""
@@ -192,7 +116,7 @@ class NetworkRecord(Artefact):
             for told, each in zip((self.top1, self.top5), right, strict=True):
                 share = float(each.mean())
                 agrees = told is None or math.isclose(told, share, abs_tol=1e-9)
-                _require(agrees, "the accuracy is not that of the images")
+                require(agrees, "the accuracy is not that of the images")
         return self
 
 
@@ -221,7 +145,7 @@ class LatencyComparison(Section):
     @model_validator(mode="after")
     def _derived(self) -> LatencyComparison:
         agrees = math.isclose(self.speed_up * self.ratio.ratio, 1, rel_tol=1e-9)
-        _require(agrees, "the speed-up is not that of the ratio")
+        require(agrees, "the speed-up is not that of the ratio")
         return self
 
 
@@ -346,6 +270,9 @@ class Report(Section):
             rounds = {len(each.block_medians_ms) for each in (one, other)}
             if rounds != {len(found.control_block_medians_ms)}:
                 raise ValueError("the networks are not measured in the same rounds")
+            blocks = one.block_medians_ms
+            require_ratio_of(found.ratio, blocks, other.block_medians_ms)
+            require_ratio_of(found.control, blocks, found.control_block_medians_ms)
         if len(set(compared)) < len(compared):
             raise ValueError("a batch size is there twice")
         return self
@@ -359,10 +286,10 @@ class Report(Section):
             counts = getattr(one, name), getattr(other, name)
             if ratio is not None:
                 agrees = all(counts) and math.isclose(ratio, counts[1] / counts[0], rel_tol=1e-9)
-                _require(agrees, f"{name}_ratio is not that of the counts")
+                require(agrees, f"{name}_ratio is not that of the counts")
         accuracy = self.comparison.accuracy
         if accuracy is not None and one.outcomes is not None and other.outcomes is not None:
-            _require(one.outcomes.images == other.outcomes.images, "the images are others")
+            require(one.outcomes.images == other.outcomes.images, "the images are others")
             told = (
                 (accuracy.drop, one.outcomes.read_correct(), other.outcomes.read_correct()),
                 (
@@ -374,7 +301,7 @@ class Report(Section):
             for drop, was, is_ in told:
                 flips = (drop.images, drop.flips_to_wrong, drop.flips_to_right)
                 found = (len(was), int((was & ~is_).sum()), int((~was & is_).sum()))
-                _require(flips == found, "the drop is not that of the images")
+                require(flips == found, "the drop is not that of the images")
         return self
 
 
