@@ -44,6 +44,12 @@ OF_ALL = frozenset({"Add", "Concat", "Mul"})
 """The same, where none of what they read is."""
 
 
+Read = tuple[int, int]
+"""Who reads a tensor: a node's index, and the place among its inputs."""
+OUTSIDE = -1
+"""In place of a node: whoever runs the graph."""
+
+
 @dataclass(frozen=True)
 class Form:
     """How 8 bits are written for a runtime."""
@@ -65,7 +71,7 @@ FORMS: Mapping[str, Form] = {"tensorrt": TENSORRT, "onnxruntime": ONNXRUNTIME}
 def quantised_layers(graph: onnx.GraphProto, form: Form) -> dict[int, int]:
     """Return the axis of the weight's scales for each node that computes in 8 bits, by index."""
     constants = {tensor.name for tensor in graph.initializer}
-    ends = {value.name for value in graph.output}
+    ends, reads = {value.name for value in graph.output}, _reads(graph)
     return {
         index: axis
         for index, node in enumerate(graph.node)
@@ -73,7 +79,7 @@ def quantised_layers(graph: onnx.GraphProto, form: Form) -> dict[int, int]:
         and node.input[1] in constants
         and node.input[0] not in constants
         # What is not rounded is computed in float32, from weights that had better be float32 too.
-        and not (form.results and _bounded(node.output[0], graph) in ends)
+        and not (form.results and _taking_in(node.output[0], graph, reads)[-1] in ends)
     }
 
 
@@ -94,7 +100,9 @@ def quantised_places(model: onnx.ModelProto, form: Form) -> dict[int, tuple[int,
     computed = [graph.node[index].output[0] for index in sorted({*places, *adds})]
     rounded = {graph.node[index].input[0] for index in places}
     rounded |= {name for index in adds for name in graph.node[index].input}
-    rounded |= {_bounded(name, graph) for name in computed} - {v.name for v in graph.output}
+    reads = _reads(graph)
+    last = {_taking_in(name, graph, reads)[-1] for name in computed}
+    rounded |= last - {value.name for value in graph.output}
     return {
         index: tuple(place for place, name in enumerate(node.input) if name in rounded)
         for index, node in nodes
@@ -113,15 +121,24 @@ def _floats(model: onnx.ModelProto) -> frozenset[str]:
     )
 
 
-def _bounded(name: str, graph: onnx.GraphProto) -> str:
-    """Return a result behind the Relu or Clip that alone reads it, else itself."""
-    ends = {value.name for value in graph.output}
-    while name not in ends:
-        readers = [node for node in graph.node if name in node.input]
-        if len(readers) != 1 or readers[0].op_type not in BOUNDS:
+def _reads(graph: onnx.GraphProto) -> dict[str, list[Read]]:
+    """Return who reads each tensor."""
+    found: dict[str, list[Read]] = {value.name: [(OUTSIDE, 0)] for value in graph.output}
+    for index, node in enumerate(graph.node):
+        for place, name in enumerate(node.input):
+            found.setdefault(name, []).append((index, place))
+    return found
+
+
+def _taking_in(name: str, graph: onnx.GraphProto, reads: Mapping[str, Sequence[Read]]) -> list[str]:
+    """Return a result, and behind it those of the Relus and Clips each of which alone reads it."""
+    chain = [name]
+    while len(read := reads.get(chain[-1], ())) == 1:
+        ((index, _),) = read
+        if index == OUTSIDE or graph.node[index].op_type not in BOUNDS:
             break
-        name = readers[0].output[0]
-    return name
+        chain.append(graph.node[index].output[0])
+    return chain
 
 
 def never_negative(graph: onnx.GraphProto) -> frozenset[str]:
@@ -150,22 +167,17 @@ def rounded_at_once(
         places: of each node's inputs that are quantised.
         layers: the nodes that compute in 8 bits.
     """
-    readers: dict[str, list[tuple[int, bool]]] = {
-        value.name: [(-1, False)] for value in graph.output
+    reads = _reads(graph)
+    rounded = {
+        name
+        for name, each in reads.items()
+        if all(index != OUTSIDE and place in places[index] for index, place in each)
     }
-    for index, node in enumerate(graph.node):
-        for place, name in enumerate(node.input):
-            readers.setdefault(name, []).append((index, place in places[index]))
     found: set[str] = set()
     for index in layers:
-        chain = [graph.node[index].output[0]]
-        while len(read := readers.get(chain[-1], [])) == 1 and not read[0][1]:
-            following = graph.node[read[0][0]] if read[0][0] >= 0 else None
-            if following is None or following.op_type not in BOUNDS:
-                break
-            chain.append(following.output[0])
-        if read and all(rounded for _, rounded in read):
-            found.update(chain)
+        chain = _taking_in(graph.node[index].output[0], graph, reads)
+        ends = [length for length, name in enumerate(chain, start=1) if name in rounded]
+        found.update(chain[: min(ends, default=0)])
     return found
 
 
