@@ -51,25 +51,31 @@ class Smooth(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def network(name: str) -> nn.Module:
+def network(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     torch.manual_seed(0)
-    return lived_in((NETWORKS | {"Smooth": Smooth})[name]()).train()
+    return lived_in((NETWORKS | {"Smooth": Smooth})[name]()).train().to(dtype)
 
 
-def share_of(world: World, seed: int) -> Batch:
+def share_of(world: World, seed: int, dtype: torch.dtype = torch.float32) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(IMAGES, 3, 12, 12, generator=generator)
     labels = torch.randint(4, (IMAGES,), generator=generator)
     shares = SHARES[world.size]
     own = slice(sum(shares[: world.rank]), sum(shares[: world.rank + 1]))
-    return Batch(images[own], labels[own], skipped=world.rank)
+    return Batch(images[own].to(dtype), labels[own], skipped=world.rank)
 
 
 def train_and_score(
-    name: str, criterion: str, gate: str = "read", accumulate: int = 1, steps: int = 3
+    name: str,
+    criterion: str,
+    gate: str = "read",
+    accumulate: int = 1,
+    dtype: torch.dtype = torch.float32,
+    steps: int = 3,
+    sync: bool = True,
 ) -> dict[str, Any]:
     """Train a few steps while a criterion judges them; return scores and weights."""
-    world, model = current(), network(name)
+    world, model = current(), network(name, dtype)
     graph = analyse(model, (3, 12, 12))
     trainer = Trainer(
         model,
@@ -77,13 +83,13 @@ def train_and_score(
         steps_per_epoch=10,
         epochs=10,
         memory_format=memory_format_for(model, (3, 12, 12)),
-        compute=ComputeConfig(sync_batchnorm=True, accumulate=accumulate),
+        compute=ComputeConfig(sync_batchnorm=sync, accumulate=accumulate),
         world=world,
     )
     context = Context(model, graph, gate, hessian_samples=2, as_published=False, world=world)
     judge = Scores(scoring := bind(criterion, context))
     for step in range(steps):
-        trainer.step(share_of(world, step), judge=judge)
+        trainer.step(share_of(world, step, dtype), judge=judge)
         if not scoring.per_minibatch:
             judge.found.append(scoring.score(1.0))
     return {

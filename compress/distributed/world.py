@@ -2,7 +2,8 @@
 
 The minibatch of the configuration is that of all processes: each takes its share, gradients and
 counts are joined, and every process takes the same decisions. A run is therefore the same run
-whatever the number of its processes, up to the order in which floating-point numbers are added.
+whatever the number of its processes, up to the order in which floating-point numbers are added, and
+up to the statistics of BatchNorm, unless ``compute.sync_batchnorm`` joins these too.
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ from compress.config import TrainConfig
 def training_loss(
     config: TrainConfig, logits: torch.Tensor, labels: torch.Tensor, taught: torch.Tensor | None
 ) -> torch.Tensor:
-    """Return the mean loss over a batch, in float32; labels are smoothed where nobody teaches.
+    """Return the mean loss over a batch; labels are smoothed where nobody teaches.
+
+    It is computed in float32 at least, whatever the network computes in.
 
     Args:
         config: the settings.
@@ -20,11 +22,16 @@ def training_loss(
         taught: (N, classes) logits of the teacher, if there is one.
     """
     smoothing = config.label_smoothing if taught is None else 0.0
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    loss = F.cross_entropy(_wide(logits), labels, label_smoothing=smoothing)
     if taught is None:
         return loss
-    soft = distillation_loss(logits.float(), taught.float(), config.temperature)
+    soft = distillation_loss(_wide(logits), _wide(taught), config.temperature)
     return (1 - config.distill) * loss + config.distill * soft
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits in float32, or in float64 if they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def distillation_loss(

@@ -57,6 +57,14 @@ MORE: list[Case] = [
 ]
 
 
+BLIND = ("PreActivation", "taylor-gate", "read", 1, torch.float64, 3, False)
+EXACT: list[Case] = [
+    ("Smooth", "taylor-gate", "read", 1, torch.float64, 10),
+    ("PreActivation", "taylor-gate", "read", 1, torch.float64, 10),
+    BLIND,
+]
+
+
 def work_of(folder: Path, cases: list[Case], name: str) -> list[tuple[Any, ...]]:
     """Return tasks: to score in several ways, and a whole run."""
     config = joined_work.config_for(name)
@@ -79,6 +87,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     tasks.append((joined_loops.pruned,))
     tasks.append((joined_loops.never_wrapped,))
     tasks.append((joined_work.texts,))
+    tasks += [(joined_work.train_and_score, *case) for case in EXACT]
     return together(RANKS, joined_work.several, tasks)
 
 
@@ -90,7 +99,7 @@ def more(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
 
 
 def test_every_rank_did_everything(done: list[list[Any]]) -> None:
-    assert [len(found) for found in done] == [10] * RANKS
+    assert [len(found) for found in done] == [10 + len(EXACT)] * RANKS
 
 
 def require_scores_of_the_joined_minibatch(scores: list[dict[str, Any]], case: Case) -> None:
@@ -258,6 +267,35 @@ def test_every_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert device_name("auto") == device_name("cuda") == "cuda:1"
+
+
+@pytest.mark.parametrize("case", EXACT[:2], ids=named)
+def test_in_double_precision_nothing_is_left_between_processes_and_one(
+    done: list[list[Any]], case: Case
+) -> None:
+    """So what differs in float32 is the order of sums: not the images, gradients or averages."""
+    expected = joined_work.train_and_score(*case)
+    for found in done:
+        actual = found[10 + EXACT.index(case)]
+        for name in ("scores", "weights"):
+            difference, size = distance(actual[name], expected[name])
+            assert difference < 1e-12 * size, name
+
+
+def test_without_joined_statistics_each_process_trains_another_network(
+    done: list[list[Any]],
+) -> None:
+    """BatchNorm of a share is another function from the first step on, in any precision."""
+    expected = joined_work.train_and_score(*BLIND)
+    difference, size = distance(done[0][-1]["scores"][0], expected["scores"][0])
+    assert difference > 0.01 * size
+
+
+def distance(one: Any, other: Any) -> tuple[float, float]:
+    """Return the largest difference of tensors, or of those of two states, and their size."""
+    pairs = [(one[key], other[key]) for key in other] if isinstance(other, dict) else [(one, other)]
+    differences = [float((a.double() - b.double()).abs().max()) for a, b in pairs]
+    return max(differences), max(float(b.double().abs().max()) for _, b in pairs)
 
 
 def test_a_text_of_the_first_process_is_everybodys(done: list[list[Any]]) -> None:
