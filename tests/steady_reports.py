@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.reports.report import load_report, save_report
-from bench.statistics.latency_ratios import RatioInterval
+from bench.statistics.latency_ratios import RatioInterval, summary
 
 
 def steady(path: Path, target: Path, *, slower: float = 1.0, **changes: object) -> Path:
@@ -19,7 +19,13 @@ def steady(path: Path, target: Path, *, slower: float = 1.0, **changes: object) 
     def network(name: str, level: float) -> object:
         found = getattr(report.networks, name)
         latency = tuple(
-            record.model_copy(update={"block_medians_ms": (level,) * 20})
+            record.model_copy(
+                update={
+                    "block_medians_ms": (level,) * 20,
+                    "summary": summary([level] * record.summary.calls),
+                    "images_per_second": 1000 * record.batch_size / level,
+                }
+            )
             for record in found.latency
         )
         return found.model_copy(update={"latency": latency})

@@ -968,5 +968,5 @@ def test_settings_of_two_networks_are_keywords_of_a_comparison() -> None:
     assert (found["batch_sizes"], found["threads"], found["seed"]) == ((2,), 1, 3)
     assert "limits" not in found  # nor under the name of the version before
     assert read_settings(["bench.budgets=mine.toml"]).keys() == read_settings([]).keys()
-    with pytest.raises(ConfigError, match="unknown key 'baseline'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'bench\.baseline'"):
         read_settings(["bench.baseline=x"])
