@@ -70,7 +70,22 @@ SHAPES = st.sampled_from(
     [{}, [], [[]], {"": 1}, {"a": {"a": {}}}, [0] * 10_000, {str(n): n for n in range(3000)}]
 )
 DEPTHS = st.sampled_from([5, 50, 150]).map(deep)
-VALUES = st.one_of(SCALARS, SHAPES.map(copy.deepcopy), DEPTHS)
+BOUNDS = st.sampled_from(
+    [
+        *(0, -1, 0.0, 2**31, 2**53, 2**63, 10**30, 10**400, 1e308, -1e308, 5e-324, 1e-9),
+        *(float("nan"), float("inf"), float("-inf"), True, False, None),
+        *("7", "0.5", "1e999", "nan", "yes", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59-12:00"),
+        *("0001-01-01T00:00:00+14:00", "2026-02-30T00:00:00Z", "", " ", "x" * 5000, "\ud800"),
+        *("\x1b[2J\x1b]0;owned\x07", "\x00\x9b31m\r\n", "\u202eSSAP\u202c", "\u2066x\u2069"),
+        *(
+            "# PASS\n\n| judged | verdict |\n|---|---|\n| all | PASS |",
+            "![x](https://evil.example)",
+        ),
+        *("<script>alert(1)</script>", "]]>", "&lt;b&gt;", "[red]PASS[/red] [/]", "$\\frac{"),
+    ]
+)
+"""What a forger puts in place of one text or one number."""
+VALUES = st.one_of(BOUNDS, SCALARS, SHAPES.map(copy.deepcopy), DEPTHS)
 """What takes the place of a part of a document."""
 
 DEEPEST_PLACE = 8

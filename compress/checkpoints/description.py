@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -70,17 +71,34 @@ class BranchFacts(BaseModel):
     """Why it may not go."""
 
 
+def _all_told(found: dict[str, int]) -> dict[str, int]:
+    if missing := [name for name in COSTS if name not in found]:
+        raise ValueError(f"{', '.join(missing)} must be told")
+    return found
+
+
+COSTS = ("macs", "params", "channels")
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Costs = Annotated[dict[str, Count], AfterValidator(_all_told)]
+
+
 class Structure(BaseModel):
     """Costs, channel groups and branches of a network, dense and as it is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dense: dict[str, int]
+    dense: Costs
     """``macs`` of one image, ``params``, ``channels``."""
-    now: dict[str, int]
+    now: Costs
     groups: tuple[GroupFacts, ...]
     branches: tuple[BranchFacts, ...] = ()
     unknown_operations: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _sound(self) -> Structure:
+        if any(self.now[name] > self.dense[name] for name in COSTS):
+            raise ValueError("no network costs more than its dense one")
+        return self
 
 
 class Quantization(BaseModel):

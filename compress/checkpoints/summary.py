@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from rich.console import Group as Stack
 from rich.console import RenderableType
@@ -94,8 +94,8 @@ def render_summary(document: dict[str, Any]) -> RenderableType:
     if document.get("parent_sha256"):
         rows["pruned from"] = document["parent_sha256"]
     for stage, figures in document.get("metrics", {}).items():
-        if isinstance(figures, dict) and "top1" in figures:
-            rows[stage] = f"top-1 {figures['top1']:.2f} % of {figures['images']} images"
+        if isinstance(figures, dict) and _is_share(top1 := figures.get("top1")):
+            rows[stage] = f"top-1 {top1:.2f} % of {figures.get('images', '?')} images"
     if document.get("tools"):
         rows["written by"] = ", ".join(f"{k} {v}" for k, v in document["tools"].items())
     for name, text in rows.items():
@@ -105,6 +105,11 @@ def render_summary(document: dict[str, Any]) -> RenderableType:
         names = ", ".join(document["unknown_operations"])
         parts.append(Text(f"operations that are not known and keep channels dense: {names}"))
     return Stack(*parts)
+
+
+def _is_share(value: Any) -> TypeGuard[float]:
+    """Whether a figure that a file passes on is one in percent."""
+    return isinstance(value, int | float) and 0 <= value <= 100
 
 
 def _network_rows(document: dict[str, Any]) -> dict[str, str]:

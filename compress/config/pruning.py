@@ -17,7 +17,7 @@ class Budget(Section):
 
     kind: Literal["macs", "params", "channels", "removed", "latency"]
     """MACs, parameters, channels kept, channels removed, or time."""
-    value: float = Field(gt=0)
+    value: float = Field(gt=0, le=1e15)
     """A share of the dense network up to 1, or an absolute number above 1."""
     unit: Literal["", "ms"] = ""
     """Of an absolute latency, which may be below 1."""

@@ -8,6 +8,7 @@ network it is a straight line and the whole is a sum over layers: ``around`` giv
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -27,6 +28,10 @@ from compress.networks.layers import LayerCall, LayerShape
 SCHEMA_VERSION = 1
 MOST_BYTES = 2**26
 """Largest file; that of a ResNet-152 has a hundredth of it."""
+MOST = 1e12
+"""Of bytes, of milliseconds, and of all else that a table counts."""
+LEAST = 1e-9
+"""Milliseconds of a network."""
 WEIGHT_BYTES = 4.0
 """Of one weight; a curve over bytes is measured in this unit, whatever the precision."""
 
@@ -290,14 +295,17 @@ def table_of(document: Mapping[str, Any]) -> LatencyTable:
         if type(facts[each.name]).__name__ != each.type:
             raise TypeError(each.name)
     weights, curve, dense = document["weights"], document["weights"]["bytes"], document["dense"]
-    if len(curve) < 2 or list(curve) != sorted(set(curve)) or curve[0] != 0:
+    if len(curve) != len(weights["ms"]) or curve[0] != 0 or min(np.diff(curve)) < 1:
         raise ValueError("weights")
+    pairs = [tuple(map(_number, pair)) for pair in document["error"]["pairs_ms"]]
+    if not pairs or not all(min(pair) >= LEAST for pair in pairs):
+        raise ValueError("error")
     return LatencyTable(
         fingerprint=fingerprint,
         intercept=_number(document["fixed_ms"]),
         grids={_shape_of(each["shape"]): _grid_of(each) for each in document["layers"]},
         curve=Curve(*(tuple(map(_number, weights[key])) for key in ("bytes", "ms"))),
-        error=Error(tuple((_number(a), _number(b)) for a, b in document["error"]["pairs_ms"])),
+        error=Error(tuple((predicted, measured) for predicted, measured in pairs)),
         spread=_number(document["spread"]),
         multiple=int(_number(document["channel_multiple"])),
         dense_ms=_number(dense["ms"]),
@@ -307,7 +315,14 @@ def table_of(document: Mapping[str, Any]) -> LatencyTable:
 
 def _shape_of(facts: Mapping[str, Any]) -> LayerShape:
     told: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
-    return LayerShape(**told)
+    shape = LayerShape(**told)
+    words, numbers = (shape.kind, *shape.then), (shape.groups, shape.group_width)
+    sizes = (shape.kernel, shape.stride, shape.dilation, shape.input_size, shape.output_size)
+    if not all(isinstance(word, str) for word in words) or not all(
+        type(number) is int and 0 <= number <= MOST for number in itertools.chain(numbers, *sizes)
+    ):
+        raise TypeError("shape")
+    return shape
 
 
 def _grid_of(facts: Mapping[str, Any]) -> Grid:
@@ -315,15 +330,15 @@ def _grid_of(facts: Mapping[str, Any]) -> Grid:
     times = np.array(facts["ms"], dtype=np.float64)  # None is NaN
     shape = (len(read), len(written)) if len(written) else (len(read),)
     known = times[~np.isnan(times)]
-    if times.shape != shape or not len(known) or not (known > 0).all() or np.isinf(known).any():
+    if times.shape != shape or not len(known) or not ((known > 0) & (known <= MOST)).all():
         raise ValueError("ms")
     for axis in (read, written):
-        if (np.diff(axis) <= 0).any() or (axis < 1).any():
+        if (np.diff(axis) <= 0).any() or (axis < 1).any() or (axis > MOST).any():
             raise ValueError("widths")
     return Grid(read, written, times)
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not math.isfinite(value):
+    if type(value) not in (int, float) or not abs(value) <= MOST:  # nor NaN
         raise ValueError("a number")
     return float(value)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from compress.errors import CheckpointError, ConfigError, ModelError, nearest, writing
 from compress.files.atomic import write_atomically
+from compress.files.documents import parsed_json
 from compress.networks.groups import ChannelGraph, Group, Units
 from compress.oracle.replay import TENSOR_BYTES, DensePass, Plan, Replay
 
@@ -291,7 +292,7 @@ class ChangeLog:
         self.path = path
         self.entries: dict[Key, list[float]] = {}
         header = {"schema_version": SCHEMA_VERSION, **identity}
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        text = self._text()
         # A line that a kill or a full disk cut off was never finished.
         whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
         if not whole:
@@ -300,6 +301,15 @@ class ChangeLog:
         self._read(whole, header)
         if "".join(whole) != text:
             write_atomically(path, "".join(whole))
+
+    def _text(self) -> str:
+        try:
+            return self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        except ValueError as error:
+            raise self._damaged() from error
+
+    def _damaged(self) -> CheckpointError:
+        return CheckpointError(f"{self.path} is damaged: start anew with --overwrite")
 
     def entry(self, key: Key, compute: Callable[[], list[float]]) -> list[float]:
         """Return the figures of a key; what is not there is computed and written."""
@@ -312,13 +322,15 @@ class ChangeLog:
 
     def _read(self, lines: list[str], header: dict[str, Any]) -> None:
         try:
-            found, *documents = map(json.loads, lines)
+            found, *documents = map(parsed_json, lines)
             self._check(found, header)
             for document in documents:
-                sums = [float(value) for value in document.pop("sums")]
-                self.entries[Key(**document)] = sums
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{self.path} is damaged: start anew with --overwrite") from error
+                sums, key = _numbers(document.pop("sums")), Key(**document)
+                if type(key.batch) is not int or type(key.first) is not int or min(key[::2]) < 0:
+                    raise ValueError(key)
+                self.entries[key] = sums
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise self._damaged() from error
 
     def _check(self, found: dict[str, Any], header: dict[str, Any]) -> None:
         for name, wanted in header.items():
@@ -327,6 +339,12 @@ class ChangeLog:
                     f"{self.path} was measured with {name} = {_short(found.get(name))} and now "
                     f"{_short(wanted)} is given: give the same, or start anew with --overwrite"
                 )
+
+
+def _numbers(values: list[Any]) -> list[float]:
+    if not all(type(value) in (int, float) for value in values):
+        raise TypeError("numbers")
+    return list(map(float, values))
 
 
 def _short(value: Any) -> str:

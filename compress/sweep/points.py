@@ -118,7 +118,7 @@ class SweepFiles:
             return
         names = ["dense"]
         with suppress(ConfigError):  # damaged; what it holds is not known
-            names += [str(point["name"]) for point in read_goal(self.document)[1]["points"]]
+            names += [point["name"] for point in read_goal(self.document)[1]["points"]]
         for name in names:
             run = self.run(Path(name).name)
             if run.is_begun:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from compress.runs.request import SweepRequest
 from compress.sweep.plan import Search
 
 SCHEMA_VERSION = 1
+_NAME = re.compile(r"[a-z]+-[\w.+-]+")
+"""Of a point's directory, which ``name_of`` gives it."""
+LONGEST = 1e9
+"""Seconds of a network; those of thirty years are none that were counted."""
 
 
 class Goal(Section):
@@ -88,7 +93,7 @@ def split_budgets(options: Iterable[str]) -> list[str]:
 
 
 def read_goal(file: Path) -> tuple[Goal, dict[str, Any]]:
-    """Return the goal of an earlier sweep, and the whole document.
+    """Return the goal of an earlier sweep, and what its document knows of every network.
 
     Raises:
         ConfigError: the file is damaged or of another version.
@@ -104,4 +109,29 @@ def read_goal(file: Path) -> tuple[Goal, dict[str, Any]]:
             f"{file} is of schema version {version} and this tool reads {SCHEMA_VERSION}: start "
             "anew with --overwrite"
         )
-    return validated(Goal, goal, source=str(file)), document
+    return validated(Goal, goal, source=str(file)), _what_is_known(document)
+
+
+def _what_is_known(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the document of an earlier sweep tells the next: no more, and nothing else."""
+    rows = document.get("points")
+    points = [_row(row) for row in rows] if isinstance(rows, list) else []
+    return {
+        "complete": document.get("complete") is True,
+        "dense": {**_row(document.get("dense")), "name": "dense"},
+        "points": [row for row in points if row["name"]],
+    }
+
+
+def _row(found: Any) -> dict[str, Any]:
+    """Return name, seconds and flips of a network."""
+    row = found if isinstance(found, dict) else {}
+    name: Any = row.get("name")
+    seconds: Any = row.get("seconds")
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    return {
+        # It becomes a directory, which an overwritten sweep empties.
+        "name": name if isinstance(name, str) and _NAME.fullmatch(name) else "",
+        "seconds": float(seconds) if number and 0 <= seconds <= LONGEST else 0.0,
+        "flips": row.get("flips"),
+    }

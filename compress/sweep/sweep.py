@@ -50,15 +50,11 @@ class Sweep:
     flips: dict[str, Flips] = field(default_factory=dict)
 
     def remember(self, document: dict[str, Any]) -> None:
-        """Take over what an earlier process spent, and what it counted."""
-        for row in (document.get(DENSE), *document.get("points", ())):
-            if not isinstance(row, dict):
-                continue
-            name = str(row.get("name"))
-            if isinstance(row.get("seconds"), int | float):
-                self.seconds[name] = row["seconds"]
+        """Take over what an earlier process spent and counted, as ``read_goal`` returns it."""
+        for row in (document[DENSE], *document["points"]):
+            self.seconds[row["name"]] = row["seconds"]
             if counted := stored_flips(row):
-                self.flips[name] = counted
+                self.flips[row["name"]] = counted
 
     def run(self) -> dict[str, Any]:
         """Do what is not done yet, and return the document."""

@@ -34,9 +34,9 @@ class _Parity(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     batch_size: Size
-    relative_error: float
-    cosine: float
-    top1_agreement: float
+    relative_error: Annotated[float, Field(ge=0)]
+    cosine: Annotated[float, Field(ge=-1 - 1e-6, le=1 + 1e-6)]
+    top1_agreement: Annotated[float, Field(ge=0, le=1)]
 
 
 class _Group(BaseModel):

@@ -4,43 +4,29 @@ from __future__ import annotations
 
 import copy
 import io
-import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import lived_in, random_mask
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import damaged, fuzzed, mutated, refused_in_a_sentence
+from valid_documents import (
+    DESCRIPTION,
+    GRAPH,
+    HEADER,
+    LENGTH,
+    PRUNED,
+    with_description,
+    with_header,
+)
 
-from compress.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from compress.checkpoints.description import METADATA_KEY, Description
+from compress.checkpoints.checkpoint import load_checkpoint
 from compress.checkpoints.recipe import cuts_from_recipe, mask_from_groups
 from compress.checkpoints.summary import inspect_checkpoint
-from compress.networks.analysis import analyse
 from compress.networks.cuts import Cut, apply_cuts_
 from compress.networks.models import build_model
-from compress.networks.shrink import shrink
-
-SIZE = (1, 8, 8)
-
-
-GRAPH = analyse(build_model("lenet", num_classes=3, in_channels=1), SIZE)
-
-
-def _pruned(path: Path) -> bytes:
-    """Return a pruned LeNet as a file of ours."""
-    model = lived_in(build_model("lenet", num_classes=3, in_channels=1)).eval()
-    kept = random_mask(GRAPH, 1, 0.8)
-    description = Description(
-        architecture="lenet", classes=("a", "b", "c"), input_size=SIZE, mean=(0.5,), std=(0.2,)
-    )
-    smaller = shrink(model, GRAPH, kept)
-    save_checkpoint(path, smaller, description=description, graph=GRAPH, kept=kept)
-    return path.read_bytes()
 
 
 def _dense(archive: bool) -> bytes:
@@ -55,11 +41,6 @@ def _dense(archive: bool) -> bytes:
     return stream.getvalue()
 
 
-with tempfile.TemporaryDirectory() as _folder:
-    PRUNED = _pruned(Path(_folder) / "pruned.safetensors")
-LENGTH = int.from_bytes(PRUNED[:8], "little")
-HEADER = json.loads(PRUNED[8 : 8 + LENGTH])
-DESCRIPTION = json.loads(HEADER["__metadata__"][METADATA_KEY])
 BY_GROUPS = {"conv2": {"size": 16, "kept": [0, 3, 7]}, "fc1": {"size": 120, "kept": [5]}}
 with torch.device("meta"):
     NETWORK = build_model("lenet", num_classes=3, in_channels=1)
@@ -70,15 +51,6 @@ ARCHIVE, STREAM = _dense(archive=True), _dense(archive=False)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("checkpoints")
-
-
-def with_header(header: Any) -> bytes:
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + PRUNED[8 + LENGTH :]
-
-
-def with_description(description: Any) -> bytes:
-    return with_header({**HEADER, "__metadata__": {METADATA_KEY: json.dumps(description)}})
 
 
 def loads(path: Path, data: bytes) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,52 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from mutations import damaged, fuzzed, mutated, refused_in_a_sentence
+from valid_documents import ENGINE, SIDECAR
 
 from bench.measuring.discovery import subjects
 from compress.config import BenchConfig
 from export.engines.sidecar import read_engine_sidecar
-
-NETWORK: dict[str, Any] = {
-    "architecture": "lenet",
-    "num_classes": 2,
-    "classes": ["a", "b"],
-    "input_size": [1, 8, 8],
-    "mean": [0.5],
-    "std": [0.2],
-    "weights_sha256": "0" * 64,
-    "macs": 100,
-    "params": 10,
-    "target": "cpu",
-    "precision": "fp32",
-    "parity": [{"batch_size": 1, "relative_error": 1e-7, "cosine": 1.0, "top1_agreement": 1.0}],
-    "groups": [{"name": "conv1", "dense": 8, "kept": 5, "residual": False}],
-    "pruning": {"finetuned": {"top1": 90.0, "images": 100}},
-}
-DIGEST = hashlib.sha256(b"network").hexdigest()
-SIDECAR = {
-    **NETWORK,
-    "schema_version": 2,
-    "onnx": {"file": "pruned.onnx", "sha256": DIGEST, "bytes": 7, "opset": 17, "ir_version": 8},
-    "conversion": None,
-    "tools": {"onnx": "1"},
-}
-ENGINE = {
-    **NETWORK,
-    "schema_version": 1,
-    "engine": {"file": "pruned.engine", "sha256": DIGEST},
-    "onnx": {"sha256": DIGEST},
-    "provider": "tensorrt",
-    "tensorrt": "10.4.0",
-    "sm": "7.0",
-    "gpu": "x",
-    "driver": "1",
-    "strongly_typed": True,
-    "profiles": [],
-    "workspace_mib": 1,
-    "build_seconds": 1.0,
-    "timing_cache": False,
-    "inspection": None,
-}
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from compress.files.documents import read_toml
 from compress.runs.dense import fresh_network
 from compress.runs.lock import locked
 from compress.runs.prune import check_budget
+from compress.runs.rundirectory import RunDirectory
 from compress.sweep import run as sweep_run
 from compress.sweep.picture import plot_sweep
 from compress.sweep.plan import Search
@@ -399,6 +400,20 @@ class TestRefused:
     ) -> None:
         (tmp_path / "sweep.json").write_text(text)
         refused("sweep", "--resume", "--output", tmp_path, code=2, says=says)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_name_in_a_document_leads_nowhere_else(complete: Path) -> None:
+    """It was the folder that the sweep lies in: a run there lost its files."""
+    above = RunDirectory(complete.parent)
+    above.config.write_text("seed = 1\n")
+    document = json.loads((complete / "sweep.json").read_text())
+    for point, name in zip(document["points"], ("..", "", "../s"), strict=True):
+        point["name"] = name
+    (complete / "sweep.json").write_text(json.dumps(document))
+    result = invoke("sweep", *GRID, *FAST, "--output", complete, "--overwrite")
+    assert result.exit_code == 0, result.stderr
+    assert above.config.read_text() == "seed = 1\n"
 
 
 @pytest.mark.slow
