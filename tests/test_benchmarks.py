@@ -28,6 +28,8 @@ from compress.networks import cost
 from compress.networks.capture import Example
 
 ROOT = Path(__file__).parents[1]
+PARTS = {"killed", "pruners", "race", "small_networks", "smoke", "standings"}
+"""What programs share, or are made of."""
 PROGRAMS = {
     "choice_quality": ("networks", "exact", "largest gap", "greedy", "seconds a step", "bound"),
     "compare_criteria": ("budget", "criterion", "MACs", "masked", "after BatchNorm", "finetuned"),
@@ -86,7 +88,7 @@ SLOW = (
 
 def test_every_program_is_tried() -> None:
     found = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert found == {*PROGRAMS, "smoke", "small_networks", "race", "standings", "pruners"}
+    assert found == {*PROGRAMS, *PARTS}
 
 
 @pytest.mark.parametrize(

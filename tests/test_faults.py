@@ -22,17 +22,13 @@ from runs import DATA, Stopping, config_of
 from runs import start as begun
 
 from benchmarks.kill_and_resume import (
-    PREVIOUS,
     SETTINGS,
-    STATE,
-    Moment,
-    Runs,
     command,
     differences,
-    drawn,
     steps_of,
     tensors_sha256,
 )
+from benchmarks.killed import PREVIOUS, STATE, Moment, Runs, drawn
 from compress.config import RunConfig, SaveConfig
 from compress.data.batches import ImageData
 from compress.data.datasets import load_data
