@@ -75,7 +75,7 @@ def test_a_benchmark_names_its_own_options(program: Path, pytestconfig: pytest.C
     for words in found:
         accept(words, pytestconfig)
     own = [words[2:] for words in found if words[1] == f"benchmarks/{program.name}"]
-    shared = ("smoke", "small_networks", "race", "standings", "pruners")
+    shared = ("killed", "pruners", "race", "small_networks", "smoke", "standings")
     is_program = program.stem not in shared
     assert (["--smoke"] in own and len(own) > 1) == is_program
 
