@@ -360,7 +360,8 @@ class TestBaseline:
         found = load_report(report)
         latency = found.comparison.latency[0]
         bounds = dict.fromkeys(("ratio", "low", "high", "at_least", "at_most"), 1.2)
-        shaken = latency.model_copy(update={"control": replace(latency.control, **bounds)})
+        control = {"control": replace(latency.control, **bounds)}
+        shaken = latency.model_copy(update=control | {"control_block_medians_ms": (1.2,) * 20})
         changed = found.comparison.model_copy(update={"latency": (shaken,)})
         save_report(found.model_copy(update={"comparison": changed}), tmp_path / "shaken.json")
         arguments = ("--output", tmp_path / "baseline.json")
