@@ -70,7 +70,7 @@ def sound_interval(found: RatioInterval) -> RatioInterval:
     ratios = (found.low, found.at_least, found.ratio, found.at_most, found.high)
     require(all(1 / MOST_RATIO <= each <= MOST_RATIO for each in ratios), "a ratio is no ratio")
     require(found.low <= found.ratio <= found.high, "the interval misses its ratio")
-    require(0 < found.confidence < 1, "confidence is no level")
+    require(0.5 <= found.confidence < 1, "confidence is no level")
     require(1 <= found.rounds <= LARGEST, "rounds is no count")
     return found
 

@@ -118,6 +118,7 @@ FORGED: dict[str, tuple[tuple[Any, ...], Any]] = {
     "a faster tail": (("networks", "pruned", "latency", 0, "summary", "p99_ms"), 0.01),
     "faster rounds": (("networks", "pruned", "latency", 0, "block_medians_ms", 0), 0.01),
     "more images a second": (("networks", "pruned", "latency", 0, "images_per_second"), 1e6),
+    "no confidence": (("comparison", "latency", 0, "control", "confidence"), 1e-9),
     "a better speed-up": (("comparison", "latency", 0, "speed_up"), 9.0),
     "a better accuracy": (("networks", "pruned", "top1"), 1.0),
     "a narrower drop": (("comparison", "accuracy", "drop", "at_most_pp"), 3.0),
