@@ -55,9 +55,12 @@ EXIT_CODES = (
 class Commands(TyperGroup):
     """The one place where a user's error becomes a sentence on stderr and an exit code."""
 
-    def get_help_option(self, ctx: Any) -> Any:
-        """Return ``--help``, shown as the switch that it is."""
-        return _as_switch(super().get_help_option(ctx))
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options, with typer's own ones shown as the switches that they are."""
+        return [
+            _as_switch(param) if getattr(param, "is_flag", False) else param
+            for param in super().get_params(ctx)
+        ]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command, whose ``--help`` is shown so as well."""

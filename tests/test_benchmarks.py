@@ -95,8 +95,10 @@ def test_every_program_is_tried() -> None:
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in PROGRAMS]
 )
 def test_the_smoke_form_prints_what_the_docs_show(
-    name: str, capsys: pytest.CaptureFixture[str]
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A table that is made beside other tests is noisy, and what it says counts for nothing here.
+    monkeypatch.setattr("export.latency.building.require_quiet", lambda spread: None)
     if name in ("export_matrix", "record_tensorrt_api"):
         pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     with warnings.catch_warnings():

@@ -615,7 +615,7 @@ class TestWidths:
     def test_target_or_precision_that_does_not_exist(self, run: Path, tmp_path: Path) -> None:
         arguments = ("--checkpoint", run / "dense.safetensors", "--output", tmp_path / "x")
         refused("prune", *arguments, "--target", "v10", code=2, says="did you mean 'v100'?")
-        refused("prune", *arguments, "--precision", "half", code=2, says="export.precision")
+        refused("prune", *arguments, "--precision", "half", code=2, says="--precision 'half': ")
         assert not (tmp_path / "x").exists()
 
 

@@ -74,7 +74,7 @@ def test_it_is_called_a_prediction_wherever_it_stands(report: Report, measured: 
     assert "5.00 % in the median" in sheet.notes[-1]
     found = judge(report, {"latency": {"predicted_max_ratio": 0.9}})
     for text in (render_markdown(report, found), render_page(report, found), str(report)):
-        assert "predicted on NVIDIA V100, batch 8" in text
+        assert "predicted on NVIDIA V100, batch 8" in text.replace("\N{NO-BREAK SPACE}", " ")
         assert "was not measured" in text
     assert "0.800 (predicted)" in render_markdown(report, found)
     assert "predicted" not in str(measured)
