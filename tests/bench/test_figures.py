@@ -259,7 +259,8 @@ def test_no_words_lie_over_others_or_over_points(pairs: list[tuple[float, float]
         )
         for number, (cost, gain) in enumerate(pairs)
     )
-    found = pareto._draw_pareto({"": shown}, "cost", "dense", joined=True)
+    origin = pareto.Point("dense", "reference", True, 1.0, 0.0)
+    found = pareto._draw_pareto({"": (origin, *shown)}, "cost", joined=True)
     found.draw_without_rendering()
     (axes,) = found.axes
     boxes = [Text.get_window_extent(text) for text in axes.texts]
