@@ -108,9 +108,7 @@ Json = Annotated[
 @app.callback(invoke_without_command=True)
 def main_options(
     context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", metavar=SWITCH)
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Make trained convolutional networks small and fast, and prove it."""
     log_to_stderr()

@@ -106,8 +106,8 @@ def steadiest(measure: Callable[[], LatencyResult]) -> LatencyResult:
         if doubt is None:
             return best
         say(f"{doubt}: measured again")
-        best = min(best, measure(), key=lambda one: (_disturbed(one) is not None, one.ratio.reach))
-    reason = _disturbed(best)
+        best = min(best, measure(), key=_unsteadiness)
+    reason = disturbed(best.conditions)
     if reason is not None:
         say_error(f"warning: the measured time may not be that of a quiet machine: {reason}")
     return best
@@ -116,11 +116,11 @@ def steadiest(measure: Callable[[], LatencyResult]) -> LatencyResult:
 def _doubt(found: LatencyResult) -> str | None:
     if found.ratio.reach > WIDE:
         return f"the ratio is known to {found.ratio.reach:.1%}"
-    return "the machine was disturbed" if _disturbed(found) else None
+    return "the machine was disturbed" if disturbed(found.conditions) else None
 
 
-def _disturbed(found: LatencyResult) -> str | None:
-    return None if found.conditions is None else disturbed(found.conditions)
+def _unsteadiness(found: LatencyResult) -> tuple[bool, float]:
+    return disturbed(found.conditions) is not None, found.ratio.reach
 
 
 def stopwatch_for(config: RunConfig) -> RuntimeStopwatch | None:

@@ -14,13 +14,12 @@ network was measured a FAIL is a false alarm, and for the longer one it is what 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -31,27 +30,17 @@ from rich.console import Console
 from rich.table import Table
 from smoke import SETTINGS, finished_run, parsed_with_run
 
-from bench.judging.baseline import load_compared
+from bench.judging.baseline import change_against
 from bench.judging.quality_gate import judge
-from bench.reports.report import load_report
+from bench.reports.report import REPORT, load_report
+from bench.reports.schema import Report
 from compress.errors import CompressError
 from export.request import ExportRequest
 from export.stage import export_existing
 
 
-@contextmanager
-def streaming() -> Iterator[None]:
-    """Run a process that reads and writes more memory than caches hold, without a rest."""
-    worker = multiprocessing.Process(target=_stream, daemon=True)
-    worker.start()
-    try:
-        yield
-    finally:
-        worker.terminate()
-        worker.join()
-
-
-def _stream() -> None:
+def stream(_: int) -> None:
+    """Read and write more memory than caches hold, without an end."""
     one, other = np.ones(1 << 25), np.ones(1 << 25)
     while True:
         one += other
@@ -60,11 +49,11 @@ def _stream() -> None:
 STATES: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
     "alone": nullcontext,
     "computing": lambda: others_at_work(1),
-    "streaming": streaming,
+    "streaming": lambda: others_at_work(1, stream),
 }
 
 
-def measured(reference: Path, candidate: Path, output: Path, options: argparse.Namespace) -> Path:
+def measured(reference: Path, candidate: Path, output: Path, options: argparse.Namespace) -> Report:
     """Run ``compress bench`` in a process of its own and return its report."""
     command = [sys.executable, "-m", "cli", "bench", str(reference), str(candidate)]
     command += ["--batch", str(options.batch), "--output", str(output)]
@@ -73,12 +62,12 @@ def measured(reference: Path, candidate: Path, output: Path, options: argparse.N
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
-    return output / "report.json"
+    return load_report(output / REPORT)
 
 
 def reports(
     run: Path, scratch: Path, options: argparse.Namespace
-) -> dict[tuple[str, str], list[Path]]:
+) -> dict[tuple[str, str], list[Report]]:
     """Measure, by (state, network), the states in turn."""
     networks = {
         name: folder / "export" / "pruned.onnx"
@@ -87,14 +76,14 @@ def reports(
     _, folder = export_existing(
         ExportRequest(run=run, data=options.data, output=scratch / "both", precision="fp32")
     )
-    found: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    found: dict[tuple[str, str], list[Report]] = defaultdict(list)
     for number, state, name in product(range(options.runs), options.states, ("network", "longer")):
         with STATES[state]():
             output = scratch / f"{state}-{name}-{number}"
-            path = measured(folder / "dense.onnx", networks[name], output, options)
-        found[state, name].append(path)
-        (latency,) = load_report(path).comparison.latency
-        (dense,) = load_report(path).networks.reference.latency
+            report = measured(folder / "dense.onnx", networks[name], output, options)
+        found[state, name].append(report)
+        (latency,) = report.comparison.latency
+        (dense,) = report.networks.reference.latency
         ratio = latency.ratio
         print(
             f"{state}, {name}: {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], dense "
@@ -104,9 +93,10 @@ def reports(
     return found
 
 
-def verdict(now: Path, then: Path, limit: float) -> str:
+def verdict(now: Report, then: Report, limit: float) -> str:
     """Return the status of the change of one report from another."""
-    (found,) = judge(load_compared(now, then), {"latency": {"max_regression": limit}})
+    compared = now.model_copy(update={"change": change_against(now, then)})
+    (found,) = judge(compared, {"latency": {"max_regression": limit}})
     return found.status
 
 
@@ -135,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tell(found, options.limit)
 
 
-def tell(found: Mapping[tuple[str, str], Sequence[Path]], limit: float) -> None:
+def tell(found: Mapping[tuple[str, str], Sequence[Report]], limit: float) -> None:
     """Print how often each verdict came, by the states of baseline and report."""
     table = Table("baseline", "now", "pairs", "the same network", "one convolution more")
     table.title = f"latency.max_regression = {limit}"
@@ -145,7 +135,7 @@ def tell(found: Mapping[tuple[str, str], Sequence[Path]], limit: float) -> None:
             name: Counter(
                 verdict(is_, was, limit)
                 for was, is_ in product(found[then, "network"], found[now, name])
-                if was != is_
+                if was is not is_
             )
             for name in ("network", "longer")
         }
@@ -157,8 +147,7 @@ def tell(found: Mapping[tuple[str, str], Sequence[Path]], limit: float) -> None:
     Console(width=120).print(table)
     ratios = {
         name: median(
-            load_report(path).comparison.latency[0].ratio.ratio
-            for path in found[next(iter(states)), name]
+            report.comparison.latency[0].ratio.ratio for report in found[next(iter(states)), name]
         )
         for name in ("network", "longer")
     }

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -83,21 +83,8 @@ def exported(run: Path, folder: Path, options: argparse.Namespace) -> dict[str, 
     return {name: folder / name for name in networks}
 
 
-@contextmanager
-def others_at_work(count: int) -> Iterator[None]:
-    """Run processes that compute and rest by chance."""
-    workers = [multiprocessing.Process(target=_work, args=(n,), daemon=True) for n in range(count)]
-    for worker in workers:
-        worker.start()
-    try:
-        yield
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.join()
-
-
-def _work(seed: int) -> None:
+def compute_and_rest(seed: int) -> None:
+    """Compute and rest by chance, without an end."""
     chance = random.Random(seed)
     torch.set_num_threads(1)
     matrix = torch.rand(256, 256)
@@ -106,6 +93,20 @@ def _work(seed: int) -> None:
         while time.monotonic() < end:
             matrix = torch.softmax(matrix @ matrix, dim=1)
         time.sleep(chance.uniform(0, 0.5))
+
+
+@contextmanager
+def others_at_work(count: int, work: Callable[[int], None] = compute_and_rest) -> Iterator[None]:
+    """Run processes that do some work without an end; each is given its number."""
+    workers = [multiprocessing.Process(target=work, args=(n,), daemon=True) for n in range(count)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
 
 
 def judged(measured: Path, against: Path, folder: Path, options: argparse.Namespace) -> Any:

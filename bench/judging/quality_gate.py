@@ -89,7 +89,7 @@ def judge(report: Report, limits: AnyLimits) -> list[Verdict]:
 
 def unfit(comparison: LatencyComparison, config: BenchConfig) -> str | None:
     """Return why the machine was not fit to measure this batch size, as the rest of a sentence."""
-    if comparison.conditions is not None and (reason := disturbed(comparison.conditions)):
+    if reason := disturbed(comparison.conditions):
         return reason
     control, slack = comparison.control, max(STEADY, config.ratio_precision)
     if control.low > 1 + slack or control.high < 1 - slack:
@@ -259,11 +259,10 @@ def _judge_change(figure: Figure, key: str, report: Report) -> Verdict:
     found = next((one for one in change.latency if one.batch_size == figure.batch_size), None)
     if found is None:
         return figure.skipped("has no fit measurement in the baseline", _OTHER_BASELINE)
-    if key == "max_regression":
-        return _decide(figure, found.ratio, report.config, _what_would_tell(found.reference))
-    if found.median is None:
+    interval = found.ratio if key == "max_regression" else found.median
+    if interval is None:
         return figure.skipped("cannot be compared", _elsewhere(change.differences))
-    return _decide(figure, found.median, report.config, _what_would_tell(found.reference))
+    return _decide(figure, interval, report.config, _what_would_tell(found.reference))
 
 
 def _what_would_tell(reference: float | None) -> str:

@@ -115,12 +115,14 @@ class Watch:
         )
 
 
-def disturbed(conditions: Conditions) -> str | None:
+def disturbed(conditions: Conditions | None) -> str | None:
     """Return why latency measured under these conditions cannot be judged, and what to do.
 
     Returns:
-        The rest of a sentence; None where nothing speaks against judging.
+        The rest of a sentence; None where nothing speaks against judging, or nothing was watched.
     """
+    if conditions is None:
+        return None
     cpu, gpu = conditions.cpu, conditions.gpu
     found: list[tuple[str, str]] = []
     if gpu is not None and gpu.throttle_reasons:
