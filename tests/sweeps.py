@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,15 @@ from compress.sweep.points import point_metrics
 from compress.sweep.sweep import Say
 
 
-def flips_of(run: RunDirectory, config: RunConfig) -> Flips:
+def flips_of(dense: Path, others: Mapping[str, Path], config: RunConfig) -> dict[str, Flips]:
     """Stand in for counting: a thousand images, of which none has become right."""
+    assert config.device != "auto"
+    return {name: _flips(RunDirectory(pruned.parent)) for name, pruned in others.items()}
+
+
+def _flips(run: RunDirectory) -> Flips:
     metrics = point_metrics(run)
     assert metrics is not None
-    assert config.device != "auto"
     return Flips(round(10 * (DENSE_TOP1 - metrics["finetuned"]["top1"])), 0, 1000)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -12,7 +15,6 @@ from compress.config import RunConfig
 from compress.data.batches import eval_batches
 from compress.data.datasets import load_data
 from compress.networks.capture import in_mode
-from compress.runs.rundirectory import RunDirectory
 from compress.training.compute import pick_device
 
 TAIL = 0.025
@@ -40,11 +42,12 @@ class ShareInterval(Protocol):
 
 
 @torch.inference_mode()
-def count_flips(run: RunDirectory, config: RunConfig) -> Flips:
-    """Compare the two networks of a finished run on the validation images.
+def count_flips(dense: Path, others: Mapping[str, Path], config: RunConfig) -> dict[str, Flips]:
+    """Compare the dense network with others on the validation images, all of them in one walk.
 
     Args:
-        run: has ``dense.safetensors`` and ``pruned.safetensors``.
+        dense: file of the dense network.
+        others: files of the others, by their names.
         config: gives the data, the network and the device.
 
     Raises:
@@ -52,13 +55,17 @@ def count_flips(run: RunDirectory, config: RunConfig) -> Flips:
         DataError: the images cannot be read.
     """
     device, data = pick_device(config.device), load_data(config.data)
-    dense, pruned = (
-        load_checkpoint(file, Permission(config.model)).model.to(device)
-        for file in (run.dense, run.pruned)
-    )
-    to_wrong = to_right = torch.zeros((), dtype=torch.int64, device=device)
+    networks = {
+        name: load_checkpoint(file, Permission(config.model)).model.to(device)
+        for name, file in others.items()
+    }
+    reference = load_checkpoint(dense, Permission(config.model)).model.to(device)
+    # (networks, 2): to wrong, to right
+    counts = torch.zeros(len(networks), 2, dtype=torch.int64, device=device)
     images = 0
-    with in_mode(dense), in_mode(pruned):
+    with ExitStack() as stack:
+        for network in (reference, *networks.values()):
+            stack.enter_context(in_mode(network))
         for batch in eval_batches(
             data.val,
             batch_size=config.data.eval_batch_size,
@@ -68,11 +75,15 @@ def count_flips(run: RunDirectory, config: RunConfig) -> Flips:
             if not len(batch.labels):  # none of it could be read
                 continue
             pixels, labels = batch.to(device)
-            before, after = (each(pixels).argmax(1) == labels for each in (dense, pruned))
-            to_wrong = to_wrong + (before & ~after).sum()
-            to_right = to_right + (~before & after).sum()
+            before = reference(pixels).argmax(1) == labels
+            for count, network in zip(counts, networks.values(), strict=True):
+                after = network(pixels).argmax(1) == labels
+                count += torch.stack([(before & ~after).sum(), (~before & after).sum()])
             images += len(labels)
-    return Flips(int(to_wrong), int(to_right), images)
+    return {
+        name: Flips(to_wrong, to_right, images)
+        for name, (to_wrong, to_right) in zip(networks, counts.tolist(), strict=True)
+    }
 
 
 def drop_interval(flips: Flips, interval: ShareInterval) -> tuple[float, float]:

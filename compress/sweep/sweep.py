@@ -115,9 +115,13 @@ class Sweep:
     def compare(self) -> None:
         """Count, for every finished point, which images it answers otherwise than the dense."""
         config = self.goal.config.model_copy(update={"device": self.slots[0].device})
-        for state in self.states():
-            if state.metrics and state.name not in self.flips:
-                self.flips[state.name] = count_flips(self.files.run(state.name), config)
+        new = {
+            state.name: self.files.run(state.name).pruned
+            for state in self.states()
+            if state.metrics and state.name not in self.flips
+        }
+        if new:
+            self.flips |= count_flips(self.files.dense.dense, new, config)
 
     def budgets(self) -> tuple[Budget, ...]:
         """Return the points that are known so far: in a search, those of the rounds until now."""
