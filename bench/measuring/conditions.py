@@ -31,7 +31,7 @@ TAKEN_SHARE = 0.1
 
 Of two networks that share their cores the longer one is interrupted more often, and the faster one
 loses less of its caches, so the ratio itself moves, and no repetition shows it: by 3 to 9 % where
-half of a core was taken, by 15 % where one of two threads had none (docs/measuring.md).
+half of a core was taken, by up to 17 % where one of two threads had none (docs/measuring.md).
 """
 
 _PROC = Path("/proc")
