@@ -46,6 +46,7 @@ from compress.data.datasets import load_data
 from compress.networks.models import build_network, head_of
 from compress.runs.loop import accuracy_of
 from compress.runs.request import PruneRequest
+from compress.runs.rundirectory import RunDirectory
 from compress.training.trainer import Trainer
 from export.onnx.trace import onnx_from_network
 from export.precision.calibration import calibrate
@@ -259,13 +260,12 @@ def whole_path(options: argparse.Namespace, model: nn.Module) -> Judged:
         save_file(model.state_dict(), folder / "imagenet.safetensors")
         finetuned(config, load_data(config.data), folder / "imagenet.safetensors", dense)
     run = folder / "run"
+    begun = RunDirectory(run).is_begun
     prune(
-        PruneRequest(
-            config="fashion-mnist-resnet8",
-            settings=asked,
-            checkpoint=dense,
-            output=run,
-            overwrite=True,
+        PruneRequest(output=run, model=NAME, resume=True)
+        if begun
+        else PruneRequest(
+            config="fashion-mnist-resnet8", settings=asked, checkpoint=dense, output=run
         )
     )
     export_existing(ExportRequest(run=run, model=NAME))
@@ -303,7 +303,7 @@ def tell(judged: Judged) -> None:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, help=f"idx.gz files, default {INSTALLED}")
-    parser.add_argument("--output", type=Path, help="folder; what it has finetuned is kept")
+    parser.add_argument("--output", type=Path, help="folder; what was begun there is gone on with")
     parser.add_argument("--size", type=int, default=48, help="height and width of the images")
     parser.add_argument("--images", type=int, default=6000, help="training images")
     parser.add_argument("--val-images", type=int, default=2000)

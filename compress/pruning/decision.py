@@ -26,6 +26,8 @@ from compress.pruning.progress import Progress
 ORDINARY = frozenset({NETWORK_INPUT, "network output", "nothing reads it"})
 """Reasons that every network has."""
 MOST_NAMED = 5
+FAR = 0.1
+"""Share below the budget that is worth a word."""
 
 Event = tuple[str, dict[str, Any]]
 """What happened: its kind, and plain facts of it."""
@@ -119,6 +121,7 @@ class Decisions:
                 scores, before, self.allowed, goal=self.goal, config=settings, step=step
             )
             at.kept = self.graph.closed(chosen)
+            report_far(self.goal, at.kept, settings)
         facts = {
             "pruning_step": at.step,
             "loss": loss,
@@ -224,6 +227,17 @@ def report_multiple(wanted: PruneConfig, relaxed: PruneConfig) -> None:
         )
 
 
+def report_far(goal: Goal, kept: Mask, settings: PruneConfig) -> None:
+    """Tell that much more went than was asked for, because it goes in large chunks, if it did."""
+    left = goal.cost_of(kept)
+    if left < goal.limit * (1 - FAR) and settings.channel_multiple > 1:
+        log.warning(
+            "%s was asked for and %.3f of the dense cost is left: multiples of %d channels come no "
+            "closer; a smaller channel_multiple does",
+            *(goal.budget, left / goal.dense, settings.channel_multiple),
+        )
+
+
 def report_dense(graph: ChannelGraph) -> None:
     """Tell which groups of a network stay dense, and why, where that is not how networks are."""
     held = [f"{g.name} ({g.frozen})" for g in graph.frozen if g.frozen not in ORDINARY]
@@ -242,18 +256,28 @@ def decide(
     config: PruneConfig,
     step: int,
 ) -> Mask:
-    """Return the mask after one pruning step: a share of the way to the goal, never past it."""
-    if config.step_size is None:
+    """Return the mask after one pruning step: the least important of what goes in the end.
+
+    The end is planned at every step, as if it were the last one. So nothing goes on the way that
+    would have to come back where a large chunk ends it: what is gone never does.
+    """
+    if goal.planner is not None:
         limit = goal.at(step, config.steps)
-        if goal.planner is not None:
-            return goal.planner.choose(scores, kept, limit, end=goal.limit, least=goal.least)
-        return prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=limit, least=goal.least)
-    fewest = goal.channels_of(kept) - config.step_size
-    last = prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=goal.limit, least=goal.least)
-    if goal.channels_of(last) >= fewest:
-        return last
-    towards = np.where(last, np.inf, scores)  # of what goes in the end, the least important
-    return prune_to(towards, kept, allowed, cost_of=goal.channels_of, limit=fewest)
+        return goal.planner.choose(scores, kept, limit, end=goal.limit, least=goal.least)
+    end = end_of(scores, kept, allowed, goal)
+    cost_of, limit = goal.cost_of, goal.at(step, config.steps)
+    if config.step_size is not None:
+        cost_of, limit = goal.channels_of, goal.channels_of(kept) - config.step_size
+    if cost_of(end) >= limit:
+        return end
+    return prune_to(np.where(end, np.inf, scores), kept, allowed, cost_of=cost_of, limit=limit)
+
+
+def end_of(scores: Scores, kept: Mask, allowed: Sequence[Candidate], goal: Goal) -> Mask:
+    """Return a mask in which the goal holds, reached at once."""
+    if goal.planner is not None:
+        return goal.planner.choose(scores, kept, goal.limit, end=goal.limit, least=goal.least)
+    return prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=goal.limit, least=goal.least)
 
 
 def _report_frozen(model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> None:

@@ -19,10 +19,16 @@ from compress.networks.capture import Example
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shrink import shrink_
 from compress.networks.trial import tried_graph
-from compress.pruning.decision import report_multiple, require_removable, within_reach
+from compress.pruning.decision import (
+    end_of,
+    report_far,
+    report_multiple,
+    require_removable,
+    within_reach,
+)
 from compress.pruning.goal import times_for
 from compress.pruning.importance import ranked
-from compress.pruning.masking import Candidate, Scores, candidates, prune_to
+from compress.pruning.masking import Candidate, Scores, candidates
 from compress.pruning.pruner import Optimizers, context_of
 from compress.pruning.settings import prune_settings, takes_settings
 from compress.pruning.training import inner_network, inner_optimizers, require_trained
@@ -125,13 +131,12 @@ def choose(
     wanted = config
     config, allowed, goal = within_reach(graph, wanted, allowed_by, times)
     report_multiple(wanted, config)
-    if goal.planner is not None:
-        return goal.planner.choose(scores, before, goal.limit, end=goal.limit, least=goal.least)
-    order = ranked(scores, before, allowed, graph=graph, config=config)
-    chosen = prune_to(
-        order, before, allowed, cost_of=goal.cost_of, limit=goal.limit, least=goal.least
-    )
-    return graph.closed(chosen)
+    order = scores
+    if goal.planner is None:
+        order = ranked(scores, before, allowed, graph=graph, config=config)
+    chosen = graph.closed(end_of(order, before, allowed, goal))
+    report_far(goal, chosen, config)
+    return chosen
 
 
 def shrink(

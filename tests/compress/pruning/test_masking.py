@@ -25,7 +25,7 @@ from compress.networks import cost
 from compress.networks.analysis import analyse
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.models import build_model
-from compress.pruning.decision import decide, prunable
+from compress.pruning.decision import decide, prunable, within_reach
 from compress.pruning.goal import goal_for
 from compress.pruning.masking import Candidate, CostFunction, Scores, candidates, prune_to, smallest
 
@@ -340,7 +340,7 @@ def test_a_share_means_the_number_that_people_compute() -> None:
     assert cost.channels(graph, kept) == 29
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_the_closest_budget_named_is_reachable(data: st.DataObject) -> None:
     graph = graph_of(data.draw(st.sampled_from(NAMES)))
@@ -372,6 +372,17 @@ def test_the_closest_budget_named_is_reachable(data: st.DataObject) -> None:
     assert goal.cost_of(kept) <= goal.limit
     if budget.kind != "removed" and budget.value <= 1:  # it is close: four digits of a share
         assert goal.limit - function(graph, least) <= 1e-4 * goal.dense + 1
+
+
+def test_a_budget_that_chunks_miss_by_far_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    graph = analyse(OneGroup(nn.ReLU()).eval(), (3, 12, 12))  # of eight channels
+    scores = np.random.default_rng(0).random(graph.num_units)
+    for multiple, left in ((1, 7), (4, 4)):
+        settings = {"channel_multiple": multiple, "min_channels": 1, "budget": "macs=0.9"}
+        kept = compress.choose(graph, scores, **settings)
+        assert np.count_nonzero(kept[graph.prunable[0].units]) == left
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "compress"]
+    assert told.startswith("macs=0.9 was asked for and 0.500 of the dense cost is left: multiples")
 
 
 def test_a_multiple_gives_way_to_the_budget_where_it_may(caplog: pytest.LogCaptureFixture) -> None:
@@ -491,6 +502,34 @@ def test_steps_of_a_size(name: str, budget: str, step_size: int, seed: int) -> N
             back[units[scores[units].argmax()]] = True
             assert goal.cost_of(back) > goal.limit
     assert step <= math.ceil(goal.channels_of(graph.everything()) / step_size)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(["resnet20", "Plain", "Dense"]),
+    budget=st.sampled_from(["macs=0.25", "macs=0.4", "params=0.3", "channels=0.5"]),
+    multiple=st.sampled_from([1, 4, 8]),
+    steps=st.integers(2, 20),
+    streams=st.sampled_from([1.0, 50.0]),
+    seed=st.integers(0, 1000),
+)
+def test_many_steps_take_no_more_than_one_does(
+    name: str, budget: str, multiple: int, steps: int, streams: float, seed: int
+) -> None:
+    """Where importance stays as it is; of streams too important to go while others can."""
+    graph = graph_of(name)
+    limits = {"channel_multiple": multiple, "min_channels": 2, "relax_multiple": True}
+    wanted = PruneConfig(budget=budget, steps=steps, **limits)  # type: ignore[arg-type]
+    config, allowed, goal = within_reach(graph, wanted, lambda c: candidates(graph, c), None)
+    scores = np.random.default_rng(seed).lognormal(size=graph.num_units)
+    for candidate in allowed:
+        if len(candidate.group.readers) > 1:
+            scores[candidate.group.units] *= streams
+    once = decide(scores, graph.everything(), allowed, goal=goal, config=config, step=config.steps)
+    kept = graph.everything()
+    for step in range(1, steps + 1):
+        kept = decide(scores, kept, allowed, goal=goal, config=config, step=step)
+    assert goal.cost_of(kept) >= min(goal.least, goal.cost_of(once))
 
 
 def test_a_goal_that_holds_already_removes_nothing() -> None:
