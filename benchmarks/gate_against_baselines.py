@@ -25,10 +25,10 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from gate_on_this_machine import exported, others_at_work
+from gate_on_this_machine import SMALLEST, exported, gate_parser, others_at_work
 from rich.console import Console
 from rich.table import Table
-from smoke import SETTINGS, finished_run, parsed_with_run
+from smoke import finished_run, parsed_with_run
 
 from bench.judging.baseline import change_against
 from bench.judging.quality_gate import judge
@@ -101,17 +101,9 @@ def verdict(now: Report, then: Report, limit: float) -> str:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of the data set")
-    parser.add_argument("--runs", type=int, default=4, help="of each network in each state")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--limit", type=float, default=1.03, help="latency.max_regression")
-    parser.add_argument("--after", default="layer1.0", help="module that the layer is added to")
-    parser.add_argument("--kernel", type=int, default=3, help="of the added convolution")
-    parser.add_argument("--set", action="append", default=[], dest="settings", help="of the bench")
+    parser = gate_parser(__doc__ or "", "latency.max_regression", 4)
     parser.add_argument("--states", nargs="+", choices=tuple(STATES), default=tuple(STATES))
-    bench = [setting for setting in SETTINGS if setting.startswith("bench.")]
-    return parsed_with_run(parser, arguments, runs=1, states=("alone",), settings=bench)
+    return parsed_with_run(parser, arguments, **SMALLEST, states=("alone",))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -127,18 +127,32 @@ def judged(measured: Path, against: Path, folder: Path, options: argparse.Namesp
     return verdict
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def gate_parser(about: str, limit: str, runs: int) -> argparse.ArgumentParser:
+    """Return what every program takes that gates a network and a longer one.
+
+    Args:
+        about: docstring of the program.
+        limit: what they are judged by.
+        runs: how often by default.
+    """
+    parser = argparse.ArgumentParser(description=about.partition("\n")[0])
     parser.add_argument("--data", type=Path, help="folder of the data set")
-    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=runs, help="of each network")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--limit", type=float, default=1.03, help="latency.max_ratio")
-    parser.add_argument("--busy", type=int, default=1, help="processes beside it")
+    parser.add_argument("--limit", type=float, default=1.03, help=limit)
     parser.add_argument("--after", default="layer1.0", help="module that the layer is added to")
     parser.add_argument("--kernel", type=int, default=3, help="of the added convolution")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="of the bench")
-    bench = [setting for setting in SETTINGS if setting.startswith("bench.")]
-    return parsed_with_run(parser, arguments, runs=1, settings=bench)
+    return parser
+
+
+SMALLEST = {"runs": 1, "settings": [each for each in SETTINGS if each.startswith("bench.")]}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = gate_parser(__doc__ or "", "latency.max_ratio", 20)
+    parser.add_argument("--busy", type=int, default=1, help="processes beside it")
+    return parsed_with_run(parser, arguments, **SMALLEST)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
