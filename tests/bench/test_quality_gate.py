@@ -109,9 +109,10 @@ def test_the_default_limits() -> None:
     found = load_limits("default")
     assert found.accuracy.max_drop_pp == 1.0
     assert found.latency.max_ratio == 0.95
-    assert found.macs.max_ratio == 0.6
     assert found.parity.max_relative_error == {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5}
-    assert (found.params.max_ratio, found.size.max_ratio, found.latency.p99_ms) == (None,) * 3
+    costs = (found.macs, found.params, found.size)  # a budget of time may leave many MACs
+    assert [cost.max_ratio for cost in costs] == [None] * 3
+    assert (found.latency.p99_ms, found.agreement.min_same_top1) == (None, None)
 
 
 def test_bad_limits_are_one_sentence(tmp_path: Path) -> None:
