@@ -117,8 +117,8 @@ class Decisions:
             step, scores = at.step - settings.start_after, importance
             if self.goal.planner is None:
                 scores = ranked(importance, before, self.allowed, graph=self.graph, config=settings)
-            chosen = decide(
-                scores, before, self.allowed, goal=self.goal, config=settings, step=step
+            chosen, at.end = decide(
+                scores, before, self.allowed, goal=self.goal, config=settings, step=step, end=at.end
             )
             at.kept = self.graph.closed(chosen)
             report_far(self.goal, at.kept, settings)
@@ -255,22 +255,36 @@ def decide(
     goal: Goal,
     config: PruneConfig,
     step: int,
-) -> Mask:
-    """Return the mask after one pruning step: the least important of what goes in the end.
+    end: Mask | None = None,
+) -> tuple[Mask, Mask | None]:
+    """Return the mask after one pruning step, and that of the end: of what goes in it the least.
 
     The end is planned at every step, as if it were the last one. So nothing goes on the way that
     would have to come back where a large chunk ends it: what is gone never does.
+
+    Args:
+        scores: (units,) what is ranked.
+        kept: the present mask.
+        allowed: the groups and branches that may lose units.
+        goal: what must hold in the end.
+        config: how many steps there are, or channels in a step.
+        step: the number of this one, from 1.
+        end: the end that the last step planned, which stays where another falls further below the
+            goal than is wanted.
     """
     if goal.planner is not None:
         limit = goal.at(step, config.steps)
-        return goal.planner.choose(scores, kept, limit, end=goal.limit, least=goal.least)
-    end = end_of(scores, kept, allowed, goal)
+        return goal.planner.choose(scores, kept, limit, end=goal.limit, least=goal.least), None
+    planned = end_of(scores, kept, allowed, goal)
+    if end is None or goal.cost_of(planned) >= min(goal.least, goal.cost_of(end)):
+        end = planned
     cost_of, limit = goal.cost_of, goal.at(step, config.steps)
     if config.step_size is not None:
         cost_of, limit = goal.channels_of, goal.channels_of(kept) - config.step_size
     if cost_of(end) >= limit:
-        return end
-    return prune_to(np.where(end, np.inf, scores), kept, allowed, cost_of=cost_of, limit=limit)
+        return end, end
+    going = np.where(end, np.inf, scores)
+    return prune_to(going, kept, allowed, cost_of=cost_of, limit=limit), end
 
 
 def end_of(scores: Scores, kept: Mask, allowed: Sequence[Candidate], goal: Goal) -> Mask:

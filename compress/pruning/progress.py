@@ -12,6 +12,7 @@ from compress.networks.groups import ChannelGraph, Mask
 from compress.pruning.importance import Importance
 
 WORK = ("decide", "shrink", "proof")
+MASKS = ("kept", "shrunk", "end")
 SCORES = ("importance.total", "importance.average")
 
 
@@ -24,6 +25,8 @@ class Progress:
     shrunk: Mask
     """Units that are physically there; those not kept are masked."""
     importance: Importance
+    end: Mask | None = None
+    """Units that the last pruning step planned to leave in the end."""
     minibatches: int = 0
     """Training steps so far."""
     step: int = 0
@@ -59,6 +62,8 @@ class Progress:
             "importance.total": self.importance.total.detach().clone(),
             "loss": torch.tensor([float(self.loss), self.losses], dtype=torch.float64),
         }
+        if self.end is not None:
+            found["end"] = torch.from_numpy(self.end.copy())
         if self.importance.average is not None:
             found["importance.average"] = torch.from_numpy(self.importance.average.copy())
         numbers = {
@@ -87,12 +92,17 @@ class Progress:
 
         Raises:
             KeyError: one is missing.
+            ValueError: one is not of the units of the graph.
         """
         held = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
         for name, there in (("kept", 1), ("shrunk", 1), *((name, 0) for name in SCORES)):
             short = graph.num_units - len(held[name]) if name in held else 0
             if short and short == len(graph.branches):
                 held[name] = torch.cat([held[name], held[name].new_full((short,), there)])
+        for name in (*MASKS, *SCORES):
+            if name in held and held[name].shape != (graph.num_units,):
+                shape = tuple(held[name].shape)
+                raise ValueError(f"{name!r} is of shape {shape}, of {graph.num_units} units")
         importance = Importance(graph.num_units, momentum=momentum)
         importance.total = held["importance.total"]
         importance.minibatches = int(held["minibatches"])
@@ -102,6 +112,7 @@ class Progress:
             held["kept"].numpy().astype(bool),
             held["shrunk"].numpy().astype(bool),
             importance,
+            held["end"].numpy().astype(bool) if "end" in held else None,
             int(held["training_step"]),
             int(held["pruning_step"]),
             int(held["paused"]),

@@ -457,6 +457,8 @@ class Pruner:
             raise CheckpointError(
                 f"the state to go on from lacks {error}: it is damaged"
             ) from error
+        except ValueError as error:
+            raise CheckpointError(f"the state to go on from is damaged: {error}") from error
         self._bound.require_unchanged(self.model, self.graph)
         before, self.at, self._scored = self.at, found, False
         try:

@@ -308,6 +308,9 @@ def test_a_state_goes_on_bit_for_bit(tmp_path: Path) -> None:
     weights, optimizer = broken.model.state_dict(), broken.optimizer.state_dict()
     resumed = Loop(OPTIMIZERS["AdamW"], steps=6, interval=3, shrink_at=0.3)
     resumed.pruner.load_state_dict(safetensors.torch.load_file(tmp_path / "pruner.safetensors"))
+    heading = broken.pruner.at.end
+    assert heading is not None
+    assert np.array_equal(resumed.pruner.at.end, heading)
     resumed.model.load_state_dict(weights)
     resumed.optimizer.load_state_dict(optimizer)
     resumed.taken = broken.taken
@@ -335,6 +338,18 @@ def test_a_state_of_another_network_is_refused() -> None:
     loop.until_done()
     with pytest.raises(UsageError, match="has shrunk already"):
         loop.pruner.load_state_dict(loop.pruner.state_dict())
+
+
+def test_a_state_of_other_units_is_refused() -> None:
+    loop = Loop(OPTIMIZERS["SGD"])
+    while loop.pruner.at.end is None:
+        loop.train()
+        loop.pruner.step()
+    for key in ("kept", "shrunk", "end", "importance.total", "importance.average"):
+        damaged = loop.pruner.state_dict()
+        damaged[key] = damaged[key][:3]
+        with pytest.raises(CheckpointError, match=rf"'{key}' is of shape \(3,\), of \d+ units"):
+            Loop(OPTIMIZERS["SGD"]).pruner.load_state_dict(damaged)
 
 
 # Our own command
