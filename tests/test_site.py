@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import sys
 from importlib import util
@@ -77,6 +78,39 @@ def test_the_summary_of_the_busy_machine_is_that_of_its_rows() -> None:
     for verdict in ("PASS", "INCONCLUSIVE", "FAIL"):
         counts = [sum(row["verdict"] == verdict for row in part) for part in parts]
         assert f"| {verdict} | {counts[0]} | {counts[1]} |" in text
+
+
+def test_the_misses_of_the_v100_table_are_those_of_its_rows() -> None:
+    with (DOCS / "results" / "v100-fit.csv").open(encoding="utf-8") as file:
+        rows = {row["layers"]: row for row in csv.DictReader(file)}
+    text = (DOCS / "v100.md").read_text(encoding="utf-8").split("## How far it misses")[1]
+    assert f"All {len(rows)} rows" in text
+    shown = re.findall(r"^\| (.+?) \| \d+ \|.*$", text.split("\n## ")[0], re.MULTILINE)
+    assert 4 <= len(shown) <= 10
+    for name in shown:
+        row = rows[name]
+        median, p90, bias = (100 * float(row[key]) for key in ("median_error", "p90_error", "bias"))
+        line = f"| {name} | {row['rows']} | {median:.1f} % | {p90:.1f} % | {bias:+.1f} % |"
+        assert line in text
+
+
+def test_the_rows_of_the_v100_table_are_what_the_shipped_table_says_of_itself() -> None:
+    with (DOCS / "results" / "v100-fit.csv").open(encoding="utf-8") as file:
+        rows = {row["layers"]: row for row in csv.DictReader(file)}
+    path = ROOT / "configs" / "latency" / "v100.json"
+    held_out = json.loads(path.read_text(encoding="utf-8"))["held_out"]
+    for name, row in rows.items():
+        precision, *rest = name.split(", ")
+        key = {
+            "not levelled": f"shapes, not levelled: {precision}",
+            "pairs of widths apart": f"pairs of widths: {precision}",
+            "pairs of widths apart, not levelled": f"pairs of widths, not levelled: {precision}",
+        }.get(", ".join(rest), name)
+        said = held_out[key]
+        assert int(row["rows"]) == said["rows"], name
+        for column, figure in (("median_error", "median"), ("p90_error", "p90"), ("bias", "bias")):
+            # Both are rounded, to three places and to four.
+            assert float(row[column]) == pytest.approx(said[figure], abs=0.00056), (name, column)
 
 
 def test_files_that_contributors_are_sent_to_are_there() -> None:
