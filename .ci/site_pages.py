@@ -1,7 +1,8 @@
 """Pages of the site that are made while it is built: they say what the code says, and nothing else.
 
 The files under docs/ link to each other and, by ``../``, to the rest of the repository, as a forge
-shows them. Here those links lead to the pages that stand for these files in the site.
+shows them. Here those links lead to the pages that stand for these files in the site, and files of
+docs/ are called by the titles of their pages. Names in code break only where a name may.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -29,6 +32,12 @@ STANDS_FOR = {
     "CONTRIBUTING.md": "contributing.md",
     "examples": "examples/index.md",
 }
+KEPT = re.compile(r"(<pre.*?</pre>|<a .*?</a>)", re.DOTALL)  # neither code blocks nor links change
+NAMED = re.compile(r"(<a [^>]*>)(?:docs/)?(\w+\.md)</a>")
+BARE = re.compile(r"(<code>)?docs/(\w+\.md)(?(1)</code>)")
+OPTION = re.compile(r"(?<![\w`-])--[a-z][\w-]*")
+WHOLE = 22  # letters of a name that leaves room for other columns
+PROSE, WORDS = 40, 12  # letters from which a cell is a text or a few words, and needs a width
 LOADED_BY = {"script": "src", "img": "src", "iframe": "src", "link": "href", "source": "src"}
 
 
@@ -53,6 +62,60 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         raise PluginError(f"{page.file.src_uri}: no page stands for ../{target}")
 
     return OUTSIDE.sub(inside, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Call pages by their titles, and let code and tables be read on a narrow screen."""
+
+    def titled(found: re.Match[str]) -> str:
+        return f"{found[1]}{title(files, found[2])}</a>"
+
+    def linked(found: re.Match[str]) -> str:
+        address = get_relative_url(target(files, found[2]).url, page.url)
+        return f'<a href="{address}">{title(files, found[2])}</a>'
+
+    parts = KEPT.split(html)
+    parts[::2] = [readable(BARE.sub(linked, part)) for part in parts[::2]]
+    return prose(NAMED.sub(titled, "".join(parts)))
+
+
+def target(files: Files, name: str) -> File:
+    """Return the file of the page that a file of the repository is shown as."""
+    found = files.get_file_from_path(STANDS_FOR.get(name, name))
+    if found is None:
+        raise PluginError(f"no page stands for {name}")
+    return found
+
+
+def title(files: Files, name: str) -> str:
+    """Return the heading of a page."""
+    return target(files, name).content_string.partition("\n")[0].removeprefix("# ").strip()
+
+
+def readable(html: str) -> str:
+    """Keep short names in code whole, and let long ones break where their parts end."""
+
+    def word(found: re.Match[str]) -> str:
+        text = found[0]
+        if len(unescape(text)) > WHOLE:
+            return re.sub(r"([/_.,=]|::)(?=\w)", r"\1<wbr>", text)
+        return f'<span class="whole">{text}</span>' if re.search(r"[-/?]", text) else text
+
+    def code(found: re.Match[str]) -> str:
+        return f"<code>{re.sub(r'[^ ]+', word, found[1])}</code>"
+
+    return re.sub(r"<code>([^<]*)</code>", code, html)
+
+
+def prose(html: str) -> str:
+    """Mark the cells that hold a text or a few words, so that the style gives them a width."""
+
+    def cell(found: re.Match[str]) -> str:
+        length = len(unescape(re.sub(r"<[^>]*>", "", found[1])))
+        kind = "prose" if length > PROSE else "words" if length > WORDS else ""
+        return f'<td class="{kind}">{found[1]}</td>' if kind else found[0]
+
+    return re.sub(r"<td>(.*?)</td>", cell, html, flags=re.DOTALL)
 
 
 def on_post_page(output: str, page: Page, **_: Any) -> str:
@@ -97,15 +160,20 @@ def commands() -> str:
 
     group = typer.main.get_command(cli.app)
     assert isinstance(group, typer.core.TyperGroup)
-    parts = ["# Commands", str(group.help), cli.EXIT_CODES]
+    parts = ["# Commands", coded(str(group.help)), cli.EXIT_CODES]
     for name, command in group.commands.items():
         context = command.make_context(name, [], resilient_parsing=True)
         usage = " ".join(["compress", name, *command.collect_usage_pieces(context)])
         records = [p.get_help_record(context) for p in command.get_params(context)]
-        rows = [(f"`{flags}`", text) for flags, text in filter(None, records)]
-        parts += [f"## compress {name}", str(command.help), f"```sh\n{usage}\n```"]
+        rows = [(f"`{flags}`", coded(text)) for flags, text in filter(None, records)]
+        parts += [f"## compress {name}", coded(str(command.help)), f"```sh\n{usage}\n```"]
         parts.append(table(("option", "what it does"), rows))
     return "\n\n".join(parts) + "\n"
+
+
+def coded(text: str) -> str:
+    """Return a text of ``--help`` with its options as code."""
+    return OPTION.sub(r"`\g<0>`", text)
 
 
 def configuration() -> str:
@@ -133,10 +201,14 @@ def configuration() -> str:
 
 def shown(field: Any) -> str:
     """Return a default as TOML would have it."""
+    from compress.config.pruning import Budget
+
     default = field.get_default(call_default_factory=True)
     if default is None or field.is_required():
         return ""
-    if hasattr(default, "model_dump"):
+    if isinstance(default, Budget):
+        default = str(default)  # as a run writes it
+    elif hasattr(default, "model_dump"):
         default = default.model_dump(mode="json")
     return f"`{json.dumps(default, default=str)}`"
 

@@ -15,7 +15,7 @@ import numpy as np
 from bench import units
 from bench.measuring.records import GroupRecord, LayerFigures, LayerRecord, LayerTimes
 from bench.pages.pareto import pareto_plots
-from bench.pages.svg import WIDTH, Plot, fitted, stacked_panels
+from bench.pages.svg import PAPER, WIDTH, Plot, fitted, stacked_panels
 from bench.reports.schema import LatencyRecord, NetworkRecord, Report
 from bench.reports.summary import explain_layers, pruned_name, reference_name
 from bench.statistics.latency_ratios import QUANTILES
@@ -35,6 +35,8 @@ _TEXT = -0.24  # where a row has its line of text, in rows from its middle
 _ARROW = " \N{RIGHTWARDS ARROW} "
 _BAR = 0.34  # height of a bar, in rows
 _BELOW = 0.19  # where the bars of a row have their middle
+# A frame beside a filled bar, as both colours are one grey on paper.
+_FRAME: dict[str, Any] = {"facecolor": PAPER, "edgecolor": BLUE, "linewidth": 0.9}
 _STEPS = 100 * QUANTILES  # percent
 _WIDE = 4.0  # times the fastest call, from which an axis of latencies is logarithmic
 _WIDEST = 1e4  # times the left end of such an axis, at most; a coarse clock reads 0 at times
@@ -178,8 +180,8 @@ def _layers(report: Report, times: Sequence[LayerTimes]) -> Plot:
     return Plot(
         "layers",
         "Time per layer",
-        "The slowest layers first, each with its MACs per image: where both bars are alike, MACs "
-        "were saved but no time.",
+        f"The slowest layers first, each with its MACs per image; the frame is {names[0]}, the "
+        f"filled bar {names[1]}. Where both are alike, MACs were saved but no time.",
         tuple(draw_layers(found, names) for found in times),
         notes=tuple(
             f"Batch {found.batch_size}: {explain_layers(report, found)}" for found in times
@@ -222,7 +224,7 @@ def draw_layers(times: LayerTimes, names: tuple[str, str]) -> Figure:
     axes.set_title(f"batch {times.batch_size}")
     axes.set_xlim(left=0)
     axes.set_xlabel("milliseconds of a call")
-    patches = [Patch(color=BLUE, label=names[0]), Patch(color=VERMILION, label=names[1])]
+    patches = [Patch(**_FRAME, label=names[0]), Patch(color=VERMILION, label=names[1])]
     figure.legend(handles=patches, loc="outside upper left", ncols=2, handlelength=1.2)
     return figure
 
@@ -233,7 +235,10 @@ def _draw_channels(groups: Sequence[GroupRecord], widest: int) -> Figure:
     widths = [GroupWidths(g.name, g.dense, g.kept, g.residual) for g in groups]
     kept = draw_kept(axes, rows, widths, height=_BAR, colours=(VERMILION, GREEN))
     for row, (group, beside) in enumerate(zip(groups, kept, strict=True)):
-        _write_row(axes, row, fitted(group.name), beside, color=INK)
+        # Also in words, as green and vermilion are one grey on paper.
+        name = fitted(group.name, 22) if group.residual else fitted(group.name)
+        mark = "residual, " if group.residual else ""
+        _write_row(axes, row, name, mark + beside, color=INK)
     axes.set_xlim(0, widest)
     axes.set_xlabel("channels")
     return figure
@@ -241,7 +246,9 @@ def _draw_channels(groups: Sequence[GroupRecord], widest: int) -> Figure:
 
 def _draw_times(axes: Axes, row: int, reference: float, pruned: float) -> None:
     half = _BAR / 2
-    axes.barh(row + _BELOW - half / 2, reference, height=half, color=BLUE)
+    (frame,) = axes.barh(row + _BELOW - half / 2, reference, height=half, **_FRAME)
+    if not reference:
+        frame.set_linewidth(0)  # the line around nothing would be a bar
     axes.barh(row + _BELOW + half / 2, pruned, height=half, color=VERMILION)
 
 

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
@@ -406,6 +407,18 @@ def test_every_group_has_its_numbers_beside_it() -> None:
     assert [text.get_text() for text in found.axes[0].texts] == ["a", "1,236 of 2,048, 60 %"]
 
 
+def test_a_residual_stream_is_named_in_words() -> None:
+    name = "stage4.block23.shortcut.conv"
+    group = GroupRecord(name=name, dense=2048, kept=1236, residual=True)
+    (found,) = figures.draw_channels((group,))
+    label, beside = (text.get_text() for text in found.axes[0].texts)
+    assert label.endswith(name[-21:])
+    assert beside == "residual, 1,236 of 2,048, 60 %"
+    found.draw_without_rendering()
+    left, right = (Text.get_window_extent(text) for text in found.axes[0].texts)
+    assert left.x1 < right.x0
+
+
 def test_the_caption_sums_the_channels(report: Report) -> None:
     found = plot(report.model_copy(update={"groups": groups(4)}), "channels")
     assert "6 of 38 channels, 15.79 %" in found.caption
@@ -442,11 +455,32 @@ def times(*layers: LayerRecord, batch_size: int = 1) -> LayerTimes:
 def layer_bars(found: Figure) -> tuple[list[float], list[float]]:
     """Return the lengths of the bars of both networks, row by row."""
     (axes,) = found.axes
-    widths = {BLUE: [], VERMILION: []}
-    for container in axes.containers:
-        for bar in container:
-            widths[to_hex(bar.get_facecolor()).upper()].append(bar.get_width())
-    return widths[BLUE], widths[VERMILION]
+    frames, filled = axes.containers[::2], axes.containers[1::2]
+    assert all(to_hex(bar.get_facecolor()).upper() == VERMILION for (bar,) in filled)
+    return [bar.get_width() for (bar,) in frames], [bar.get_width() for (bar,) in filled]
+
+
+def grey(patch: Patch) -> float:
+    """Return how bright the inside of a patch is without its colour, from 0 to 1."""
+    return float(np.dot((0.299, 0.587, 0.114), patch.get_facecolor()[:3]))
+
+
+def test_the_bars_of_a_layer_and_their_legend_are_told_apart_without_colours() -> None:
+    found = figures.draw_layers(times(layer("a", 2, 1)), ("dense", "pruned"))
+    (axes,), (legend,) = found.axes, found.legends
+    bars = [bar for container in axes.containers for bar in container]
+    for frame, filled in (bars, legend.get_patches()):
+        assert grey(frame) - grey(filled) > 0.4
+        assert to_hex(frame.get_edgecolor()).upper() == BLUE  # or it would not be seen on paper
+        assert frame.get_linewidth() > 0
+    assert [text.get_text() for text in legend.get_texts()] == ["dense", "pruned"]
+
+
+def test_a_layer_that_took_no_time_has_no_frame() -> None:
+    found = figures.draw_layers(times(layer("a", 0, 2), layer("b", 1, 1)), ("dense", "pruned"))
+    (frame,) = found.axes[0].containers[0]
+    assert frame.get_width() == frame.get_linewidth() == 0
+    inline_svg(found, "key", "label")
 
 
 def test_layers_are_drawn_slowest_first() -> None:
