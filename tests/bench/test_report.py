@@ -266,7 +266,7 @@ def test_the_main_table_in_human_units(report: Report) -> None:
     assert rows["top-1"][:2] == ["90.00 %", "89.50 %"]
     assert rows["top-1"][2].startswith("-0.50 pp [-1.")
     assert rows["MACs"] == ["40.8 M", "20.3 M", "x 0.498"]
-    assert rows["parameters"] == ["270.9 k", "121.0 k", "x 0.447"]
+    assert rows["parameters"] == ["271 k", "121 k", "x 0.447"]
     assert rows["file size"] == ["1.08 MB", "512.00 kB", "x 0.472"]
     assert rows["latency, batch 1"][2].startswith("x 0.650 [0.6")
     assert rows["speed-up, batch 1"][2].startswith("1.54x [1.5")
@@ -298,7 +298,9 @@ def test_a_report_without_accuracy_or_verdicts_still_renders(sample_report: Repo
 def test_units() -> None:
     for written, expected in (
         (units.count(40_813_184), "40.8 M"),
-        (units.count(4.1e9), "4.1 G"),
+        (units.count(4.1e9), "4.10 G"),
+        (units.count(269_440), "269 k"),
+        (units.count(999_600), "1.00 M"),
         (units.count(640), "640"),
         (units.size(1_084_121), "1.08 MB"),
         (units.size(999), "999 B"),
