@@ -295,6 +295,21 @@ def test_a_report_without_accuracy_or_verdicts_still_renders(sample_report: Repo
     assert "## Environment" in page
 
 
+def test_what_an_unfit_machine_measured_is_not_judged(sample_report: ReportFactory) -> None:
+    unfit = sample_report(control=1.1, batch_sizes=(1,))
+    found = verdict_sheet(judge(unfit, {"latency": {"max_ratio": 0.9}}))
+    assert found.rows == (("latency.max_ratio, batch 1", "0.900", "not judged", "SKIPPED"),)
+    assert "latency, batch 1" in {row[0] for row in comparison_sheet(unfit).rows}
+
+
+def test_a_directory_is_not_a_report_but_may_hold_one(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load_report(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} is a directory: name the report in it, {tmp_path / 'report.json'}"
+    )
+
+
 def test_units() -> None:
     for written, expected in (
         (units.count(40_813_184), "40.8 M"),
