@@ -330,7 +330,14 @@ def _judge_ratio(name: str, measured: float | None, allowed: RatioLimits) -> Ite
         limit=allowed.max_ratio,
         allow_skipped=allowed.allow_skipped,
     )
-    yield figure.skipped("is not in the report") if measured is None else figure.exact(measured)
+    if measured is None:
+        yield figure.skipped("is not in the report", _no_sidecar(name))
+    else:
+        yield figure.exact(measured)
+
+
+def _no_sidecar(section: str) -> str:
+    return f"no sidecar tells it; {section}.allow_skipped = true does without it"
 
 
 def _judge_parity(report: Report, allowed: ParityLimits) -> Iterator[Verdict]:
@@ -351,7 +358,7 @@ def _judge_parity(report: Report, allowed: ParityLimits) -> Iterator[Verdict]:
     networks = report.networks
     if not networks.reference.parity or not networks.pruned.parity:
         missing = not (networks.reference.params and networks.pruned.params)
-        advice = "no sidecar tells it" if missing else "export both networks again"
+        advice = _no_sidecar("parity") if missing else "export both networks again"
         yield figure.skipped("is not in the report", advice)
         return
     errors = [found.relative_error for found in networks.reference.parity + networks.pruned.parity]
