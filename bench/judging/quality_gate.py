@@ -331,13 +331,14 @@ def _judge_ratio(name: str, measured: float | None, allowed: RatioLimits) -> Ite
         allow_skipped=allowed.allow_skipped,
     )
     if measured is None:
-        yield figure.skipped("is not in the report", _no_sidecar(name))
+        yield figure.skipped("is not in the report", _no_sidecar(name, allowed))
     else:
         yield figure.exact(measured)
 
 
-def _no_sidecar(section: str) -> str:
-    return f"no sidecar tells it; {section}.allow_skipped = true does without it"
+def _no_sidecar(section: str, allowed: RatioLimits | ParityLimits) -> str:
+    told = "no sidecar tells it"
+    return told if allowed.allow_skipped else f"{told}; {section}.allow_skipped = true may skip it"
 
 
 def _judge_parity(report: Report, allowed: ParityLimits) -> Iterator[Verdict]:
@@ -358,7 +359,7 @@ def _judge_parity(report: Report, allowed: ParityLimits) -> Iterator[Verdict]:
     networks = report.networks
     if not networks.reference.parity or not networks.pruned.parity:
         missing = not (networks.reference.params and networks.pruned.params)
-        advice = _no_sidecar("parity") if missing else "export both networks again"
+        advice = _no_sidecar("parity", allowed) if missing else "export both networks again"
         yield figure.skipped("is not in the report", advice)
         return
     errors = [found.relative_error for found in networks.reference.parity + networks.pruned.parity]
