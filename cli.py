@@ -126,8 +126,8 @@ def main_options(
 def run_command(request: PruneRequest, as_json: Json = False) -> None:
     """Do everything: train, prune, finetune, export, bench and gate.
 
-    Without arguments: a ResNet-20 on embedded handwritten digits. With --checkpoint, the dense
-    network is read and not trained.
+    Without arguments: a ResNet-20 on embedded handwritten digits.
+    With --checkpoint, the dense network is read and not trained.
     """
     from bench.commands import whole_run
 
@@ -198,8 +198,9 @@ def profile_command(request: ProfileRequest, as_json: Json = False) -> None:
 def bench_command(request: BenchRequest, as_json: Json = False) -> None:
     """Measure the pruned network of a run against its dense parent, or any network against another.
 
-    Two networks may be ONNX files, engines, checkpoints and run directories, from whoever made
-    them. Latency is measured, and accuracy on labelled images, or how far the two agree on others.
+    Two networks may be ONNX files, engines, checkpoints and run directories,
+    from whoever made them. Latency is measured, and accuracy on labelled images,
+    or how far the two agree on others.
     """
     from bench.commands import bench
 
@@ -229,7 +230,8 @@ def gate_command(request: GateRequest, as_json: Json = False) -> None:
 def report_command(request: ReportRequest, as_json: Json = False) -> None:
     """Write a report's Markdown, page and JUnit file again, from its JSON alone.
 
-    Where several are given, the pages are of the first, and set all of them side by side.
+    Where several are given, the pages are of the first,
+    and set all of them side by side.
     """
     from bench.commands import show_again
     from bench.pages.publish import render_reports
@@ -276,7 +278,8 @@ def oracle_command(request: OracleRequest, as_json: Json = False) -> None:
 def sweep_command(request: SweepRequest, as_json: Json = False) -> None:
     """Prune one dense network to several budgets, and show accuracy against cost.
 
-    Every point is a run directory of its own, for compress export and compress bench.
+    Every point is a run directory of its own,
+    for compress export and compress bench.
     """
     from bench.statistics.shares import tango_interval
     from compress.sweep.report import render_sweep
@@ -334,7 +337,8 @@ def inspect_command(
 def import_command(request: ImportRequest, as_json: Json = False) -> None:
     """Write a state dict as a file of this tool; gates are taken out, and the channels they close.
 
-    Gates are those of the research code of Molchanov et al. 2019. Nothing is trained.
+    Gates are those of the research code of Molchanov et al. 2019.
+    Nothing is trained.
     """
     from compress.seed2019.importing import import_asked_for
 

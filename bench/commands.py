@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.compare import DENSE, compare, compare_run, read_settings
-from bench.judging.baseline import baseline_of, load_compared
+from bench.judging.baseline import baseline_of, load_compared, undecided
 from bench.judging.quality_gate import judge
 from bench.judging.verdicts import Verdict, exit_code
 from bench.limits import Limits, load_limits, require_judgeable
@@ -170,6 +170,8 @@ def keep(request: BaselineRequest) -> Judged:
         CompressError: see ``baseline_of``.
     """
     kept = baseline_of(request.report, request.output, overwrite=request.overwrite)
+    if doubt := undecided(kept):
+        say(f"warning: {doubt}")
     return Judged(kept, [], request.output.parent)
 
 

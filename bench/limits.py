@@ -16,6 +16,8 @@ from compress.files.documents import Section, apply_setting, merged, read_toml, 
 
 _MODIFIERS = {"allow_skipped", "batch_sizes"}  # keys that are no limits themselves
 _AGAINST_BASELINE = ("max_regression", "max_median_regression")  # beginnings of keys
+USUAL_REGRESSION = 1.03
+"""The ``latency.max_regression`` that configs/limits/default.toml suggests."""
 _LEAST_REGRESSION = 0.5  # below it somebody wrote a share where a ratio belongs
 
 

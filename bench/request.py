@@ -78,7 +78,7 @@ class ReportRequest:
 
     report: ReportFile
     others: Annotated[
-        tuple[Path, ...], Argument("[OTHERS]...", "Further reports, compared with it.")
+        tuple[Path, ...], Argument("OTHERS", "Further reports, compared with it.")
     ] = ()
     output: Output = None
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from compress.terminal.sheet import short_count, short_size
+
 
 def count(value: float) -> str:
-    """Return a number of things with a decimal prefix: 40.8 M, 270.9 k, 640."""
-    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.1f} {prefix}"
-    return f"{value:.0f}"
+    """Return a number of things as every table here does: 40.8 M, 271 k, 640."""
+    return short_count(value)
 
 
 def about(value: float) -> str:
@@ -19,11 +18,8 @@ def about(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Return bytes with a decimal prefix (1 MB is 10^6 bytes): 1.08 MB, 640 B."""
-    for factor, prefix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= factor:
-            return f"{value / factor:.2f} {prefix}"
-    return f"{value:.0f} B"
+    """Return bytes as every table here does: 1.08 MB, 640 B."""
+    return short_size(value)
 
 
 def milliseconds(value: float) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from packaging.specifiers import SpecifierSet
-from packaging.version import InvalidVersion
+from packaging.version import InvalidVersion, Version
 
 from compress.config.targets import Component, Requirement, Target, load_target
 from export.installed import Installed, inspect_installed
@@ -154,9 +154,10 @@ def _ranges(target: Target | None, component: str) -> str:
 
 
 def _joined(*ranges: str | None) -> str:
-    """Return the range inside of all these, each clause once."""
-    clauses = (clause for text in ranges for clause in (text or "").split(",") if clause)
-    return ",".join(dict.fromkeys(clauses))
+    """Return the range inside of all these: each clause once, and of the lowest the highest."""
+    clauses = [clause for text in ranges for clause in (text or "").split(",") if clause]
+    lowest = sorted((c for c in clauses if c.startswith(">=")), key=lambda c: Version(c[2:]))
+    return ",".join(dict.fromkeys((*lowest[-1:], *(c for c in clauses if c not in lowest))))
 
 
 def _within(version: str, ranges: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.terminal.sheet import Row, Sheet, fill
+from compress.terminal.sheet import Row, Sheet, fill, short_size
 
 if TYPE_CHECKING:
     from compress.terminal.table import TextTable
@@ -47,17 +47,13 @@ def render_export(exported: Exported, folder: Path) -> TextTable:
 def _onnx_row(document: dict[str, Any]) -> Row:
     onnx = document["onnx"]
     fits = f"opset {onnx['opset']}, IR {onnx['ir_version']}"
-    return (onnx["file"], _size(onnx), fits, *_agreement(document["parity"]))
+    return (onnx["file"], short_size(onnx["bytes"]), fits, *_agreement(document["parity"]))
 
 
 def _engine_row(document: dict[str, Any]) -> Row:
     engine = document["engine"]
     sm = f"SM {document['sm']}" if document["sm"] else "any GPU"
-    return (engine["file"], _size(engine), sm, *_agreement(document["parity"]))
-
-
-def _size(file: dict[str, Any]) -> str:
-    return f"{file['bytes'] / 1e6:.2f} MB"
+    return (engine["file"], short_size(engine["bytes"]), sm, *_agreement(document["parity"]))
 
 
 def _agreement(parity: list[dict[str, Any]] | None) -> Row:

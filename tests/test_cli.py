@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import typer.main
 from commands import (
     CALIBRATION,
     COUNTED,
@@ -844,6 +845,13 @@ class TestBadInput:
         assert "--help" in shown
         assert "bool" not in shown
         assert "list[" not in shown
+
+    def test_what_help_says_is_not_broken_anew_at_80_columns(self) -> None:
+        group = typer.main.get_command(cli.app)
+        assert isinstance(group, typer.core.TyperGroup)
+        for name, command in group.commands.items():
+            _, *more = (command.help or "").split("\n\n")  # the first is joined, these are kept
+            assert all(len(line) <= 78 for text in more for line in text.splitlines()), name
 
     def test_resume_needs_a_directory(self) -> None:
         refused("run", "--resume", code=2, says="--resume needs --output")

@@ -318,6 +318,18 @@ class TestBaseline:
         assert change["ratio"]["ratio"] == pytest.approx(0.6 / 0.5)
         assert load_report(baseline).comparison.latency[0].ratio.ratio == 0.6
 
+    def test_one_that_decides_nothing_is_kept_with_a_warning(
+        self, report: Path, tmp_path: Path
+    ) -> None:
+        assert "warning" not in invoke("baseline", report, "--output", tmp_path / "a.json").stderr
+        config = load_report(report).config.model_copy(update={"min_blocks": 40})
+        few = steady(report, tmp_path / "few.json")
+        save_report(load_report(few).model_copy(update={"config": config}), few)
+        kept = invoke("baseline", few, "--output", tmp_path / "b.json")
+        assert (kept.exit_code, (tmp_path / "b.json").exists()) == (0, True)
+        assert "warning: against this baseline even an unchanged network is INC" in kept.stderr
+        assert "20 rounds of the 40 needed" in kept.stderr
+
     def test_what_replaces_another_prints_the_change(self, report: Path, tmp_path: Path) -> None:
         baseline = tmp_path / "baseline.json"
         first = invoke("baseline", report, "--output", baseline)

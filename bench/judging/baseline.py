@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.judging.quality_gate import unfit
+from bench import units
+from bench.judging.quality_gate import MEASURE_LONGER, too_few, unfit
+from bench.limits import USUAL_REGRESSION
 from bench.measuring.records import Environment, Sha256
 from bench.reports.report import load_report, save_report, sealed
 from bench.reports.schema import (
@@ -21,6 +23,7 @@ from bench.reports.schema import (
     NetworkRecord,
     Report,
 )
+from bench.reports.summary import told_ratio
 from bench.statistics.latency_ratios import (
     Blocks,
     change_interval,
@@ -157,6 +160,31 @@ def baseline_of(report: Path, baseline: Path, *, overwrite: bool = False) -> Rep
         )
     change = change_against(kept, replaced) if replaced is not None else None
     return kept.model_copy(update={"change": change})
+
+
+def undecided(baseline: Report) -> str | None:
+    """Return a sentence if even an unchanged network would be INCONCLUSIVE against a baseline.
+
+    That is where a later measurement without any noise, of the same ratio, would not be within the
+    usual limit: its bound is as far above the ratio as the baseline's lies below it.
+    """
+    parts = []
+    for found in baseline.comparison.latency:
+        ratio, where = found.ratio, f"at batch size {found.batch_size}"
+        least = ratio.ratio / ratio.at_least
+        if doubt := too_few(ratio.rounds, baseline.config):
+            parts.append(f"{where} {doubt}")
+        elif least > USUAL_REGRESSION:
+            parts.append(
+                f"{where} the ratio is {told_ratio(ratio)}, against which only a limit above "
+                f"{units.ratio(least)} can pass; {MEASURE_LONGER}"
+            )
+    if not parts:
+        return None
+    return (
+        "against this baseline even an unchanged network is INCONCLUSIVE by "
+        f"latency.max_regression = {USUAL_REGRESSION:g}: {', and '.join(parts)}"
+    )
 
 
 def _runtimes(report: Report) -> tuple[Runtime, Runtime]:

@@ -45,7 +45,7 @@ STEADY = 0.02
 """Share by which a network may differ from itself, unless the precision asked for is less."""
 
 _ADD_SIZE = "add the batch size to bench.batch_sizes"
-_MEASURE_LONGER = "measure longer (bench.max_seconds) or on a quieter machine"
+MEASURE_LONGER = "measure longer (bench.max_seconds) or on a quieter machine"
 _PREDICTED = "predicted_max_ratio"
 _NO_PREDICTION = "only a run whose target comes with a latency table has predictions, as v100 does"
 _OTHER_BASELINE = "name a baseline that holds the batch size"
@@ -268,7 +268,7 @@ def _judge_change(figure: Figure, key: str, report: Report) -> Verdict:
 def _what_would_tell(reference: float | None) -> str:
     """Return what to do where a change is open; the reference took that much of its time then."""
     if reference is None or reference == 1:
-        return _MEASURE_LONGER
+        return MEASURE_LONGER
     return (
         f"the reference itself took x {units.ratio(reference)} of its time in the baseline, so the "
         "machine was in another state; measure under the same load, or keep a baseline of today"
@@ -289,24 +289,25 @@ def _judge_p99(
         reason = f"{summary.calls} calls were timed and a bound on p99 needs {needed}"
         return figure.doubtful(summary.p99_ms, None, f"{reason}; raise bench.max_seconds")
     bounds = (summary.p99_at_least_ms, summary.p99_at_most_ms)
-    if doubt := _too_few(rounds, config):
+    if doubt := too_few(rounds, config):
         return figure.doubtful(summary.p99_ms, bounds, doubt)
-    return figure.decide(summary.p99_ms, bounds, TAIL_CONFIDENCE, advice=_MEASURE_LONGER)
+    return figure.decide(summary.p99_ms, bounds, TAIL_CONFIDENCE, advice=MEASURE_LONGER)
 
 
 def _decide(
     figure: Figure,
     interval: RatioInterval,
     config: BenchConfig,
-    advice: str = _MEASURE_LONGER,
+    advice: str = MEASURE_LONGER,
 ) -> Verdict:
     bounds = (interval.at_least, interval.at_most)
-    if doubt := _too_few(interval.rounds, config):
+    if doubt := too_few(interval.rounds, config):
         return figure.doubtful(interval.ratio, bounds, doubt)
     return figure.decide(interval.ratio, bounds, interval.confidence, advice=advice)
 
 
-def _too_few(rounds: int, config: BenchConfig) -> str | None:
+def too_few(rounds: int, config: BenchConfig) -> str | None:
+    """Return why so few rounds decide nothing, as the rest of a sentence; None if they may."""
     needed = max(config.min_blocks, FEWEST_ROUNDS)
     if rounds >= needed:
         return None
@@ -329,7 +330,15 @@ def _judge_ratio(name: str, measured: float | None, allowed: RatioLimits) -> Ite
         limit=allowed.max_ratio,
         allow_skipped=allowed.allow_skipped,
     )
-    yield figure.skipped("is not in the report") if measured is None else figure.exact(measured)
+    if measured is None:
+        yield figure.skipped("is not in the report", _no_sidecar(name, allowed))
+    else:
+        yield figure.exact(measured)
+
+
+def _no_sidecar(section: str, allowed: RatioLimits | ParityLimits) -> str:
+    told = "no sidecar tells it"
+    return told if allowed.allow_skipped else f"{told}; {section}.allow_skipped = true may skip it"
 
 
 def _judge_parity(report: Report, allowed: ParityLimits) -> Iterator[Verdict]:
@@ -350,7 +359,7 @@ def _judge_parity(report: Report, allowed: ParityLimits) -> Iterator[Verdict]:
     networks = report.networks
     if not networks.reference.parity or not networks.pruned.parity:
         missing = not (networks.reference.params and networks.pruned.params)
-        advice = "no sidecar tells it" if missing else "export both networks again"
+        advice = _no_sidecar("parity", allowed) if missing else "export both networks again"
         yield figure.skipped("is not in the report", advice)
         return
     errors = [found.relative_error for found in networks.reference.parity + networks.pruned.parity]

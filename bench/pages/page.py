@@ -44,7 +44,7 @@ _SUMMARIES: dict[Status, str] = {
     "PASS": "Every limit holds",
     "FAIL": "Beyond the limit",
     "INCONCLUSIVE": "This measurement cannot tell",
-    "SKIPPED": "Not measured, so not passed",
+    "SKIPPED": "Not judged, so not passed",
 }
 
 

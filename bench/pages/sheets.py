@@ -44,7 +44,8 @@ def verdict_sheet(verdicts: Sequence[Verdict]) -> Sheet:
     for verdict in verdicts:
         write = units.of_limit(verdict.name)
         where = f", batch {verdict.batch_size}" if verdict.batch_size is not None else ""
-        measured = known(write, verdict.measured)
+        skipped = verdict.status == "SKIPPED"  # it may have been measured, and not be fit to judge
+        measured = "not judged" if skipped else known(write, verdict.measured)
         if verdict.interval is not None:
             measured += f" {units.interval(write, *verdict.interval)}"
         if verdict.name == PREDICTED and verdict.measured is not None:

@@ -147,6 +147,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
             data = stream.read(MOST_BYTES + 1)
+    except IsADirectoryError as error:
+        raise CheckpointError(
+            f"{path} is a directory: name the report in it, {path / REPORT}"
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(

@@ -53,7 +53,7 @@ class Reader:
         # Without a GPU torch would warn, and there is nothing to pin memory for.
         self._pin_memory = for_gpu and torch.cuda.is_available()
         self._asked = _Asked()
-        self._loader: DataLoader[Reply | CompressError] | None = None
+        self._loader: _Loader | None = None
         self._started: list[BaseProcess] = []
         self._busy = False
 
@@ -124,7 +124,7 @@ class Reader:
             if _any_died(self._started):
                 raise self._death()
             return iter(self._loader)
-        self._loader = DataLoader(
+        self._loader = _Loader(
             _Replies(self._images),
             sampler=self._asked,
             batch_size=None,
@@ -176,6 +176,11 @@ def batches(
     """
     reader = Reader(images, workers=workers, prefetch=prefetch, for_gpu=for_gpu)
     yield from reader.read(requests)
+
+
+class _Loader(DataLoader[Reply | CompressError]):
+    def check_worker_number_rationality(self) -> None:
+        """Do not warn of more workers than cores: slow storage wants them, and they were set."""
 
 
 class _Asked:

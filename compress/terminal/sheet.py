@@ -65,6 +65,12 @@ def short_count(count: float) -> str:
     return f"{count / scale:#.3g}".rstrip(".") + unit if unit else f"{count:,.0f}"
 
 
+def short_size(count: float) -> str:
+    """Write bytes with a decimal prefix (1 MB is 10^6 bytes): 1.08 MB, 640 B."""
+    scale, unit = unit_of(count)
+    return f"{count / scale:.2f}{unit}B" if unit else f"{count:.0f} B"
+
+
 def unit_of(count: float) -> tuple[float, str]:
     """Return the unit that a count is written in with three digits: its size and its letter."""
     for scale, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):

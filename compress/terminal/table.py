@@ -20,11 +20,16 @@ _BREAKS = tuple(
         (
             r"(?<= )",
             r"(?<=\.)(?=[^\W\d])",  # accuracy.|max_drop_pp, and no decimal point
-            rf"(?<=[_/{NO_BREAK}])",
+            r"(?<=[_/])",
+            rf"(?<=,{NO_BREAK})",  # between the ends of an interval
+            rf"(?<={NO_BREAK})",  # between a figure and its unit
         ),
     )
 )
 """Where a line may break, the last where nothing else helps."""
+
+_ROOMY = 1
+"""The breaks that a table with spaces beside its rules may need; with more it does without them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,10 @@ class TextTable(Table):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table at the width of the console."""
         held = [[_text(cell) for cell in (each.header, *each.cells)] for each in self.columns]
-        room = options.max_width - 3 * len(held) - 1  # a rule and two spaces for each
+        room = options.max_width - len(held) - 1  # the rules
+        needed = sum(_widest(column, _ROOMY) for column in held)
+        self.padding = (0, int(needed <= room - 2 * len(held)))
+        room -= 2 * self.padding[1] * len(held)
         for column, width in zip(self.columns, shared(held, room), strict=True):
             column.width = width
         yield from super().__rich_console__(console, options)
@@ -71,11 +79,12 @@ def _text(cell: RenderableType) -> str:
 def shared(columns: Sequence[Sequence[str]], room: int) -> list[int | None]:
     """Return the widths of columns of text that share so much room.
 
-    Each has the width of what is broken least of all: parts of names, then names and figures, then
-    the whole; of several that lack it, first the one that lacks most. What is left goes to the
-    first that is broken. None where there is no room for the parts.
+    Each has the width of what is broken most of all, then of what is broken less, up to the whole;
+    of several that lack it, first the one that lacks most. What is left goes to the first that is
+    broken. None where there is no room for the parts.
     """
-    *more, least = ([_widest(column, level) for column in columns] for level in (-1, 0, 1, 2))
+    levels = range(-1, len(_BREAKS))
+    *more, least = ([_widest(column, level) for column in columns] for level in levels)
     spare = room - sum(least)
     if spare < 0:
         return [None] * len(columns)

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench.judging.baseline import change_against
+import configs
+from bench.judging.baseline import change_against, undecided
+from bench.judging.quality_gate import judge
+from bench.limits import USUAL_REGRESSION
 from bench.measuring.records import pack_outcomes
 from bench.reports.report import load_report, save_report, sealed
 from bench.reports.schema import NetworkRecord, Report
@@ -266,3 +271,49 @@ def test_it_agrees_with_the_interval_of_each_report(report: Report) -> None:
         confidence=report.config.confidence,
     )
     assert (found.low, found.at_most) == pytest.approx((alone.low, alone.at_most))
+
+
+def exactly(report: Report, ratio: float) -> Report:
+    """Return a report whose rounds all gave the same ratio."""
+    levels = {"reference": 0.8, "pruned": 0.8 * ratio}
+    for name, level in levels.items():
+        records = tuple(
+            record.model_copy(update={"block_medians_ms": (level,) * 20})
+            for record in getattr(report.networks, name).latency
+        )
+        report = with_network(report, name, latency=records)
+    return report
+
+
+def test_a_wide_baseline_says_which_limit_even_an_unchanged_network_cannot_pass(
+    sample_report: ReportFactory,
+) -> None:
+    wide = sample_report(noise=0.4, batch_sizes=(1,))
+    then = wide.comparison.latency[0].ratio
+    least = then.ratio / then.at_least
+    said = undecided(wide)
+    assert least > USUAL_REGRESSION
+    assert said is not None
+    assert f"only a limit above {least:.3f} can pass" in said
+    # The best that can come later: no noise, the same ratio, a reference that took as long.
+    best = exactly(wide, then.ratio)
+    best = best.model_copy(update={"change": change_against(best, wide)})
+    for limit, status in ((0.999 * least, "INCONCLUSIVE"), (1.001 * least, "PASS")):
+        (verdict,) = judge(best, {"latency": {"max_regression": limit}})
+        assert verdict.status == status
+
+
+def test_a_baseline_of_too_few_rounds_decides_nothing(sample_report: ReportFactory) -> None:
+    said = undecided(sample_report(noise=0.001, rounds=9, batch_sizes=(1, 8)))
+    assert said is not None
+    assert said.count("9 rounds of the 20 needed") == 2
+
+
+def test_a_narrow_baseline_is_kept_without_a_word(report: Report) -> None:
+    assert undecided(report) is None
+
+
+def test_the_usual_regression_is_that_of_the_default_limits() -> None:
+    text = (Path(configs.__file__).parent / "limits" / "default.toml").read_text(encoding="utf-8")
+    (suggested,) = re.findall(r"^# max_regression += ([\d.]+)", text, re.MULTILINE)
+    assert float(suggested) == USUAL_REGRESSION

@@ -504,7 +504,7 @@ def test_layers_beyond_the_slowest_are_summed() -> None:
 
 def test_layers_have_their_macs_beside_them_and_those_off_the_multiple_are_marked() -> None:
     found = figures.draw_layers(times(layer("a", 2, 2), layer("b", 1, 1, misses=True)), ("d", "p"))
-    macs = "9.0 M \N{RIGHTWARDS ARROW} 3.0 M MACs"
+    macs = "9.00 M \N{RIGHTWARDS ARROW} 3.00 M MACs"
     written = [(text.get_text(), to_hex(text.get_color()).upper()) for text in found.axes[0].texts]
     assert written == [("a", INK), (macs, INK), ("b", ORANGE), (f"not x8, {macs}", ORANGE)]
 
@@ -515,7 +515,7 @@ def test_a_layer_of_one_network_only_has_one_bar() -> None:
     other = LayerRecord(name="Add", kind="Add", reference=free, pruned=free, misses_multiple=False)
     found = figures.draw_layers(times(only, other), ("dense", "pruned"))
     assert layer_bars(found) == ([3, 0], [3, 1])
-    assert [text.get_text() for text in found.axes[0].texts] == ["Add", "", "a", "3.0 M MACs"]
+    assert [text.get_text() for text in found.axes[0].texts] == ["Add", "", "a", "3.00 M MACs"]
 
 
 def test_every_profiled_batch_size_is_drawn_and_explained(report: Report) -> None:

@@ -307,7 +307,7 @@ def test_blanks_that_hold_a_figure_together_are_not_spelt_out(html: str) -> None
     ("statuses", "word", "said"),
     [
         (["PASS", "PASS"], "PASS", "Every limit holds: 2 of 2 checks."),
-        (["PASS", "SKIPPED"], "SKIPPED", "Not measured, so not passed: 1 of 2 checks."),
+        (["PASS", "SKIPPED"], "SKIPPED", "Not judged, so not passed: 1 of 2 checks."),
         (
             ["SKIPPED", "INCONCLUSIVE", "PASS"],
             "INCONCLUSIVE",

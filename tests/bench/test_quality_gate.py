@@ -474,8 +474,11 @@ def test_what_is_not_measured_is_skipped(sample_report: ReportFactory) -> None:
     assert {verdict.status for verdict in verdicts} == {"SKIPPED"}
     assert {verdict.measured for verdict in verdicts} == {None}
     assert exit_code(verdicts) == 5
+    said = {v.name: v.sentence for v in verdicts}["macs.max_ratio"]
+    assert said.endswith("no sidecar tells it; macs.allow_skipped = true may skip it")
     allowed = judge(bare, limits_of(macs={"max_ratio": 0.5, "allow_skipped": True}))
     assert (allowed[0].status, exit_code(allowed)) == ("SKIPPED", 0)
+    assert allowed[0].sentence.endswith("no sidecar tells it")
     assert exit_code([*allowed, *verdicts]) == 5
 
 

@@ -266,7 +266,7 @@ def test_the_main_table_in_human_units(report: Report) -> None:
     assert rows["top-1"][:2] == ["90.00 %", "89.50 %"]
     assert rows["top-1"][2].startswith("-0.50 pp [-1.")
     assert rows["MACs"] == ["40.8 M", "20.3 M", "x 0.498"]
-    assert rows["parameters"] == ["270.9 k", "121.0 k", "x 0.447"]
+    assert rows["parameters"] == ["271 k", "121 k", "x 0.447"]
     assert rows["file size"] == ["1.08 MB", "512.00 kB", "x 0.472"]
     assert rows["latency, batch 1"][2].startswith("x 0.650 [0.6")
     assert rows["speed-up, batch 1"][2].startswith("1.54x [1.5")
@@ -295,10 +295,27 @@ def test_a_report_without_accuracy_or_verdicts_still_renders(sample_report: Repo
     assert "## Environment" in page
 
 
+def test_what_an_unfit_machine_measured_is_not_judged(sample_report: ReportFactory) -> None:
+    unfit = sample_report(control=1.1, batch_sizes=(1,))
+    found = verdict_sheet(judge(unfit, {"latency": {"max_ratio": 0.9}}))
+    assert found.rows == (("latency.max_ratio, batch 1", "0.900", "not judged", "SKIPPED"),)
+    assert "latency, batch 1" in {row[0] for row in comparison_sheet(unfit).rows}
+
+
+def test_a_directory_is_not_a_report_but_may_hold_one(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load_report(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} is a directory: name the report in it, {tmp_path / 'report.json'}"
+    )
+
+
 def test_units() -> None:
     for written, expected in (
         (units.count(40_813_184), "40.8 M"),
-        (units.count(4.1e9), "4.1 G"),
+        (units.count(4.1e9), "4.10 G"),
+        (units.count(269_440), "269 k"),
+        (units.count(999_600), "1.00 M"),
         (units.count(640), "640"),
         (units.size(1_084_121), "1.08 MB"),
         (units.size(999), "999 B"),

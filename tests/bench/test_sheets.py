@@ -64,7 +64,7 @@ def test_a_layer_that_misses_the_multiple_is_marked() -> None:
     found = layer_sheet(layers(5), "why")
     assert [row[0] for row in found.rows if row[0].endswith("*")] == ["layer3 *"]
     assert found.notes[-1] == "* channels that are no multiple of 8."
-    assert found.rows[0][1:4] == ("16 to 9", "1.0 k", "200")
+    assert found.rows[0][1:4] == ("16 to 9", "1.00 k", "200")
 
 
 def test_a_layer_of_one_network_alone() -> None:
@@ -73,7 +73,7 @@ def test_a_layer_of_one_network_alone() -> None:
     added = both.layers[1].model_copy(update={"reference": None})
     found = layer_sheet(both.model_copy(update={"layers": (alone, added)}), "why")
     assert [row[1:] for row in found.rows] == [
-        ("16", "1.0 k", "", "1.0000", "0.0000", "1.0000"),
+        ("16", "1.00 k", "", "1.0000", "0.0000", "1.0000"),
         ("9", "", "400", "0.0000", "1.0000", "-1.0000"),
     ]
 

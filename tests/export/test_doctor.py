@@ -186,6 +186,8 @@ def test_without_a_gpu_the_wheels_are_still_judged() -> None:
     assert (provider.found, provider.fits) == ("built in, not tried: there is no GPU", None)
     driver = judged(replace(V100, **NO_GPU), "v100", "driver")
     assert (driver.fits, driver.needed) == (None, ">=525,<581")
+    newer = judged(replace(CURRENT, **NO_GPU), "v100", "driver")  # torch's CUDA asks for more
+    assert (newer.fits, newer.needed) == (None, ">=580,<581")
     assert misfits(replace(CURRENT, **NO_GPU), "v100").keys() == {
         *("gpu", "torch's CUDA code", "onnxruntime", "cudnn", "tensorrt")
     }

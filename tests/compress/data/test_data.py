@@ -28,10 +28,9 @@ from compress.data.loading import Batch, TensorImages
 from compress.data.views import View
 from compress.errors import ConfigError, DataError
 
-# Newer Pythons and small machines warn about worker processes; neither matters to these tests.
+# Newer Pythons warn about worker processes, which does not matter to these tests.
 with_workers = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
 ]
 WORKERS = [0, pytest.param(2, marks=with_workers)]
 

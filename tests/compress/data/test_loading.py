@@ -26,10 +26,9 @@ from compress.data.workers import Reader
 from compress.errors import DataError
 from compress.runs.loop import train_batches
 
-# Newer Pythons and small machines warn about worker processes; neither matters to these tests.
+# Newer Pythons warn about worker processes, which does not matter to these tests.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
 ]
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -80,6 +79,14 @@ def test_workers_stay_from_epoch_to_epoch():
     assert len(processes(epochs[0])) == 2
     assert os.getpid() not in processes(epochs[0])
     assert processes(epochs[0]) == processes(epochs[1]) == processes(epochs[2])
+
+
+@pytest.mark.filterwarnings("error:This DataLoader")
+def test_more_workers_than_cores_are_started_without_a_warning(monkeypatch):
+    monkeypatch.setattr(torch._utils, "cpu_count", lambda: 1)  # what torch takes the cores to be
+    reader = Reader(Numbered(), workers=3)
+    assert len(processes(list(reader.read(asked(0, 9))))) == 3
+    assert labels(list(reader.read(asked(100, 3)))) == wanted(100, 3)
 
 
 def test_without_workers_this_process_reads():

@@ -31,7 +31,6 @@ WORKERS = [
         2,
         marks=[
             pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
-            pytest.mark.filterwarnings("ignore:This DataLoader will create"),
         ],
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from hypothesis import given
@@ -42,6 +43,36 @@ def test_every_name_stands_in_one_line(width: int) -> None:
 def test_intervals_stay_whole_where_there_is_room_for_them() -> None:
     assert "[-1.56, 0.01]" in printed(80, *JUDGED)
     assert "-0.67 pp [-1.56, 0.01]" in printed(100, *JUDGED)
+
+
+SIX = (
+    ("network", "MACs", "params", "top-1", "change", "Pareto"),
+    ("dense", "10.1 M", "269 k", "80.63 %", "", ""),
+    ("macs=0.8", "8.04 M (79.9 %)", "205 k (76.0 %)", "90.65 %", "+10.02 pp", "both"),
+    ("macs=0.2", "1.86 M (18.5 %)", "40.4 k (15.0 %)", "52.25 %", "-28.38 pp", "both"),
+)
+REPORTS = (
+    ("", "top-1", "change", "MACs", "latency, batch 1", "latency, batch 8"),
+    ("a.json", "85.48 %", "-8.85 pp [-12.86, -4.89]", "x 0.491", "0.634 ms", "x 0.290"),
+)
+
+
+@pytest.mark.parametrize("rows", [SIX, REPORTS], ids=["sweep", "reports"])
+@pytest.mark.parametrize("width", range(60, 101, 5))
+def test_no_figure_of_six_columns_is_parted_from_its_unit(
+    rows: tuple[tuple[str, ...], ...], width: int
+) -> None:
+    found = printed(width, *rows)
+    assert max(map(len, found.splitlines())) <= width
+    cells = [cell for row in rows[1:] for cell in row[1:]]
+    for figure in re.findall(r"[-+]?[\d.]+ (?:%|pp|ms|[kM])|x [\d.]+", "; ".join(cells)):
+        assert figure in found
+
+
+def test_spaces_beside_the_rules_go_before_a_figure_breaks() -> None:
+    assert "│ macs=0.8 │" in printed(80, *SIX)
+    assert "│macs=0.8│" in printed(60, *SIX)
+    assert len(printed(80, *SIX).splitlines()) == len(SIX) + 3  # and no lines between them
 
 
 def test_no_console_is_too_narrow_for_the_text() -> None:
