@@ -14,7 +14,7 @@ from bench import units
 from bench.judging.quality_gate import MEASURE_LONGER, too_few, unfit
 from bench.limits import USUAL_REGRESSION
 from bench.measuring.records import Environment, Sha256
-from bench.reports.report import load_report, save_report, sealed
+from bench.reports.report import load_report, sealed
 from bench.reports.schema import (
     Against,
     Change,
@@ -121,18 +121,6 @@ def load_compared(path: Path, baseline: Path | None) -> Report:
     if baseline is None:
         return report
     return report.model_copy(update={"change": change_against(report, load_report(baseline))})
-
-
-def keep_baseline(report: Path, baseline: Path, *, overwrite: bool = False) -> Report:
-    """Keep a report as the baseline, and return it with its change against the one it replaces.
-
-    Raises:
-        CompressError: see ``baseline_of``.
-        OutputError: it cannot be written.
-    """
-    found = baseline_of(report, baseline, overwrite=overwrite)
-    save_report(found.model_copy(update={"change": None}), baseline)
-    return found
 
 
 def baseline_of(report: Path, baseline: Path, *, overwrite: bool = False) -> Report:
