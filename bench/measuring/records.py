@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bench.statistics.shares import Share
 from compress.config import Precision, Runtime
@@ -30,10 +30,22 @@ InputKind = Literal["labelled", "images", "arrays", "random"]
 """What both networks were fed: images with labels, images or arrays without, or random numbers."""
 
 
+class Record(Section):
+    """Base of every part of a report: what it counts, a computation holds exactly."""
+
+    @field_validator("*")
+    @classmethod
+    def _counted(cls, value: Any) -> Any:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, int) and abs(number) > MOST_COUNTED for number in numbers):
+            raise ValueError(f"whole numbers are at most {MOST_COUNTED}")
+        return value
+
+
 # The networks and what they are fed
 
 
-class ParityRecord(Section):
+class ParityRecord(Record):
     """How closely ONNX Runtime agrees with torch, as the export found it."""
 
     batch_size: int = Field(ge=1)
@@ -45,7 +57,7 @@ class ParityRecord(Section):
     """Share of images with the same most likely class."""
 
 
-class Artefact(Section):
+class Artefact(Record):
     """A network, by its file and by what is known of it."""
 
     onnx_sha256: Sha256 | None = None
@@ -68,7 +80,7 @@ class Artefact(Section):
     parity: tuple[ParityRecord, ...] = ()
 
 
-class GroupRecord(Section):
+class GroupRecord(Record):
     """One channel group, by its channels before and after pruning."""
 
     name: str
@@ -78,7 +90,7 @@ class GroupRecord(Section):
     """Whether it is a residual stream."""
 
 
-class PredictedLatency(Section):
+class PredictedLatency(Record):
     """Both networks at one batch size, as a latency table has them; nothing of it is measured."""
 
     batch_size: int = Field(ge=1)
@@ -94,7 +106,7 @@ class PredictedLatency(Section):
         return self
 
 
-class Prediction(Section):
+class Prediction(Record):
     """What a latency table that was not measured here predicts of both networks."""
 
     device: str
@@ -118,7 +130,7 @@ class Prediction(Section):
         return self
 
 
-class ValidationSet(Section):
+class ValidationSet(Record):
     """The inputs that accuracy or agreement was measured on."""
 
     kind: InputKind = "labelled"
@@ -142,7 +154,7 @@ class ValidationSet(Section):
 # What they answer
 
 
-class OutputAgreement(Section):
+class OutputAgreement(Record):
     """One output of both networks on the same inputs."""
 
     name: str
@@ -155,7 +167,7 @@ class OutputAgreement(Section):
     """Share of inputs with the same most likely class, where the output is (N, classes)."""
 
 
-class AgreementRecord(Section):
+class AgreementRecord(Record):
     """How closely the pruned network answers as the reference does."""
 
     inputs: int = Field(ge=1)
@@ -174,7 +186,7 @@ class AgreementRecord(Section):
         return None if None in errors else max(filter(None, errors), default=0.0)
 
 
-class Outcomes(Section):
+class Outcomes(Record):
     """Per image, in the order of the validation set; each field is base64 of zlib of bytes."""
 
     images: int = Field(ge=1)
@@ -226,7 +238,7 @@ def pack_outcomes(
 # The machine
 
 
-class Environment(Section):
+class Environment(Record):
     """The machine and the software of one measurement."""
 
     cpu: str | None
@@ -255,7 +267,7 @@ class Environment(Section):
     that its driver does not tell; None without a GPU."""
 
 
-class CpuConditions(Section):
+class CpuConditions(Record):
     """What the processor did; counts are of the time that was watched."""
 
     load_average_after: float | None = Field(ge=0)
@@ -278,7 +290,7 @@ class CpuConditions(Section):
     frequency_mhz_max: float | None = Field(ge=0)
 
 
-class GpuConditions(Section):
+class GpuConditions(Record):
     """What the GPU did, over all readings (NVML)."""
 
     readings: int = Field(ge=1)
@@ -296,7 +308,7 @@ class GpuConditions(Section):
     tell."""
 
 
-class Conditions(Section):
+class Conditions(Record):
     """What the machine did while it was measured."""
 
     seconds: float = Field(ge=0)
@@ -309,7 +321,7 @@ class Conditions(Section):
 # Where the time goes
 
 
-class LayerFigures(Section):
+class LayerFigures(Record):
     """One layer of one network."""
 
     macs: int = Field(ge=0)
@@ -320,7 +332,7 @@ class LayerFigures(Section):
     """That it writes; None for what is no convolution or linear layer, or several."""
 
 
-class LayerRecord(Section):
+class LayerRecord(Record):
     """One layer of both networks."""
 
     name: str
@@ -337,7 +349,7 @@ class LayerRecord(Section):
     wants. Those of the image and of the logits are given and never count."""
 
 
-class LayerTimes(Section):
+class LayerTimes(Record):
     """Where the time of both networks goes."""
 
     batch_size: int = Field(ge=1)

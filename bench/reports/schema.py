@@ -32,6 +32,7 @@ from bench.measuring.records import (
     LayerTimes,
     Outcomes,
     Prediction,
+    Record,
     Sha256,
     ValidationSet,
 )
@@ -51,7 +52,6 @@ from bench.reports.summary import summary_text
 from bench.statistics.latency_ratios import LatencySummary, RatioInterval
 from bench.statistics.shares import PairedDrop
 from compress.config import BenchConfig, Precision
-from compress.files.documents import Section
 
 SCHEMA_VERSION: Literal[4] = 4
 
@@ -71,7 +71,7 @@ Date = Annotated[AwareDatetime, AfterValidator(sound_date)]
 # The parts
 
 
-class LatencyRecord(Section):
+class LatencyRecord(Record):
     """One network at one batch size."""
 
     batch_size: int = Field(ge=1)
@@ -120,14 +120,14 @@ class NetworkRecord(Artefact):
         return self
 
 
-class Networks(Section):
+class Networks(Record):
     """The two that are compared."""
 
     reference: NetworkRecord
     pruned: NetworkRecord
 
 
-class LatencyComparison(Section):
+class LatencyComparison(Record):
     """Pruned against reference at one batch size, and reference against itself in those rounds."""
 
     batch_size: int = Field(ge=1)
@@ -149,7 +149,7 @@ class LatencyComparison(Section):
         return self
 
 
-class Comparison(Section):
+class Comparison(Record):
     """Everything that is judged."""
 
     latency: tuple[LatencyComparison, ...] = ()
@@ -170,7 +170,7 @@ class Comparison(Section):
         return self
 
 
-class PrecisionRatio(Section):
+class PrecisionRatio(Record):
     """One network in the report's precision against the same in a higher one, in alternation."""
 
     network: Literal["reference", "pruned"]
@@ -181,7 +181,7 @@ class PrecisionRatio(Section):
     """The report's precision over the higher one: above 1 is slower."""
 
 
-class LatencyChange(Section):
+class LatencyChange(Record):
     """How the latency of one batch size changed; above 1 is slower."""
 
     batch_size: int = Field(ge=1)
@@ -194,7 +194,7 @@ class LatencyChange(Section):
     is from 1 widens both intervals; None in reports of versions before 0.2, which left that out."""
 
 
-class Change(Section):
+class Change(Record):
     """This report against a stored one of the same reference, runtime and precision."""
 
     created: Date
@@ -211,7 +211,7 @@ class Change(Section):
     """Why there is none, if so."""
 
 
-class Report(Section):
+class Report(Record):
     """One comparison of a pruned network with its reference."""
 
     renamed: ClassVar = {"budgets": "limits"}

@@ -98,6 +98,8 @@ def test_thousands_of_mistakes_are_counted_and_not_described(path: Path) -> None
 FORGED: dict[str, tuple[tuple[Any, ...], Any]] = {
     "no MACs": (("networks", "reference", "macs"), 0),
     "huge MACs": (("networks", "pruned", "macs"), 10**400),
+    "a huge batch": (("networks", "pruned", "latency", 0, "batch_size"), 10**400),
+    "huge groups": (("groups", 0, "dense"), 10**400),
     "huge cores": (("environment", "physical_cores"), 10**5000),
     "endless latency": (("comparison", "latency", 0, "ratio", "ratio"), 1e308),
     "endless call": (("networks", "pruned", "latency", 0, "summary", "median_ms"), 1e308),
