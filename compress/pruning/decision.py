@@ -257,10 +257,11 @@ def decide(
     step: int,
     end: Mask | None = None,
 ) -> tuple[Mask, Mask | None]:
-    """Return the mask after one pruning step, and that of the end: of what goes in it the least.
+    """Return the mask after one pruning step, and the one that steps are heading for.
 
-    The end is planned at every step, as if it were the last one. So nothing goes on the way that
-    would have to come back where a large chunk ends it: what is gone never does.
+    The end is planned at every step, as if it were the last one, and the least important of what
+    goes in it goes now. So nothing goes on the way that would have to come back where a large chunk
+    ends it: what is gone never does.
 
     Args:
         scores: (units,) what is ranked.
