@@ -244,7 +244,7 @@ class TestBenchAndGate:
 
     def test_missing_report(self, tmp_path: Path) -> None:
         refused("gate", tmp_path / "report.json", code=1, says="compress bench")
-        refused("gate", tmp_path, code=1, says="Is a directory")
+        refused("gate", tmp_path, code=1, says="is a directory: name the report in it")
 
 
 class TestReport:
