@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional
 
 import compress.data.batches
@@ -82,11 +83,17 @@ def test_workers_stay_from_epoch_to_epoch():
 
 
 @pytest.mark.filterwarnings("error:This DataLoader")
-def test_more_workers_than_cores_are_started_without_a_warning(monkeypatch):
-    monkeypatch.setattr(torch._utils, "cpu_count", lambda: 1)  # what torch takes the cores to be
-    reader = Reader(Numbered(), workers=3)
-    assert len(processes(list(reader.read(asked(0, 9))))) == 3
-    assert labels(list(reader.read(asked(100, 3)))) == wanted(100, 3)
+def test_more_workers_than_cores_are_started_without_a_warning():
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        with pytest.warns(UserWarning, match="worker"):  # else there would be nothing to silence
+            DataLoader(Numbered(), num_workers=3)
+        reader = Reader(Numbered(), workers=3)
+        assert len(processes(list(reader.read(asked(0, 9))))) == 3
+        assert labels(list(reader.read(asked(100, 3)))) == wanted(100, 3)
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def test_without_workers_this_process_reads():
