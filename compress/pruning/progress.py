@@ -12,8 +12,8 @@ from compress.networks.groups import ChannelGraph, Mask
 from compress.pruning.importance import Importance
 
 WORK = ("decide", "shrink", "proof")
-MASKS = ("kept", "shrunk", "end")
-SCORES = ("importance.total", "importance.average")
+OF_UNITS = {"kept": 1, "shrunk": 1, "end": 1, "importance.total": 0, "importance.average": 0}
+"""What has an entry for every unit, with that of a branch in states of before branches."""
 
 
 @dataclass
@@ -95,12 +95,12 @@ class Progress:
             ValueError: one is not of the units of the graph.
         """
         held = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-        for name, there in (("kept", 1), ("shrunk", 1), *((name, 0) for name in SCORES)):
-            short = graph.num_units - len(held[name]) if name in held else 0
-            if short and short == len(graph.branches):
-                held[name] = torch.cat([held[name], held[name].new_full((short,), there)])
-        for name in (*MASKS, *SCORES):
-            if name in held and held[name].shape != (graph.num_units,):
+        branches = len(graph.branches)
+        for name in filter(held.__contains__, OF_UNITS):
+            if held[name].shape == (graph.num_units - branches,):
+                there = held[name].new_full((branches,), OF_UNITS[name])
+                held[name] = torch.cat([held[name], there])
+            if held[name].shape != (graph.num_units,):
                 shape = tuple(held[name].shape)
                 raise ValueError(f"{name!r} is of shape {shape}, of {graph.num_units} units")
         importance = Importance(graph.num_units, momentum=momentum)
