@@ -1,4 +1,4 @@
-"""Sweeps whose budgets are times: stand-ins measure, but for the last test."""
+"""Sweeps whose budgets are times: stand-ins measure, or times are computed."""
 
 from __future__ import annotations
 
@@ -173,16 +173,43 @@ def test_a_table_is_measured_where_a_budget_is_a_time(
     assert needs_table(sweep_run.Goal.model_validate(asked)) is needs
 
 
+CLOCKLESS = """
+from bench.stopwatch import RuntimeStopwatch
+from compress.latency.stopwatch import Comparison
+from compress.networks.architectures import CifarResNet
+from compress.networks.capture import Example
+from compress.networks.cost import measured
+from export.latency import building
+from export.latency.rounds import Measured
+import torch
+
+def time_of(network, size):
+    example = Example((torch.zeros(1, *size),))
+    return 0.1 + measured(network, example)["macs"] / 4e6
+
+def measure_ms(networks, serving, effort=None, *, seed=0, told=None):
+    return Measured(tuple(time_of(n.model, n.input_size) for n in networks), 0.0)
+
+def compare(self, dense, pruned, size):
+    times = [time_of(network, size) for network in (dense, pruned)]
+    ratio = times[1] / times[0]
+    return Comparison(*times, ratio, 0.99 * ratio, 1.01 * ratio)
+
+building.measure_ms = measure_ms
+RuntimeStopwatch.compare = compare
+
+def build(num_classes, in_channels):
+    return CifarResNet(8, num_classes, in_channels)
+"""
+"""A network of the user's own, with which every process computes times: no noise moves them."""
+
+
 @pytest.mark.slow
 def test_a_budget_of_time_is_planned_measured_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The processes run the real commands, on a network of the user's own."""
-    (tmp_path / "own_network_in_time.py").write_text(
-        "from compress.networks.architectures import CifarResNet\n"
-        "def build(num_classes, in_channels):\n"
-        "    return CifarResNet(8, num_classes, in_channels)\n"
-    )
+    """The processes run the real commands; what they would measure is computed."""
+    (tmp_path / "own_network_in_time.py").write_text(CLOCKLESS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -193,12 +220,18 @@ def test_a_budget_of_time_is_planned_measured_and_told(
     assert result.exit_code == 0, result.stderr
     made = document(result)
     (row,) = made["points"]
-    low, high = row["latency"]["measured_interval"]
-    assert low <= row["latency"]["measured_share"] <= high <= 0.6
+    times = row["latency"]
+    dense, pruned = (0.1 + macs / 4e6 for macs in (made["dense"]["macs"], row["macs"]))
+    assert times["measured_ms"] == pytest.approx(pruned, abs=1e-4)
+    assert times["measured_share"] == pytest.approx(pruned / dense, abs=1e-5)
+    assert times["measured_interval"] == pytest.approx(
+        [0.99 * pruned / dense, 1.01 * pruned / dense], abs=1e-5
+    )
+    assert 0.5 < times["measured_interval"][1] <= 0.6
     assert not row["missed"]
     table = json.loads((tmp_path / "s" / "latency" / NAME).read_text())
-    dense = made["dense"]["latency"]["predicted_ms"]
-    assert dense == pytest.approx(table["dense"]["ms"], rel=0.1)
+    assert table["dense"]["ms"] == pytest.approx(dense, abs=1e-4)
+    assert made["dense"]["latency"]["predicted_ms"] == pytest.approx(dense, rel=0.01)
     assert Budget.model_validate(row["budget"]).value == 0.6
     below = (*own, "--budget", "latency=0.01", "--output", "s", "--overwrite")
     refused("sweep", *below, code=1, says="the budget latency=0.01 cannot be reached")
