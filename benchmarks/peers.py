@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from statistics import median
 
@@ -117,7 +119,8 @@ def attempt(name: str, dense: nn.Module, images: torch.Tensor, patience: int) ->
     dense = without_statistics(dense) if name in ANEW else dense
     start = time.process_time()
     try:
-        with within(patience, of_cpu=True):
+        # What a library says of its work would part the table.
+        with redirect_stdout(sys.stderr), within(patience, of_cpu=True):
             pruned = ONE_SHOT[name](copy.deepcopy(dense), images).eval()
         seconds = time.process_time() - start
         share = cost.measured(pruned, example)["macs"] / cost.measured(dense, example)["macs"]

@@ -1,14 +1,14 @@
-"""INT8 files of this project beside those of ONNX Runtime's quantiser, in two runtimes.
+"""INT8 files of this project beside those of two quantisers, in two runtimes.
 
     python benchmarks/quantizers.py RUN [--data ROOT] [--images 512] [--rounds 200]
     python benchmarks/quantizers.py --smoke
 
 The dense and the pruned network of a run are exported in FP32 and quantised with the same training
 images: by this project in both of its forms, and by ``onnxruntime.quantization.quantize_static``
-(Q/DQ, weights per channel) with signed and unsigned activations and two ways to find ranges. All
-files read the whole validation set in ONNX Runtime, and in OpenVINO where it is installed. Their
-times at batch 1 on one core are medians of calls in turn, against the FP32 file in the same
-runtime.
+(Q/DQ, weights per channel) with signed and unsigned activations and two ways to find ranges, and by
+OpenVINO's NNCF in both of its presets, where it is installed. All files read the whole validation
+set in ONNX Runtime, and in OpenVINO where it is installed. Their times at batch 1 on one core are
+medians of calls in turn, against the FP32 file in the same runtime.
 """
 
 from __future__ import annotations
@@ -112,6 +112,22 @@ def by_onnxruntime(
         )
 
 
+def by_nncf(source: Path, path: Path, calibration: Calibration, *, preset: str) -> None:
+    """Quantise for a processor with NNCF, which corrects biases as well."""
+    import nncf
+
+    batches = [{INPUT: images} for images in calibration.batches()]
+    with quiet():
+        quantised = nncf.quantize(
+            onnx.load(source),
+            nncf.Dataset(batches),
+            preset=nncf.QuantizationPreset[preset],
+            target_device=nncf.TargetDevice.CPU,
+            subset_size=len(batches),
+        )
+    onnx.save(quantised, path)
+
+
 def files(
     network: str, proto: onnx.ModelProto, calibration: Calibration, folder: Path
 ) -> Iterator[File]:
@@ -133,6 +149,10 @@ def files(
             path = folder / f"{network}-{kind}-{method}.onnx"
             by_onnxruntime(source, path, calibration, unsigned=unsigned, method=method)
             yield File(network, f"ONNX Runtime, {kind} {method}", path)
+    for preset in ("PERFORMANCE", "MIXED") if find_spec("nncf") else ():
+        path = folder / f"{network}-nncf-{preset}.onnx"
+        by_nncf(source, path, calibration, preset=preset)
+        yield File(network, f"NNCF, {preset.lower()}", path)
 
 
 def in_onnxruntime(path: Path) -> Run:
