@@ -116,14 +116,14 @@ def by_nncf(source: Path, path: Path, calibration: Calibration, *, preset: str) 
     """Quantise for a processor with NNCF, which corrects biases as well."""
     import nncf
 
-    batches = [{INPUT: images} for images in calibration.batches()]
+    images = [{INPUT: image[None]} for batch in calibration.batches() for image in batch]
     with quiet():
         quantised = nncf.quantize(
             onnx.load(source),
-            nncf.Dataset(batches),
+            nncf.Dataset(images),
             preset=nncf.QuantizationPreset[preset],
             target_device=nncf.TargetDevice.CPU,
-            subset_size=len(batches),
+            subset_size=len(images),
         )
     onnx.save(quantised, path)
 
