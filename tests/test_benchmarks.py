@@ -67,6 +67,7 @@ PROGRAMS = {
     "record_tensorrt_api": ('"module"', '"version"', '"names"', '"classes"', '"enums"'),
     "seed2019": ("pruning steps, one every 30", "100 channels", "masked = shrunk", "peak memory"),
     "shards_ahead": ("shards", "epoch, s", "longest wait, s", "fetched ahead"),
+    "uneven_channels": ("block", "least factor", "layer3.2", "outputs differ by"),
     "v100_resnet50": (
         "change (predicted)",
         "time, batch 32",
@@ -159,6 +160,26 @@ def test_what_a_peer_leaves_is_judged_by_its_weights(
     outcome = peers.attempt("peer", dense, images, 60)
     assert outcome.verdict.startswith(verdict)
     assert outcome.macs is None or outcome.macs in (0.5, 1.0)
+
+
+@pytest.mark.parametrize(("name", "verdict"), [("anew", "exact"), ("peer", "off by")])
+def test_a_peer_that_forgets_statistics_is_judged_without_them(
+    monkeypatch: pytest.MonkeyPatch, name: str, verdict: str
+) -> None:
+    peers = import_module("peers")
+
+    def prune(network: nn.Module, _: torch.Tensor) -> nn.Module:
+        smaller = removed(network, [0, 2, 5], [0, 2, 5])
+        smaller[1].reset_running_stats()
+        return smaller
+
+    layers = (nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    nn.init.uniform_(layers[1].running_mean, 0.5, 1)
+    monkeypatch.setattr(peers, "ANEW", ("anew",))
+    monkeypatch.setitem(peers.ONE_SHOT, name, prune)
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    outcome = peers.attempt(name, peers.unequal(nn.Sequential(*layers)), images, 60)
+    assert outcome.verdict.startswith(verdict)
 
 
 class Minibatches:
