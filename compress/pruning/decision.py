@@ -19,7 +19,7 @@ from compress.networks.cuts import tensor_of
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.partition import NETWORK_INPUT
 from compress.pruning.goal import Goal, goal_for
-from compress.pruning.importance import ranked, summary
+from compress.pruning.importance import summary
 from compress.pruning.masking import Candidate, Scores, candidates, prune_to, smallest
 from compress.pruning.progress import Progress
 
@@ -114,9 +114,8 @@ class Decisions:
         settings, before = self.settings, at.kept
         at.step += 1
         if at.step > settings.start_after:
-            step, scores = at.step - settings.start_after, importance
-            if self.goal.planner is None:
-                scores = ranked(importance, before, self.allowed, graph=self.graph, config=settings)
+            step = at.step - settings.start_after
+            scores = self.goal.order(importance, before, self.allowed, self.graph, settings)
             chosen, at.end = decide(
                 scores, before, self.allowed, goal=self.goal, config=settings, step=step, end=at.end
             )

@@ -14,9 +14,10 @@ from compress.latency.fitted import shipped_names, shipped_table
 from compress.latency.table import read_table
 from compress.latency.times import Times
 from compress.networks import cost
-from compress.networks.groups import ChannelGraph
+from compress.networks.groups import ChannelGraph, Mask
 from compress.pruning.choice.planner import Planner
-from compress.pruning.masking import Candidate, CostFunction, smallest
+from compress.pruning.importance import ranked
+from compress.pruning.masking import Candidate, CostFunction, Scores, smallest
 
 ROOM = 0.02
 """Share of the limit by which a network may lie below it, where finer pieces can do that."""
@@ -44,6 +45,27 @@ class Goal:
         if step >= steps:
             return self.limit
         return self.dense + (self.limit - self.dense) * step / steps
+
+    def order(
+        self,
+        importance: Scores,
+        kept: Mask,
+        allowed: Sequence[Candidate],
+        graph: ChannelGraph,
+        config: PruneConfig,
+    ) -> Scores:
+        """Return what units are ranked by; a planner takes importance as it is.
+
+        Args:
+            importance: (units,) importance.
+            kept: the present mask.
+            allowed: the groups and branches that may go.
+            graph: the dense channel graph.
+            config: how groups are compared.
+        """
+        if self.planner is not None:
+            return importance
+        return ranked(importance, kept, allowed, graph=graph, config=config)
 
 
 def goal_for(

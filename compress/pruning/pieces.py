@@ -27,7 +27,6 @@ from compress.pruning.decision import (
     within_reach,
 )
 from compress.pruning.goal import times_for
-from compress.pruning.importance import ranked
 from compress.pruning.masking import Candidate, Scores, candidates
 from compress.pruning.pruner import Optimizers, context_of
 from compress.pruning.settings import prune_settings, takes_settings
@@ -131,9 +130,7 @@ def choose(
     wanted = config
     config, allowed, goal = within_reach(graph, wanted, allowed_by, times)
     report_multiple(wanted, config)
-    order = scores
-    if goal.planner is None:
-        order = ranked(scores, before, allowed, graph=graph, config=config)
+    order = goal.order(scores, before, allowed, graph, config)
     chosen = graph.closed(end_of(order, before, allowed, goal))
     report_far(goal, chosen, config)
     return chosen
