@@ -124,6 +124,11 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
+def first_sentence(error: BaseException) -> str:
+    """Return the first sentence of what an exception says, or its name."""
+    return first_line(error).split(". ")[0].strip().rstrip(".")
+
+
 def no_number(with_nan: int, not_finite: int) -> str:
     """Return what to call answers of which so many hold NaN, and so many NaN or infinity."""
     if not with_nan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compress.config.targets import Target
-    from compress.quantization.network import QuantizedNetwork
+    from compress.quantization.plan import Plan
 
 COMPARED_BATCHES = (1, 3)
 """Batch sizes of the proof; neither is that of the trace."""
@@ -108,7 +107,8 @@ def export_onnx(
     )
     proto, signature, limit = traced.proto, traced.signature, ParityLimits().relative_error
     if isinstance(traced.network, QuantizedNetwork):
-        _quantise(proto, traced.network, aim)
+        ranges = {traced.renamed.get(n, n): r for n, r in traced.network.ranges.items()}
+        _quantise(proto, traced.network.plan, ranges, aim)
         limit = Int8Limits().relative_error
     with staged_onnx(proto, path, target=aim, metadata={}, signature=signature) as facts:
         error = None
@@ -137,6 +137,8 @@ class TracedCall:
     """Names of the example's tensors."""
     outputs: tuple[str, ...]
     """Names of what is returned."""
+    renamed: Mapping[str, str]
+    """Names of both by those that they have where nobody gives one."""
     call: Call
     """How the network is called, with the example."""
     batches: list[Outputs]
@@ -175,8 +177,8 @@ def traced_call(
         paths = [place for place, _ in named_tensors(computed[0])]
         expected = [[tensor for _, tensor in named_tensors(output)] for output in computed]
         ins = checked_names("input", input_names, call.names)
-        outs = names_of_outputs(network, computed[0], taken=ins)
-        outs = checked_names("output", output_names, outs)
+        own = names_of_outputs(network, computed[0], taken=ins)
+        outs = checked_names("output", output_names, own)
         _require_unlike(ins, outs)
         signature = Signature(_shapes(network, ins, batches), _shapes(network, outs, expected))
         proto = onnx_from_call(
@@ -184,28 +186,31 @@ def traced_call(
         )
     return TracedCall(
         *(network, proto, _stated(proto, signature), tuple(ins), tuple(outs)),
+        dict(zip((*call.names, *own), (*ins, *outs), strict=True)),
         *(call, batches, expected),
     )
 
 
-def _quantise(proto: onnx.ModelProto, network: QuantizedNetwork, aim: Target) -> None:
+def _quantise(proto: onnx.ModelProto, plan: Plan, ranges: Mapping[str, float], aim: Target) -> None:
     """Have a graph round as a network did in training, in place."""
     from export.precision.int8 import rest_for, to_int8
     from export.precision.placement import FORMS
 
-    if network.plan.form != aim.int8_form:
+    if plan.form != aim.int8_form:
         raise ConfigError(
-            f"the network was trained in 8 bits of the form {network.plan.form}, and target "
+            f"the network was trained in 8 bits of the form {plan.form}, and target "
             f"{aim.name} reads the form {aim.int8_form}: give that target to quantized, and train"
         )
     form = FORMS[aim.int8_form]
-    to_int8(proto, network.ranges, rest=rest_for(form, standard_opset(proto)), form=form)
+    to_int8(proto, ranges, rest=rest_for(form, standard_opset(proto)), form=form)
 
 
 def _in_float32(model: nn.Module) -> nn.Module:
     """Return the network, or its copy on the CPU, where ONNX Runtime is asked for the same."""
     import torch
     from torch.nn.parameter import is_lazy
+
+    from compress.networks.copies import copied
 
     name = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
@@ -223,10 +228,7 @@ def _in_float32(model: nn.Module) -> nn.Module:
             )
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return model
-    try:
-        return copy.deepcopy(model).cpu()
-    except Exception as error:  # the user's modules may hold anything
-        raise ModelError(f"{name} cannot be copied to the CPU: {first_line(error)}") from error
+    return copied(model, "cpu")
 
 
 def _batches(call: Call, sizes: Sequence[int]) -> list[Outputs]:

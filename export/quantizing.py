@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from compress.config.targets import load_target
 from compress.networks.capture import Example
+from compress.networks.copies import copied
 from compress.networks.wrappers import unwrapped
 from compress.quantization.network import QuantizedNetwork
-from export.checkpoint_to_onnx import LOOKED_AT, measured_ranges, samples_of
+from export.checkpoint_to_onnx import LOOKED_AT, Samples, measured_ranges, samples_of
 from export.module_to_onnx import traced_call
 from export.onnx.trace import onnx_from_network
-from export.precision.calibration import range_of
+from export.precision.calibration import range_of, require_calibration
 from export.precision.planning import plan_rounding
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
     from compress.config import RunConfig
     from compress.data.batches import ImageData
+    from compress.quantization.plan import Plan
 
 
 def quantized(
@@ -52,7 +54,7 @@ def quantized(
     aim = load_target(target)
     aim.require("int8")
     network = unwrapped(model)
-    apart = copy.deepcopy(network).cpu()
+    apart = copied(network, "cpu")
     traced = traced_call(apart, example, aim, dynamic_batch=dynamic_batch)
     args, kwargs = traced.call.arguments(traced.call.tensors)
     planned = plan_rounding(
@@ -87,24 +89,42 @@ class RunQuantizer:
         self._config, self._data = config, data
 
     def __call__(self, network: nn.Module, *, calibrated: bool = True) -> QuantizedNetwork:
-        """Return the network with rounding around it, as ``compress.runs.prune.Quantizer`` says.
+        """Return the network with rounding around it, as ``Quantizer`` says.
 
         Raises:
             ModelError: its file cannot be written, or rounds what is none of its tensors.
             DataError: there are too few images, or all are of one class.
         """
-        import torch
-
-        config = self._config.export
-        target, samples = load_target(config.target), samples_of(self._data, self._config)
-        apart = copy.deepcopy(network).cpu().eval()
-        proto = onnx_from_network(apart, target=target, input_size=self._data.input_size)
-        images = Example((torch.from_numpy(samples.validation[:LOOKED_AT]),))
-        plan = plan_rounding(apart, proto, images, form=target.int8_form).plan
+        config, samples = self._config.export, samples_of(self._data, self._config)
+        proto, plan = self._planned(network, samples)
         if calibrated:
             ranges, _ = measured_ranges(
-                *(proto, target, samples), config=config, num_classes=self._data.num_classes
+                *(proto, load_target(config.target), samples),
+                config=config,
+                num_classes=self._data.num_classes,
             )
         else:
             ranges = {each.name: 1.0 for each in plan.activations}
         return QuantizedNetwork(network, plan, ranges)
+
+    def check(self, network: nn.Module) -> None:
+        """Find out whether a network could be given to this.
+
+        Raises:
+            ModelError, DataError: as when it is.
+        """
+        samples = samples_of(self._data, self._config)
+        labels = [int(label) for batch in samples.training() for label in batch.labels]
+        asked = self._config.export.calibration_images
+        require_calibration(labels, self._data.num_classes, asked)
+        self._planned(network, samples)
+
+    def _planned(self, network: nn.Module, samples: Samples) -> tuple[onnx.ModelProto, Plan]:
+        """Return the network's file in float32, and where it will round."""
+        import torch
+
+        target = load_target(self._config.export.target)
+        apart = copied(network, "cpu").eval()
+        proto = onnx_from_network(apart, target=target, input_size=self._data.input_size)
+        images = Example((torch.from_numpy(samples.validation[:LOOKED_AT]),))
+        return proto, plan_rounding(apart, proto, images, form=target.int8_form).plan

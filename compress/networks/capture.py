@@ -24,7 +24,8 @@ from torch import fx, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from compress.errors import ModelError, UsageError, first_line
+from compress.errors import ModelError, UsageError, first_sentence
+from compress.networks.copies import copied
 
 _CAPTURING = threading.Lock()
 """torch.export keeps what it is doing in places that all threads share."""
@@ -167,11 +168,10 @@ def capture(model: nn.Module, example: Example, *, training: bool = False) -> Ca
     """
     _require_shapes(model)
     example = example.beside(model)
-    with unchanged(model), in_mode(model, training=training), _CAPTURING, _quiet():
+    whole = _Whole(copied(model).train(training))  # forward, and train too, may change the network
+    with _CAPTURING, _quiet():
         try:
-            exported = torch.export.export(
-                _Whole(model), example.args, dict(example.kwargs), strict=False
-            )
+            exported = torch.export.export(whole, example.args, dict(example.kwargs), strict=False)
         except Exception as error:  # the user's forward may raise anything
             raise ModelError(_refusal(model, example, error)) from error
     _inline_(exported.graph)
@@ -299,6 +299,9 @@ def in_mode(model: nn.Module, *, training: bool = False) -> Iterator[None]:
         yield
     finally:
         for module, mode in modes:
+            if module.training != mode:
+                module.train(mode)  # what it did for the other mode, it may have to undo
+        for module, mode in modes:
             module.training = mode
 
 
@@ -326,11 +329,6 @@ def _is_own(file: str) -> bool:
     """Whether a file is neither torch's, nor Python's own, nor one of compress.networks."""
     standard = file.startswith(STANDARD) and "-packages" not in file
     return not (standard or file.startswith((TORCH, OURS, "<")))
-
-
-def first_sentence(error: BaseException) -> str:
-    """Return the first sentence of what an exception says, or its name."""
-    return first_line(error).split(". ")[0].strip().rstrip(".")
 
 
 def _refusal(model: nn.Module, example: Example, error: Exception) -> str:

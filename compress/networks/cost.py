@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from compress.networks.capture import Example, in_mode, unchanged
+from compress.networks.capture import Example
+from compress.networks.copies import copied
 from compress.networks.groups import ChannelGraph, Mask, Term
 
 
@@ -81,8 +82,9 @@ def measured(model: nn.Module, example: Example) -> dict[str, int]:
     inputs = example.beside(model).map(fake.from_tensor)
     counting = FlopCounterMode(display=False)
     plainly = sdpa_kernel([SDPBackend.MATH])  # torch does not count the attention of CPUs
-    with torch.no_grad(), in_mode(model), unchanged(model), plainly, fake, counting:
-        functional_call(model, faked, inputs.args, dict(inputs.kwargs))
+    apart = copied(model).eval()  # forward may keep tensors, and eval may change weights
+    with torch.no_grad(), plainly, fake, counting:
+        functional_call(apart, faked, inputs.args, dict(inputs.kwargs))
     return {
         "macs": counting.get_total_flops() // 2 // example.batch,
         "params": sum(parameter.numel() for parameter in model.parameters()),

@@ -156,7 +156,7 @@ def _successor(tensor: torch.Tensor, cuts: Sequence[Cut]) -> torch.Tensor:
     if type(tensor) is not nn.Parameter:
         new = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)
     vars(new).update(vars(tensor))
-    if tensor.grad is not None:
+    if tensor.grad is not None and not tensor.grad.is_sparse:  # which has no dimensions to cut
         new.grad = _selected(tensor.grad, cuts)
     for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
         if getattr(tensor, hooks):  # the same table: the handles that users hold go on working

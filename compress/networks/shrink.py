@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import nn
 
 from compress.errors import ModelError
 from compress.networks.capture import Example, tensors_of
+from compress.networks.copies import copied
 from compress.networks.cuts import apply_cuts_, cuts_of, tensor_of
 from compress.networks.groups import ChannelGraph, Mask
 from compress.networks.shortened import shorten_
@@ -23,7 +23,7 @@ FLOAT32_TOLERANCE = 1e-4
 
 def shrink(model: nn.Module, graph: ChannelGraph, kept: Mask) -> nn.Module:
     """Return a copy of the network without the units that are not kept."""
-    smaller = copy.deepcopy(model)
+    smaller = copied(model)
     shrink_(smaller, graph, kept)
     return smaller
 
@@ -101,6 +101,11 @@ def proof(model: nn.Module, graph: ChannelGraph, kept: Mask, example: Example) -
         dtype = torch.float32
         difference = difference_of(model, graph, kept, example, dtype)
     tolerance = tolerance_of(dtype)
+    if np.isnan(difference):
+        raise ModelError(
+            "the network gives outputs that are not finite for the images of the proof: its "
+            "training has diverged"
+        )
     if not difference <= tolerance:
         raise ModelError(
             f"the shrunk network differs from the masked one by {difference:.1e} relative, "
@@ -118,7 +123,7 @@ def difference_of(
     dtype: torch.dtype = torch.float64,
 ) -> float:
     """Return max |masked - shrunk| / max |masked| over all outputs, computed on the CPU."""
-    masked = copy.deepcopy(model).cpu().to(dtype).eval()
+    masked = copied(model, "cpu").to(dtype).eval()
     inputs = example.to(torch.device("cpu"), dtype)
     mask_(masked, graph, kept)
     expected = outputs_of(masked, inputs)
@@ -129,11 +134,11 @@ def difference_of(
 @torch.no_grad()
 def precision_for(model: nn.Module, example: Example) -> torch.dtype:
     """Return float64, or float32 for a network that does not run in float64."""
-    copied, inputs = copy.deepcopy(model).cpu().eval(), example.to(torch.device("cpu"))
+    own, inputs = copied(model, "cpu").eval(), example.to(torch.device("cpu"))
     try:
-        outputs_of(copied.double(), inputs.to(torch.device("cpu"), torch.float64))
+        outputs_of(own.double(), inputs.to(torch.device("cpu"), torch.float64))
     except RuntimeError:  # a constant of forward, or a cast, is of another precision
-        outputs_of(copied.float(), inputs)
+        outputs_of(own.float(), inputs)
         return torch.float32
     return torch.float64
 

@@ -7,7 +7,6 @@ and shrunk are compared. A group that fails is found by bisection, frozen and na
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -17,9 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.errors import ModelError
+from compress.errors import ModelError, first_sentence
 from compress.networks.analysis import analyse
-from compress.networks.capture import Example, first_sentence, place_of
+from compress.networks.capture import Example, place_of
+from compress.networks.copies import copied
 from compress.networks.groups import ChannelGraph, Group, Mask, Removable
 from compress.networks.shrink import (
     difference_of,
@@ -121,12 +121,7 @@ class _Trial:
     """A copy of a network whose values let every channel matter, and what it is run on."""
 
     def __init__(self, model: nn.Module, example: Example) -> None:
-        try:
-            self.model = copy.deepcopy(model).cpu().eval()
-        except Exception as error:  # a tensor that is computed from others cannot be copied
-            raise ModelError(
-                f"{type(model).__name__} cannot be copied: {first_sentence(error)}"
-            ) from error
+        self.model = copied(model, "cpu").eval()
         _wake_(self.model)
         self.example = example.to(torch.device("cpu"))
         self.row, self.dtype = self._compared()
@@ -137,7 +132,14 @@ class _Trial:
         try:
             return row, precision_for(self.model, row)
         except Exception:  # a number of rows may be written into forward
+            pass
+        try:
             return self.example, precision_for(self.model, self.example)
+        except Exception as error:  # forward may cast to what other layers do not read
+            raise ModelError(
+                f"{type(self.model).__name__} cannot be compared with itself: "
+                + _explained("in float64 and in float32", error)
+            ) from error
 
     def require_sane(self, graph: ChannelGraph) -> None:
         """Refuse a network that cannot be compared with itself."""
@@ -149,6 +151,11 @@ class _Trial:
         if not all(torch.isfinite(tensor).all() for tensor in first):
             raise ModelError(
                 f"{name} gives outputs that are not finite for random inputs in evaluation mode"
+            )
+        if any(tensor.numel() for tensor in first) and not any(tensor.any() for tensor in first):
+            raise ModelError(
+                f"{name} gives nothing but zeros for these inputs in evaluation mode, which would "
+                "hide any difference: give real ones"
             )
         same = len(first) == len(second) and all(map(torch.equal, first, second))
         if not same:
@@ -180,15 +187,15 @@ class _Trial:
     def can_be_trained(self) -> bool:
         """Whether the whole network runs forward and backward in training mode."""
         try:
-            _trained(copy.deepcopy(self.model).train(), self.example, backward=True)
+            _trained(copied(self.model).train(), self.example, backward=True)
         except Exception:  # an operator of the user's own may have no backward
             return False
         return True
 
     def _training_failure(self, graph: ChannelGraph, kept: Mask) -> Failure:
-        masked = copy.deepcopy(self.model).train()
+        masked = copied(self.model).train()
         mask_(masked, graph, kept)
-        smaller = copy.deepcopy(masked)
+        smaller = copied(masked)
         shrink_(smaller, graph, kept)
         try:
             expected, chance = _trained(masked, self.example, backward=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from compress.errors import BudgetError, ModelError
 from compress.latency.times import Times
 from compress.networks import cost
 from compress.networks.cuts import tensor_of
-from compress.networks.groups import ChannelGraph, Mask
+from compress.networks.groups import ChannelGraph, Mask, Removable
 from compress.networks.partition import NETWORK_INPUT
 from compress.pruning.goal import Goal, goal_for
 from compress.pruning.importance import summary
@@ -63,7 +63,7 @@ class Decisions:
         self.graph, self.patience = graph, patience
         self.settings, self.allowed, self.goal = reachable(model, graph, settings, times)
         report_multiple(settings, self.settings)
-        _report_frozen(model, graph, self.settings)
+        report_untrained(untrained(model, (c.group for c in candidates(graph, self.settings))))
         self._counted: Mask | None = None
         self._reached = False
 
@@ -164,7 +164,7 @@ def prunable(model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> tupl
         ModelError: there is none; the message names what stands in the way.
     """
     wanted = candidates(graph, config)
-    found = tuple(candidate for candidate in wanted if _trained(model, candidate))
+    found = tuple(candidate for candidate in wanted if _trained(model, candidate.group))
     require_removable(graph, found, some_frozen=len(found) < len(wanted))
     return found
 
@@ -294,16 +294,20 @@ def end_of(scores: Scores, kept: Mask, allowed: Sequence[Candidate], goal: Goal)
     return prune_to(scores, kept, allowed, cost_of=goal.cost_of, limit=goal.limit, least=goal.least)
 
 
-def _report_frozen(model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> None:
-    """Tell which groups stay dense because nothing trains what reads them."""
-    frozen = [c.group.name for c in candidates(graph, config) if not _trained(model, c)]
-    if frozen:
-        names = ", ".join(frozen[:MOST_NAMED])
-        log.warning("%d groups have frozen readers and stay dense: %s", len(frozen), names)
+def untrained(model: nn.Module, groups: Iterable[Removable]) -> list[Removable]:
+    """Return the groups, and branches, of which nothing trains what reads them."""
+    return [group for group in groups if not _trained(model, group)]
 
 
-def _trained(model: nn.Module, candidate: Candidate) -> bool:
-    return all(tensor_of(model, reader).requires_grad for reader in candidate.group.readers)
+def _trained(model: nn.Module, group: Removable) -> bool:
+    return all(tensor_of(model, reader).requires_grad for reader in group.readers)
+
+
+def report_untrained(groups: Sequence[Removable]) -> None:
+    """Tell which groups stay dense because nothing trains what reads them, if any do."""
+    if groups:
+        names = ", ".join(group.name for group in groups[:MOST_NAMED])
+        log.warning("%d groups have frozen readers and stay dense: %s", len(groups), names)
 
 
 def _nothing_to_prune(graph: ChannelGraph, frozen: bool) -> str:

@@ -23,14 +23,21 @@ from compress.pruning.decision import (
     end_of,
     report_far,
     report_multiple,
+    report_untrained,
     require_removable,
+    untrained,
     within_reach,
 )
 from compress.pruning.goal import times_for
 from compress.pruning.masking import Candidate, Scores, candidates
 from compress.pruning.pruner import Optimizers, context_of
 from compress.pruning.settings import prune_settings, takes_settings
-from compress.pruning.training import inner_network, inner_optimizers, require_trained
+from compress.pruning.training import (
+    inner_network,
+    inner_optimizers,
+    require_described,
+    require_trained,
+)
 
 
 def analyse(model: nn.Module, example: Any) -> ChannelGraph:
@@ -66,13 +73,15 @@ def importance(
         seed: of the criterion ``random``.
 
     Returns:
-        (units,) float64.
+        (units,) float64; of groups whose readers are frozen, and have no gradient, infinity.
 
     Raises:
+        ModelError: the network is not that of the graph.
         ConfigError: no such criterion, or one that has to watch the network run.
         UsageError: there are no gradients.
     """
     network, config = inner_network(model), PruneConfig(criterion=criterion)
+    require_described(network, graph)
     scoring = bind(config.criterion, context_of(network, graph, config, seed))
     if scoring.network is not None:
         raise ConfigError(
@@ -81,7 +90,13 @@ def importance(
         )
     if scoring.per_minibatch and all(p.grad is None for p in network.parameters()):
         raise UsageError("importance() finds no gradient in the network: call loss.backward()")
-    return np.asarray(scoring.score(1.0).detach().double().cpu().numpy())
+    found = np.array(scoring.score(1.0).detach().double().cpu().numpy())
+    if scoring.per_minibatch:
+        frozen = untrained(network, (*graph.prunable, *graph.removable))
+        report_untrained(frozen)
+        for group in frozen:
+            found[group.units] = np.inf
+    return found
 
 
 @takes_settings
@@ -97,7 +112,7 @@ def choose(
 
     Args:
         graph: the channel graph of the dense network.
-        importance: (units,) of every unit; NaN is refused.
+        importance: (units,) of every unit; a group of infinite importance stays, NaN is refused.
         kept: (units,) the mask to go on from; by default everything is there.
         table: what layers take, for a budget of time; see ``Pruner``.
         settings: ``budget`` and other fields of ``[prune]`` that bear on one choice: ``normalize``,
@@ -117,13 +132,14 @@ def choose(
     if scores.shape != (graph.num_units,) or np.isnan(scores).any():
         raise ModelError(
             f"the importance is of shape {scores.shape} and this network has {graph.num_units} "
-            "units: give one finite number for each"
+            "units: give one number for each, which is not NaN"
         )
     before = graph.everything() if kept is None else np.asarray(kept, dtype=bool)
 
     def allowed_by(settings: PruneConfig) -> tuple[Candidate, ...]:
-        allowed = candidates(graph, settings)
-        require_removable(graph, allowed)
+        wanted = candidates(graph, settings)
+        allowed = tuple(c for c in wanted if not np.isinf(scores[c.group.units]).all())
+        require_removable(graph, allowed, some_frozen=len(allowed) < len(wanted))
         return allowed
 
     times = times_for(config, graph, table)
@@ -159,13 +175,15 @@ def shrink(
         The recipe, with which ``compress.save`` and ``compress.load`` rebuild the network.
 
     Raises:
-        ModelError: the mask is of another network, or removes all of a group or a frozen one.
+        ModelError: the mask or the graph is of another network, as that of a dense one where the
+            network has shrunk; or the mask removes all of a group or a frozen one.
         UsageError: the optimizer lacks a parameter, or a copy is of another network.
     """
     network, others = inner_network(model), tuple(map(inner_network, copies))
     optimizers, mask = inner_optimizers(optimizer), np.asarray(kept, dtype=bool)
     _require_mask(graph, mask)
     mask = graph.closed(mask)
+    require_described(network, graph)
     require_trained(network, graph, optimizers, others)
     for each, trained_by in ((network, optimizers), *((copied, ()) for copied in others)):
         shrink_(each, graph, mask, trained_by)

@@ -291,12 +291,13 @@ class Pruner:
         due = self.due
         self._take(loss)
         self._hold()
-        if due:
-            self._pruning_step()
+        events = self._pruning_step() if due else []
         self.at.minibatches += 1
         self._scored = False
         if self.done:
             self._detach()
+        for kind, facts in events:  # last: a callback may save the state, or fail
+            self.callback(kind, facts)
         return self.done
 
     def reestimate_batchnorm(self, batches: Iterable[Any]) -> int:
@@ -340,8 +341,12 @@ class Pruner:
         self.at.loss, self.at.losses = 0.0, 0
         return self.world.mean(total / count) if count else None
 
-    def _pruning_step(self) -> None:
-        """Decide, then shrink or mask; an error leaves everything as it was."""
+    def _pruning_step(self) -> list[Event]:
+        """Decide, then shrink or mask; an error leaves everything as it was.
+
+        Returns:
+            What is to be told.
+        """
         self._bound.require_unchanged(self.model, self.graph)
         before = self.at.snapshot()
         try:
@@ -361,8 +366,7 @@ class Pruner:
         except BaseException:
             self.at = before
             raise
-        for kind, facts in events:
-            self.callback(kind, facts)
+        return events
 
     def _importance(self) -> Scores:
         """End the interval and return the importance, (units,), the same in every process."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from compress.errors import UsageError
+from compress.errors import ModelError, UsageError
 from compress.networks.cuts import tensor_of
 from compress.networks.groups import ChannelGraph
 from compress.networks.wrappers import unwrapped
@@ -126,11 +126,31 @@ def require_trained(
                 "parameter with requires_grad_(False)"
             )
         for copied in copies:
+            if copied is model:
+                raise UsageError("a copy is the network itself: give those that train beside it")
             if getattr(_held(copied, axis.tensor), "shape", None) != tensor.shape:
                 raise UsageError(
                     f"a copy has no {axis.tensor} of shape {tuple(tensor.shape)}: copies are of "
                     "the same network"
                 )
+
+
+def require_described(model: nn.Module, graph: ChannelGraph) -> None:
+    """Refuse a network that is not the one of a graph, for instance because it has shrunk since.
+
+    Raises:
+        ModelError: naming the first tensor that differs.
+    """
+    for axis in graph.axes:
+        tensor = _held(model, axis.tensor)
+        if isinstance(tensor, int):  # a width that the network's owner may have set
+            continue
+        shape = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else ()
+        if len(shape) <= axis.dim or shape[axis.dim] != len(axis.units):
+            raise ModelError(
+                f"{axis.tensor} is of shape {shape} and the channel graph says {len(axis.units)} "
+                f"for dimension {axis.dim}: analyse the network as it is now"
+            )
 
 
 def unscale(scaler: torch.amp.GradScaler, optimizers: Sequence[torch.optim.Optimizer]) -> float:

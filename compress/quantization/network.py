@@ -96,7 +96,8 @@ class _Step:
             return given[0][0]
         leaves, tree = pytree.tree_flatten(given)
         for place, number in call.reads.items():
-            leaves[place] = self._read(leaves[place], number, in_place=_in_place(call, place))
+            in_place = place == 0 and _in_place(call, given)
+            leaves[place] = self._read(leaves[place], number, in_place=in_place)
         args, kwargs = pytree.tree_unflatten(leaves, tree)
         if call.layer is None:
             return function(*args, **kwargs)
@@ -152,11 +153,12 @@ def folded(
     return weight * factor.view(-1, *(1,) * (weight.dim() - 1)), shifted
 
 
-def _in_place(call: Call, place: int) -> bool:
-    """Whether an operator writes its result into this argument."""
+def _in_place(call: Call, given: Arguments) -> bool:
+    """Whether an operator writes its result into its first argument."""
     name = call.operator
     plain = name.endswith("_") and not name.endswith("__")
-    return place == 0 and (plain or (name.startswith("__i") and name.endswith("__")))
+    asked = bool(given[1].get("inplace"))  # as torch hands on the argument, wherever it was given
+    return plain or asked or (name.startswith("__i") and name.endswith("__"))
 
 
 def _range_of(name: str, ranges: Mapping[str, float]) -> float:

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +19,15 @@ from compress.criteria import bind
 from compress.data.batches import ImageData, first_images
 from compress.data.loading import Batch
 from compress.distributed.world import current
-from compress.errors import BudgetError, CheckpointError, ConfigError, OutputError
+from compress.errors import (
+    BudgetError,
+    CheckpointError,
+    CompressError,
+    ConfigError,
+    DataError,
+    ModelError,
+    OutputError,
+)
 from compress.latency.stopwatch import Stopwatch
 from compress.networks import cost
 from compress.networks.trial import tried_graph
@@ -28,6 +36,7 @@ from compress.pruning.given import read_importance
 from compress.pruning.goal import times_for
 from compress.pruning.pruner import Pruner, context_of
 from compress.quantization.network import QuantizedNetwork
+from compress.quantization.quantizer import Quantizer
 from compress.runs.budgeting import TimeBudget, recorded, run_times
 from compress.runs.dense import fresh_network
 from compress.runs.loop import Loop, train_batches
@@ -43,18 +52,6 @@ log = logging.getLogger("compress")
 
 NO_END_YET = 10**9
 """What states of version 1 hold for the end of pruning while it is not known."""
-
-
-class Quantizer(Protocol):
-    """What makes a pruned network round to 8 bits where its exported file will."""
-
-    def __call__(self, network: nn.Module, *, calibrated: bool = True) -> QuantizedNetwork:
-        """Return the network with rounding around it; its ranges are a start to learn from.
-
-        Args:
-            network: anywhere; it is trained on.
-            calibrated: measure the ranges; else they are 1, for somebody who knows them.
-        """
 
 
 def prune(
@@ -77,7 +74,8 @@ def prune(
         BudgetError: the budget cannot be reached; said before any training. Or the network was
             measured to miss a budget of time; it is written nevertheless.
         TableError: a latency table of something else, or a machine too noisy for one.
-        ModelError: there is nothing to prune.
+        ModelError: there is nothing to prune, or its file cannot round as training would. Of the
+            latter, where pruning has brought it about, the network is written in float32 first.
         TrainingError: the loss became NaN or infinite.
         ConfigError: the network is to be finetuned in 8 bits and nothing makes it.
         InterruptedRunError: the user stopped; the state is saved.
@@ -102,6 +100,8 @@ def prune(
             run.prune(loop)
         run.finetune(loop)
     written = run.write()
+    if run.refused is not None:
+        raise run.refused
     if run.time is not None and not run.time.holds:
         raise run.time.missed()
     return written
@@ -148,6 +148,9 @@ class _PruneRun:
         quantizer: Quantizer | None,
     ) -> None:
         self.quantizer = quantizer if config.finetune.quantize else None
+        if self.quantizer is not None:
+            self.quantizer.check(dense.model)
+        self.refused: CompressError | None = None
         self.config, self.data, self.session, self.dense = config, data, session, dense
         self.graph = graph = tried_graph(
             dense.model, dense.input_size, whole_groups=dense.description.format_version == 1
@@ -265,7 +268,10 @@ class _PruneRun:
         self.trainer.start_averaging()
         if self.quantizer is not None and not self._quantized:
             self._train(loop)
-            self._quantize(self.quantizer(self.model))
+            try:
+                self._quantize(self.quantizer(self.model))
+            except (DataError, ModelError) as error:  # what was trained so far is worth keeping
+                self.refused = type(error)(f"{error}; {self.session.run.pruned} is float32")
         self._train(loop)
         if self._quantized:
             self.accuracy["quantized"] = loop.accuracy().as_dict()

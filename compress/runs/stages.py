@@ -12,9 +12,10 @@ from compress.distributed.torchrun import is_main
 from compress.distributed.world import current
 from compress.errors import CheckpointError, ConfigError
 from compress.latency.stopwatch import Stopwatch
+from compress.quantization.quantizer import Quantizer
 from compress.runs.dense import note_import, train_dense
 from compress.runs.launch import Started, started, weights_of
-from compress.runs.prune import Quantizer, check_budget, prune
+from compress.runs.prune import check_budget, prune
 from compress.runs.request import PruneRequest, RunRequest
 from compress.terminal.console import say
 

@@ -1,8 +1,9 @@
-"""Adaptive average pooling that ONNX can say.
+"""Adaptive pooling that ONNX can say.
 
-ONNX has no adaptive pooling, and torch's exporter knows it only where the output divides the map.
-Elsewhere, as in a VGG that reads 256 pixels, every output is the mean of a window of its own. That
-is linear in the rows and in the columns, so two constant matrices compute it.
+ONNX has no adaptive pooling. Where the output divides the map it is pooling with a window, which
+torch's exporter sees for itself unless a padding before it hides the map's size. Elsewhere, as in a
+VGG that reads 256 pixels, every mean is of a window of its own. That is linear in the rows and in
+the columns, so two constant matrices compute it.
 """
 
 from __future__ import annotations
@@ -20,26 +21,45 @@ if TYPE_CHECKING:
 
 @contextmanager
 def exportable_pools() -> Iterator[None]:
-    """Trace ``adaptive_avg_pool2d`` as matrix products where torch's exporter would refuse it."""
+    """Trace adaptive pooling as windows or matrix products where torch's exporter might refuse."""
     import torch
     from torch.nn import functional
 
-    original = functional.adaptive_avg_pool2d
+    of_mean = functional.adaptive_avg_pool2d
+    of_max: Any = functional.adaptive_max_pool2d
 
-    def pool(images: torch.Tensor, output_size: Any) -> torch.Tensor:
+    def mean(images: torch.Tensor, output_size: Any) -> torch.Tensor:
         rows, columns = _static_size(images)
         height, width = _pair(output_size, (rows, columns))
-        if rows % height == 0 and columns % width == 0:
-            return original(images, output_size)
+        if (height, width) == (1, 1):
+            return of_mean(images, output_size)
+        if window := _window((rows, columns), (height, width)):
+            return functional.avg_pool2d(images, window)
         # From numpy they are constants of the trace, and how they are made is no part of it.
         left, right = _means(rows, height), _means(columns, width).T.copy()
         return torch.from_numpy(left).to(images) @ images @ torch.from_numpy(right).to(images)
 
-    functional.adaptive_avg_pool2d = pool  # type: ignore[assignment]
+    def largest(images: torch.Tensor, output_size: Any, return_indices: bool = False) -> Any:
+        size = _static_size(images)
+        window = _window(size, _pair(output_size, size))
+        if window and not return_indices:
+            return functional.max_pool2d(images, window)
+        return of_max(images, output_size, return_indices)
+
+    functional.adaptive_avg_pool2d = mean  # type: ignore[assignment]
+    functional.adaptive_max_pool2d = largest  # type: ignore[assignment]
     try:
         yield
     finally:
-        functional.adaptive_avg_pool2d = original
+        functional.adaptive_avg_pool2d = of_mean
+        functional.adaptive_max_pool2d = of_max
+
+
+def _window(size: tuple[int, int], output: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the height and width of the windows of a map that the output divides; else None."""
+    if size[0] % output[0] or size[1] % output[1]:
+        return None
+    return size[0] // output[0], size[1] // output[1]
 
 
 def _static_size(images: torch.Tensor) -> tuple[int, int]:

@@ -80,6 +80,7 @@ def onnx_from_call(
     proto = onnx.load_model_from_string(
         _trace(model, call, inputs, returned, target=target, signature=signature)
     )
+    _name_constant_outputs(proto.graph, list(signature.outputs))
     simplify(proto)
     _lower_ir_version(proto, target.ir_version)
     return proto
@@ -137,7 +138,7 @@ def _trace(
                 output_names=list(signature.outputs),
                 dynamic_axes=signature.dynamic_axes,
             )
-    except RuntimeError as error:  # the base of every error of the exporter and of the tracer
+    except (RuntimeError, AssertionError) as error:  # what the exporter and the tracer raise
         raise ModelError(
             f"this network cannot be expressed for target {target.name}: {first_line(error)}"
         ) from error
@@ -193,6 +194,17 @@ def _quiet_exporter() -> Iterator[list[warnings.WarningMessage]]:
             yield said
     finally:
         torch._C._jit_set_onnx_log_output_stream("stdout")
+
+
+def _name_constant_outputs(graph: onnx.GraphProto, names: Sequence[str]) -> None:
+    """Give outputs that the exporter folded into constants the names that were asked for."""
+    import onnx
+
+    constants = {tensor.name for tensor in graph.initializer}
+    for value, name in zip(graph.output, names, strict=False):
+        if value.name != name and value.name in constants:
+            graph.node.append(onnx.helper.make_node("Identity", [value.name], [name]))
+            value.name = name
 
 
 def _lower_ir_version(model: onnx.ModelProto, ceiling: int) -> None:

@@ -44,6 +44,15 @@ OF_ALL = frozenset({"Add", "Concat", "Mul"})
 """The same, where none of what they read is."""
 
 
+FORMULAS = frozenset(
+    {
+        *("Div", "Erf", "Exp", "HardSigmoid", "Log", "Mul", "Neg", "Pow", "Reciprocal", "Sigmoid"),
+        *("Softplus", "Sqrt", "Sub", "Tanh"),
+    }
+)
+"""Operators that activation functions are made of, whose results may have any scale."""
+
+
 Read = tuple[int, int]
 """Who reads a tensor: a node's index, and the place among its inputs."""
 OUTSIDE = -1
@@ -89,6 +98,7 @@ def quantised_places(model: onnx.ModelProto, form: Form) -> dict[int, tuple[int,
     constants = {tensor.name for tensor in graph.initializer}
     layers, nodes = quantised_layers(graph, form), list(enumerate(graph.node))
     adds = [i for i, n in nodes if n.op_type == "Add" and not constants & set(n.input)]
+    adds = [i for i in adds if not _of_a_formula(graph.node[i], graph)]
     places: dict[int, tuple[int, ...]] = {
         index: (0,) for index, node in nodes if index in layers or node.op_type in POOLINGS
     }
@@ -107,6 +117,27 @@ def quantised_places(model: onnx.ModelProto, form: Form) -> dict[int, tuple[int,
         index: tuple(place for place, name in enumerate(node.input) if name in rounded)
         for index, node in nodes
     }
+
+
+def _of_a_formula(add: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
+    """Whether one operand of an Add is computed of the other's numbers, with no layer between.
+
+    As x + 0.0447 x^3 of GELU's tanh form: one scale for both would leave nothing of small x.
+    """
+    made = {name: node for node in graph.node for name in node.output}
+    first, second = (_behind(name, made) for name in add.input)
+    return bool(first & second - {tensor.name for tensor in graph.initializer})
+
+
+def _behind(name: str, made: Mapping[str, onnx.NodeProto]) -> set[str]:
+    """Return a tensor and those that it is computed of by the operators of formulas alone."""
+    found, left = set[str](), [name]
+    while left:
+        name = left.pop()
+        found.add(name)
+        if name in made and made[name].op_type in FORMULAS:
+            left.extend(set(made[name].input) - found)
+    return found - {""}
 
 
 def _floats(model: onnx.ModelProto) -> frozenset[str]:

@@ -139,24 +139,30 @@ class _Planning:
         found: dict[int, tuple[Layer, int | None]] = {}
         for index in self._layers:
             node = self._graph.node[index]
-            number, norm = self._layer_behind(node)
             half = self._half and node.output[0] not in wide
-            layer = Layer(tuple(inputs[node.input[1]]), self._norm_name(norm), half)
-            self._require_same_weight(node, number, layer.norm)
-            found[number] = layer, norm
+            for number, norm in self._layers_behind(node).items():
+                layer = Layer(tuple(inputs[node.input[1]]), self._norm_name(norm), half)
+                self._require_same_weight(node, number, layer.norm)
+                found[number] = layer, norm
         return found
 
-    def _layer_behind(self, node: onnx.NodeProto) -> tuple[int, int | None]:
-        """Return the call of a layer, and that of the BatchNorm whose result is the node's."""
+    def _layers_behind(self, node: onnx.NodeProto) -> dict[int, int | None]:
+        """Return the call of a layer, and that of the BatchNorm whose result is the node's.
+
+        There are several where the network computes the same more than once: its file does not.
+        """
+        found: dict[int, int | None] = {}
         for number, part in self._same.get(node.output[0], ()):
             call = self._torch.calls[number] if number >= 0 else None
             if call is None or part:
                 continue
-            if call.operator in LAYERS:
-                return number, None
             before = call.reads.get(0, (-1, 0))[0]
-            if call.operator == NORM and self._torch.calls[before].operator in LAYERS:
-                return before, number
+            if call.operator in LAYERS:
+                found[number] = None
+            elif call.operator == NORM and self._torch.calls[before].operator in LAYERS:
+                found[before] = number
+        if found:
+            return found
         raise ModelError(
             f"{self._title} cannot be trained in 8 bits: no layer of it, with or without a "
             f"BatchNorm behind it, computes what {node.name or node.output[0]!r} of its file does"

@@ -249,6 +249,22 @@ class Failing(nn.Module):
 IMAGES = torch.rand(2, 3)
 
 
+class WithAConstant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"scaled": x * self.scale, "anchors": self.scale * 2}
+
+
+def test_a_constant_is_returned_under_its_name(tmp_path: Path) -> None:
+    written = export_onnx(WithAConstant(), tmp_path / "a.onnx", example=IMAGES)
+    assert list(written.outputs) == ["scaled", "anchors"]
+    found = run(tmp_path / "a.onnx", x=IMAGES)
+    np.testing.assert_array_equal(found["anchors"], np.float32([2, 4, 6]))
+
+
 @pytest.mark.parametrize(
     ("model", "given", "kind", "says"),
     [
@@ -279,6 +295,12 @@ IMAGES = torch.rand(2, 3)
         (nn.ReLU(), {"target": "toaster"}, ConfigError, "no target is named 'toaster'"),
         (nn.Linear(3, 3).double(), {}, ModelError, r"numbers of float64 .*\.float\(\)"),
         (nn.LazyLinear(3), {}, ModelError, "LazyLinear"),
+        (
+            nn.BatchNorm2d(3, track_running_stats=False),
+            {"example": torch.rand(2, 3, 4, 4)},
+            ModelError,
+            "cannot be expressed for target cpu: batch_size",
+        ),
     ],
 )
 def test_what_cannot_be_exported_leaves_nothing(

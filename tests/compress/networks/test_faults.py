@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from compress.errors import ModelError
 from compress.networks import cost
-from compress.networks.capture import Example, capture
+from compress.networks.capture import Example, capture, in_mode
 from compress.networks.groups import ChannelGraph
 from compress.networks.rules import RULES, register_rule
 from compress.networks.shrink import difference_of
@@ -500,11 +500,30 @@ class OnMeta(Net):
         self.to("meta")
 
 
-class OldWeightNorm(Net):
+class HoldsItself(Net):
     def __init__(self) -> None:
         super().__init__()
-        with pytest.warns(FutureWarning, match="weight_norm"):
-            torch.nn.utils.weight_norm(self.b)
+        self.steps = [lambda y: self.b(y)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.steps[0](self.a(x).relu()).mean((2, 3)))
+
+
+class OnlyZeros(Net):
+    def after(self, y: torch.Tensor) -> torch.Tensor:
+        return self.head(y.relu().mean((2, 3))) * 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.after(self.b(self.a(x)))
+
+
+class CastsBetween(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b.bfloat16()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.b(self.a(x).bfloat16()).float().mean((2, 3)))
 
 
 class Quantized(Net):
@@ -536,7 +555,9 @@ VALUE = "takes a decision by the value of a tensor at test_faults.py:"
         (LazyNorm, "n.running_mean has no shape yet", ""),
         (BatchStatistics, "a BatchNorm (n)", "track_running_stats=True"),
         (OnMeta, "cannot be copied", "meta"),
-        (OldWeightNorm, "cannot be copied", ""),
+        (HoldsItself, "HoldsItself holds in steps a function that uses the network", ""),
+        (OnlyZeros, "nothing but zeros", ""),
+        (CastsBetween, "in float64 and in float32 forward fails", "test_faults.py:"),
         (OwnOperatorWithoutShapes, "no fake impl registered", "test_faults.py:"),
     ],
 )
@@ -545,6 +566,74 @@ def test_refused_in_a_sentence(network: Callable[[], Net], says: str, place: str
     assert says in message
     assert place in message
     assert network.__name__ in message or "BatchNorm" in message
+
+
+class KeepsTensors(Net):
+    """As the losses and maps that a forward leaves for whoever trains it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def after(self, y: torch.Tensor) -> torch.Tensor:
+        self.kept = y.relu()
+        self.seen.append(y.detach().sum((0, 2, 3)))
+        return y
+
+
+class Merging(nn.Conv2d):
+    """Its weight is whole in evaluation mode alone, as that of low-rank adapters."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8, 1)
+        self.delta, self.merged = nn.Parameter(torch.randn(8, 8, 1, 1)), False
+
+    def train(self, mode: bool = True) -> Merging:
+        if mode == self.merged:
+            with torch.no_grad():
+                self.weight += -self.delta if mode else self.delta
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight if self.merged else self.weight + self.delta, self.bias)
+
+
+class Adapted(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapter = Merging()
+
+    def between(self, y: torch.Tensor) -> torch.Tensor:
+        return self.adapter(y)
+
+
+def test_what_forward_keeps_is_the_users() -> None:
+    model = KeepsTensors()
+    model(*IMAGES.args).sum().backward()  # so that what is kept has a history
+    kept, seen = model.kept, list(model.seen)
+    graph = exact_graph(model)
+    assert {group.name for group in graph.prunable} >= {"a", "b"}
+    assert cost.measured(model, IMAGES)["macs"] == cost.macs(graph, graph.everything())
+    assert model.kept is kept
+    assert len(model.seen) == len(seen)
+    assert all(now is before for now, before in zip(model.seen, seen, strict=True))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mode_that_changes_weights_is_left_as_it_was(training: bool) -> None:
+    model = Adapted().train()
+    model.adapter.train(training)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    capture(model, IMAGES)
+    cost.measured(model, IMAGES)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    with in_mode(model):
+        assert model.adapter.merged
+    assert model.training
+    assert (model.adapter.training, model.adapter.merged) == (training, not training)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[key])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

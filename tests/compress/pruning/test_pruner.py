@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -625,6 +626,76 @@ def test_events_are_plain_facts() -> None:
     assert told[-1]["difference"] <= 1e-9
 
 
+def test_a_state_that_a_callback_saves_goes_on_bit_for_bit() -> None:
+    whole = Loop(OPTIMIZERS["SGD"], steps=3, interval=3, shrink_at=0.01)
+    saved: dict[str, Any] = {}
+
+    def callback(kind: str, facts: Any) -> None:
+        if kind == "shrink" and not saved:
+            states = whole.pruner, whole.model, whole.optimizer
+            saved["states"] = [copy.deepcopy(each.state_dict()) for each in states]
+            saved["taken"] = whole.taken
+
+    whole.pruner.callback = callback
+    whole.until_done()
+    resumed = Loop(OPTIMIZERS["SGD"], steps=3, interval=3, shrink_at=0.01)
+    for each, state in zip(
+        (resumed.pruner, resumed.model, resumed.optimizer), saved["states"], strict=True
+    ):
+        each.load_state_dict(state)
+    resumed.taken = saved["taken"]
+    resumed.until_done()
+    assert resumed.taken == whole.taken > saved["taken"]
+    for key, expected in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], expected), key
+
+
+def test_a_callback_that_fails_stops_nothing_but_its_step() -> None:
+    whole, broken = (Loop(OPTIMIZERS["SGD"], steps=3, interval=2) for _ in range(2))
+    whole.until_done()
+
+    def callback(kind: str, facts: Any) -> None:
+        raise ConnectionError("the tracking server is down")
+
+    broken.pruner.callback = callback
+    while not broken.pruner.done:
+        broken.train()
+        with contextlib.suppress(ConnectionError):
+            broken.pruner.step()
+    assert broken.taken == whole.taken
+    assert broken.pruner.recipe == whole.pruner.recipe
+
+
+def test_a_training_that_has_diverged_is_called_that() -> None:
+    loop = Loop(OPTIMIZERS["SGD"], steps=1, interval=1)
+    loop.train()
+    loop.model.head.weight.data.fill_(float("nan"))
+    with refused(ModelError, "its training has diverged"):
+        loop.pruner.step()
+
+
+class Embedded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 16, sparse=True)
+        self.conv, self.head = nn.Conv1d(16, 12, 3), nn.Linear(12, 4)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(self.embedding(tokens).transpose(1, 2)).relu().amax(2))
+
+
+def test_sparse_gradients_do_not_stand_in_the_way() -> None:
+    model, tokens = lived_in(Embedded()).train(), torch.arange(40).view(4, 10) % 20
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    settings: dict[str, Any] = {"budget": "macs=0.5", "steps": 1, "interval": 1}
+    pruner = compress.Pruner(model, tokens, optimizer=optimizer, **settings)
+    F.cross_entropy(model(tokens), torch.arange(4)).backward()  # type: ignore[no-untyped-call]
+    pruner.score()
+    optimizer.step()
+    assert pruner.step()
+    assert model.embedding.weight.shape[1] == model.conv.in_channels < 16
+
+
 # The pieces
 
 
@@ -673,6 +744,39 @@ def test_pieces_refuse_what_does_not_fit() -> None:
         kept[next(group.units for group in graph.groups if group.name == name)] = False
         with refused(ModelError, says):
             compress.shrink(model, graph, kept)
+
+
+def test_one_shot_frozen_layers_stay(caplog: pytest.LogCaptureFixture) -> None:
+    model = lived_in(Block())
+    model.outer.requires_grad_(False)
+    images, labels = batch_of(8)
+    graph = compress.analyse(model, images)
+    F.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+    scores = compress.importance(model, graph)
+    (inner,) = (group for group in graph.prunable if group.name == "inner")
+    assert np.isposinf(scores[inner.units]).all()
+    assert np.isfinite(scores).any()
+    assert "1 groups have frozen readers and stay dense: inner" in caplog.text
+    for normalize in ("none", "l2"):
+        kept = compress.choose(graph, scores, budget="macs=0.8", normalize=normalize)
+        assert kept[inner.units].all()
+        assert cost.macs(graph, kept) <= 0.8 * cost.macs(graph, graph.everything())
+    assert np.isfinite(compress.importance(model, graph, "weight-norm")).all()  # asks no gradient
+
+
+def test_pieces_refuse_a_graph_of_before() -> None:
+    model = lived_in(Block())
+    graph = compress.analyse(model, (batch_of(2)[0],))
+    kept = compress.choose(graph, np.arange(graph.num_units), budget="macs=0.7")
+    with refused(UsageError, "a copy is the network itself"):
+        compress.shrink(model, graph, kept, copies=[model])
+    compress.shrink(model, graph, kept)
+    before = copy.deepcopy(model.state_dict())
+    with refused(ModelError, "analyse the network as it is now"):
+        compress.shrink(model, graph, kept)
+    with refused(ModelError, "analyse the network as it is now"):
+        compress.importance(model, graph, "weight-norm")
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 def test_the_package_has_a_dozen_names_and_no_torch_until_one_is_used() -> None:

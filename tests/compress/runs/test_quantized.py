@@ -15,12 +15,13 @@ from onnx import numpy_helper
 from pydantic import ValidationError
 from ranks import together
 from runs import DATA, Stopping, config_of, history, loaded, start
+from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.description import Quantization, read_description
 from compress.config import RunConfig
 from compress.config.targets import load_target
-from compress.errors import ConfigError, InterruptedRunError
+from compress.errors import ConfigError, DataError, InterruptedRunError, ModelError
 from compress.runs.dense import fresh_network
 from compress.runs.prune import prune
 from compress.runs.request import PruneRequest
@@ -119,6 +120,56 @@ def test_the_history_tells_accuracy_in_8_bits_and_without(run: RunDirectory) -> 
     assert description.metrics["quantized"]["top1"] == epochs[-1]["top1"]
     assert description.metrics["finetuned"]["top1"] == finetuned["top1"]
     assert len(epochs) == 3
+
+
+class Refusing:
+    """Refuses a network: dense ones, or those that have been pruned."""
+
+    def __init__(self, config: RunConfig, *, dense: bool) -> None:
+        self.quantizer, self.dense, self.asked = quantizer_for(config, DATA), dense, 0
+
+    def check(self, network: nn.Module) -> None:
+        assert self.quantizer is not None
+        self.quantizer.check(network)
+        if self.dense:
+            raise ModelError("it cannot be trained in 8 bits")
+
+    def __call__(self, network: nn.Module, *, calibrated: bool = True) -> Any:
+        self.asked += 1
+        raise ModelError("it cannot be trained in 8 bits")
+
+
+def test_what_cannot_be_trained_in_8_bits_is_refused_before_it_is_pruned(tmp_path: Path) -> None:
+    config = quantised_config()
+    session = Session(start(tmp_path, config))
+    with pytest.raises(ModelError, match="it cannot be trained in 8 bits"):
+        prune(config, DATA, session, quantizer=Refusing(config, dense=True))
+    assert not session.run.pruned.exists()
+    assert not session.run.history.exists()
+
+
+def test_too_few_images_to_calibrate_on_are_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = quantised_config()
+    session = Session(start(tmp_path, config))
+    monkeypatch.setattr("export.precision.calibration.FEWEST_IMAGES", 100)
+    with pytest.raises(DataError, match="calibration needs at least 100 images and has 64"):
+        work(config, session)
+    assert not session.run.history.exists()
+
+
+def test_a_network_that_pruning_has_made_unfit_for_8_bits_is_kept(tmp_path: Path) -> None:
+    config = quantised_config()
+    session, refusing = Session(start(tmp_path, config)), Refusing(config, dense=False)
+    with pytest.raises(ModelError, match=r"8 bits; .*pruned\.safetensors is float32"):
+        prune(config, DATA, session, quantizer=refusing)
+    assert refusing.asked == 1
+    found = loaded(session.run.pruned, config)
+    assert found.description.quantization is None
+    assert "quantized" not in found.description.metrics
+    assert len(history(session.run, "epoch")) == FINETUNE["epochs"]
+    assert exported(found, tmp_path / "x.onnx")["conversion"]["calibration"] == "mse"
 
 
 def test_another_form_is_measured_and_said(

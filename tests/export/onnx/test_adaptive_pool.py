@@ -30,10 +30,25 @@ def test_the_product_is_torchs_pooling(shape: tuple[int, int], output: object) -
 
 
 def test_torchs_own_function_is_put_back() -> None:
-    original = functional.adaptive_avg_pool2d
+    originals = functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d
     with pytest.raises(KeyError), exportable_pools():
         raise KeyError
-    assert functional.adaptive_avg_pool2d is original
+    assert (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d) == originals
+
+
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d])
+@pytest.mark.parametrize("output", [1, 2, (7, None), 14])
+def test_behind_a_padding_that_hides_the_size_of_the_map(
+    tmp_path: Path, pool: type[nn.Module], output: object
+) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), pool(output), nn.Flatten())
+    model = nn.Sequential(*layers).eval()
+    path, target = tmp_path / "model.onnx", load_target("v100")
+    export_classifier(model, path, target=target, input_size=(3, 14, 14), metadata={})
+    images = torch.randn(3, 3, 14, 14)
+    with OnnxRunner(path) as runner, torch.no_grad():
+        np.testing.assert_allclose(runner.infer(images.numpy()), model(images), atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [5, 8])
